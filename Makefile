@@ -1,0 +1,59 @@
+# make run       the demo: a simulated machine, a real model, no cloud and no Edge TPU needed
+# make test      every fast test
+# make help      the rest
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes
+REQUIREMENTS := packaging/requirements
+RUN_STAMP := $(VENV)/.run-installed
+DEV_STAMP := $(VENV)/.dev-installed
+
+.PHONY: help run test lint bench lock clean
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## run        start the demo in the foreground; Ctrl-C ends it
+run: $(RUN_STAMP)
+	@mkdir -p build/demo
+	@exec $(BIN)/edge-agent run --config config/demo.toml --state-dir build/demo
+
+## test       the fast tests, under five minutes
+test: $(DEV_STAMP)
+	$(BIN)/python -m pytest
+
+## lint       ruff, mypy and the rules on imports
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+## bench      speed, CPU, memory and the gap at a model swap; also written to build/bench.json
+bench: $(DEV_STAMP)
+	$(BIN)/python -m tests.bench
+
+## lock       pin the dependencies again (needs uv)
+lock:
+	$(REQUIREMENTS)/lock
+
+## clean      remove what make made
+clean:
+	rm -rf $(VENV) build
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# sdnotify comes as source only, so the build back ends are pinned and installed first.
+$(RUN_STAMP): $(REQUIREMENTS)/build.txt $(REQUIREMENTS)/runtime.txt pyproject.toml | $(BIN)/python
+	@echo "installing the dependencies into $(VENV) (once) ..."
+	@$(PIP) -r $(REQUIREMENTS)/build.txt
+	@$(PIP) --no-build-isolation -r $(REQUIREMENTS)/runtime.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV_STAMP): $(RUN_STAMP) $(REQUIREMENTS)/dev.txt
+	@echo "installing the test tools into $(VENV) (once) ..."
+	@$(PIP) --no-build-isolation -r $(REQUIREMENTS)/dev.txt
+	@touch $@

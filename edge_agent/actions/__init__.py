@@ -1,0 +1,1 @@
+"""Rules on results, and the commands they run."""

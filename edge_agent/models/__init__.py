@@ -1,0 +1,1 @@
+"""Model versions: where they come from, which one is in use, and how a new one takes over."""

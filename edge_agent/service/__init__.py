@@ -1,0 +1,1 @@
+"""The agent as a service: log lines and the conversation with systemd."""

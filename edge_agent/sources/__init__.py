@@ -1,0 +1,1 @@
+"""Where samples come from: the `Source` interface and the built-in plugins."""

@@ -1,0 +1,1 @@
+"""From results to delivered events: envelope, disk queue, sender and sinks."""

@@ -49,15 +49,11 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
 class _EventBase(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
     event_id: Annotated[
         str,
-        Meta(
-            description="DEVICE/EPOCH/NUMBER: unique, and in order per device; a hole in the numbers is a loss"
-        ),
+        Meta(description="DEVICE/EPOCH/NUMBER: unique, and in order per device; a hole in the numbers is a loss"),
     ]
     device_id: str
     timestamp: Annotated[int, Meta(description="milliseconds since 1970-01-01 UTC, of the capture")]
-    time_source: Annotated[
-        TimeSource, Meta(description="whether the clock was known to be set by the network")
-    ]
+    time_source: Annotated[TimeSource, Meta(description="whether the clock was known to be set by the network")]
     device_labels: dict[str, str] | UnsetType = UNSET
 
 
@@ -101,12 +97,8 @@ class LossEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag="
 
     cause: Annotated[str, Meta(description="for instance queue_full, rejected, damaged, source_overrun")]
     count: Annotated[int, Meta(ge=1)]
-    first_timestamp: Annotated[int | UnsetType, Meta(description="of the oldest one, ms since the epoch")] = (
-        UNSET
-    )
-    last_timestamp: Annotated[int | UnsetType, Meta(description="of the newest one, ms since the epoch")] = (
-        UNSET
-    )
+    first_timestamp: Annotated[int | UnsetType, Meta(description="of the oldest one, ms since the epoch")] = UNSET
+    last_timestamp: Annotated[int | UnsetType, Meta(description="of the newest one, ms since the epoch")] = UNSET
     detail: str | UnsetType = UNSET
 
 

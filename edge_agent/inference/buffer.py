@@ -1,0 +1,75 @@
+"""The samples between the capture thread and the inference thread."""
+
+import threading
+from collections import deque
+
+from edge_agent.records import Sample
+
+LIVE_CAPACITY = 8
+RECORDED_CAPACITY = 64
+_MAX_BYTES = 8 * 1024 * 1024
+
+
+class SampleBuffer:
+    """Bounded hand-over of samples from one thread to another, in order.
+
+    A live source never waits: when the buffer is full the oldest sample makes room and is counted.
+    A recorded source waits, so none of its samples is lost. The consumer takes all there is at once, so that
+    under full load the threads meet once per bufferful and not once per sample.
+    """
+
+    def __init__(self, *, live: bool) -> None:
+        self._dropped = 0
+        self._live = live
+        self._samples: deque[Sample] = deque()
+        self._condition = threading.Condition()
+        self._consumer_waits = False
+        self._producer_waits = False
+        self._woken = False
+
+    def _capacity(self, sample: Sample) -> int:
+        most = LIVE_CAPACITY if self._live else RECORDED_CAPACITY
+        size: int = sample.data.nbytes
+        return max(1, min(most, _MAX_BYTES // max(1, size)))
+
+    def put(self, sample: Sample) -> None:
+        """Add a sample; blocks while a recorded source is ahead of the model."""
+        with self._condition:
+            capacity = self._capacity(sample)
+            if self._live:
+                while len(self._samples) >= capacity:
+                    self._samples.popleft()
+                    self._dropped += 1
+            while not self._live and len(self._samples) >= capacity:
+                self._producer_waits = True
+                self._condition.wait()
+            self._samples.append(sample)
+            if self._consumer_waits:
+                self._consumer_waits = False
+                self._condition.notify_all()
+
+    def take(self, timeout: float | None) -> deque[Sample]:
+        """Return all samples there are; waits for the first, for `wake`, or for `timeout` seconds."""
+        with self._condition:
+            if not self._samples and not self._woken:
+                self._consumer_waits = True
+                self._condition.wait(timeout)
+                self._consumer_waits = False
+            self._woken = False
+            taken, self._samples = self._samples, deque()
+            if self._producer_waits:
+                self._producer_waits = False
+                self._condition.notify_all()
+            return taken
+
+    def wake(self) -> None:
+        """Make a waiting `take` return, with or without samples."""
+        with self._condition:
+            self._woken = True
+            self._condition.notify_all()
+
+    def take_dropped(self) -> int:
+        """Return how many samples made room since the last call."""
+        with self._condition:
+            dropped, self._dropped = self._dropped, 0
+            return dropped

@@ -1,0 +1,172 @@
+"""A model ready to run: interpreter, delegate, input and output, built and warmed up."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edge_agent.inference.accelerators import explain_failure, is_edgetpu_model, list_devices
+from edge_agent.inference.classification import Classification, OutputMismatch
+from edge_agent.inference.inputs import InputMismatch, ModelInput
+from edge_agent.inference.labels import LabelsError
+from edge_agent.inference.progress import Reporter, Stage
+from edge_agent.inference.runtimes import Interpreter, Runtime, RuntimeUnavailable, find_runtime
+from edge_agent.records import Accelerator, ModelFile, Result, Sample
+
+
+class ModelOptions(msgspec.Struct, frozen=True):
+    """How models are to be run; the same for all versions."""
+
+    accelerator: str
+    device: str
+    top_k: int
+    resize: str
+    image_mean: float
+    image_std: float
+    labels: Sequence[str] | None
+    raw_data: int
+
+
+class ModelRefused(Exception):
+    """The model cannot be used. `permanent`: trying the same file again is pointless."""
+
+    def __init__(self, reason: str, *, permanent: bool) -> None:
+        super().__init__(reason)
+        self.permanent = permanent
+
+
+class LoadedModel:
+    """One model with its interpreter. Owned by one thread at a time."""
+
+    def __init__(
+        self,
+        interpreter: Interpreter,
+        delegates: list[Any],
+        model_input: ModelInput,
+        task: Classification,
+        options: ModelOptions,
+    ) -> None:
+        self.input = model_input
+        self.task = task
+        self._interpreter = interpreter
+        self._delegates = delegates
+        self._invoke = interpreter.invoke
+        self._raw_data = options.raw_data
+        self.accelerator: Accelerator = "edgetpu" if delegates else "cpu"
+        self.degraded: str | None = None
+
+    def warm_up(self, sample: Sample | None) -> None:
+        """Run the model once: on a real sample where there is one, so that a model that does not fit is found.
+
+        Raises InputMismatch, OutputMismatch, or the runtime's RuntimeError.
+        """
+        tensor = self.input.empty() if sample is None else self.input.prepare(sample.data)[0]
+        self._interpreter.set_tensor(self.input.index, tensor)
+        self._invoke()
+        self.task.decode(self._interpreter.get_tensor(self.task.index))
+
+    def run(self, sample: Sample, progress: Reporter) -> Result:
+        """Return what the model says of the sample.
+
+        Raises InputMismatch, OutputMismatch, or the runtime's RuntimeError.
+        """
+        progress.begin(Stage.PREPROCESS)
+        tensor, clipped = self.input.prepare(sample.data)
+        self._interpreter.set_tensor(self.input.index, tensor)
+        progress.step(Stage.INVOKE)
+        start = time.perf_counter_ns()
+        self._invoke()
+        elapsed = time.perf_counter_ns() - start
+        progress.step(Stage.DECODE)
+        scores = self.task.decode(self._interpreter.get_tensor(self.task.index))
+        raw = self._first_values(sample) if self._raw_data else None
+        return Result(sample.captured_ns, elapsed, scores, clipped, raw, sample.position)
+
+    def _first_values(self, sample: Sample) -> list[float]:
+        # JSON knows no NaN: what is missing goes out as zero, as it went into the model.
+        first = np.nan_to_num(sample.data.reshape(-1)[: self._raw_data].astype(np.float64))
+        return [round(value, 6) for value in first.tolist()]
+
+    def close(self) -> None:
+        """Give up the interpreter first and the delegate second: the other order crashes libedgetpu."""
+        del self._invoke
+        del self._interpreter
+        self._delegates.clear()
+
+
+def build(runtime: Runtime, model: ModelFile, options: ModelOptions, last: Sample | None) -> LoadedModel:
+    """Build the model and warm it up with the last sample seen. Raises ModelRefused."""
+    try:
+        return _build(runtime, model, options, last)
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeUnavailable):
+            raise ModelRefused(str(error), permanent=False) from error
+        raise ModelRefused(_in_words(error), permanent=True) from error
+    except OSError as error:
+        raise ModelRefused(f"cannot be read: {error}", permanent=False) from error
+
+
+def _build(runtime: Runtime, model: ModelFile, options: ModelOptions, last: Sample | None) -> LoadedModel:
+    delegates, degraded = _open_accelerator(runtime, model, options)
+    interpreter = runtime.interpreter(model.path, delegates)
+    interpreter.allocate_tensors()
+    inputs = interpreter.get_input_details()
+    if len(inputs) != 1:
+        raise InputMismatch(f"the model has {len(inputs)} inputs; only models with one can be fed")
+    model_input = ModelInput(inputs[0], resize=options.resize, mean=options.image_mean, std=options.image_std)
+    # A release brings the labels of its own classes; those of the settings are for releases without any.
+    labels = model.labels if model.labels is not None else options.labels
+    task = Classification(interpreter.get_output_details(), labels, options.top_k)
+    loaded = LoadedModel(interpreter, delegates, model_input, task, options)
+    loaded.degraded = degraded
+    loaded.warm_up(last)
+    return loaded
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, InputMismatch | OutputMismatch | LabelsError):
+        return str(error)
+    text = " ".join(str(error).split())
+    if "valid Flatbuffer" in text or "Could not open" in text or "Mmap" in text:
+        return "is no TensorFlow Lite model, or is cut short"
+    return f"the runtime cannot run it: {text[:300]}"
+
+
+def _open_accelerator(runtime: Runtime, model: ModelFile, options: ModelOptions) -> tuple[list[Any], str | None]:
+    """Return the delegates to use, and why the model runs on the CPU although an Edge TPU was to be expected."""
+    if not is_edgetpu_model(model.path):
+        return [], _plain_model(options)
+    if options.accelerator == "cpu":
+        raise ModelRefused(
+            "it is compiled for the Edge TPU, but [inference].accelerator is 'cpu'; "
+            "publish the model as it was before the Edge TPU compiler",
+            permanent=False,
+        )
+    try:
+        return [runtime.load_delegate({"device": options.device} if options.device else {})], None
+    except (OSError, ValueError) as error:
+        reason = explain_failure(error, options.device, list_devices())
+        raise ModelRefused(f"it needs an Edge TPU, and {reason}", permanent=False) from error
+
+
+def _plain_model(options: ModelOptions) -> str | None:
+    not_compiled = "the model is not compiled for the Edge TPU (edgetpu_compiler)"
+    if options.accelerator == "edgetpu":
+        raise ModelRefused(f"{not_compiled}, but [inference].accelerator is 'edgetpu'", permanent=False)
+    return not_compiled if options.accelerator == "auto" and list_devices() else None
+
+
+def try_file(path: str) -> None:
+    """Build an interpreter for the file and, unless it needs an Edge TPU, run it once. Raises ModelRefused."""
+    try:
+        interpreter = find_runtime().interpreter(path)
+        if is_edgetpu_model(path):
+            return
+        interpreter.allocate_tensors()
+        interpreter.invoke()
+    except RuntimeUnavailable as error:
+        raise ModelRefused(str(error), permanent=False) from error
+    except (ValueError, RuntimeError) as error:
+        raise ModelRefused(_in_words(error), permanent=True) from error

@@ -1,0 +1,122 @@
+"""A page of memory in which the worker leaves what it is doing, readable by the agent even after it has died.
+
+Messages cannot do this: a worker that aborts sends none, and one whose native code holds the GIL cannot answer.
+Each track (a thread of the worker) has three 64-bit slots: stage, the CLOCK_MONOTONIC nanosecond at which it
+began, and a count of finished samples.
+"""
+
+import enum
+import mmap
+import os
+import time
+
+_SLOTS = 3
+_SIZE = mmap.PAGESIZE
+
+
+class Track(enum.IntEnum):
+    """The worker's threads."""
+
+    CONTROL = 0
+    CAPTURE = 1
+    INFERENCE = 2
+
+
+class Stage(enum.IntEnum):
+    """What a thread is doing. The words are shown to people: see `words`."""
+
+    IDLE = 0
+    START = 1
+    LOAD = 2
+    OPEN = 3
+    READ = 4
+    WAIT = 5
+    PREPROCESS = 6
+    INVOKE = 7
+    DECODE = 8
+    SEND = 9
+
+    @property
+    def words(self) -> str:
+        """The stage as it stands in a log line."""
+        return _WORDS[self]
+
+
+_WORDS = {
+    Stage.IDLE: "idle",
+    Stage.START: "starting",
+    Stage.LOAD: "loading a model",
+    Stage.OPEN: "opening the source",
+    Stage.READ: "reading the source",
+    Stage.WAIT: "waiting",
+    Stage.PREPROCESS: "preparing the input",
+    Stage.INVOKE: "running the model",
+    Stage.DECODE: "reading the output",
+    Stage.SEND: "handing over results",
+}
+
+
+class ProgressPage:
+    """The shared page. Made by the agent, handed to the worker as a file descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._map = mmap.mmap(descriptor, _SIZE)
+        self.slots = memoryview(self._map).cast("q")
+
+    @classmethod
+    def create(cls) -> "ProgressPage":
+        """Make an empty page."""
+        descriptor = os.memfd_create("edge-agent-progress")
+        os.ftruncate(descriptor, _SIZE)
+        return cls(descriptor)
+
+    def close(self) -> None:
+        """Give the page back."""
+        self.slots.release()
+        self._map.close()
+        os.close(self.descriptor)
+
+    def enter(self, track: Track, stage: Stage) -> None:
+        """Note that a thread begins a stage now."""
+        base = track * _SLOTS
+        self.slots[base + 1] = time.monotonic_ns()
+        self.slots[base] = stage
+
+    def stage(self, track: Track) -> Stage:
+        """What the thread is, or was last, doing."""
+        return Stage(self.slots[track * _SLOTS])
+
+    def seconds_in_stage(self, track: Track, now_ns: int) -> float:
+        """How long it has been doing so."""
+        return max(0.0, (now_ns - self.slots[track * _SLOTS + 1]) / 1e9)
+
+    def count(self, track: Track) -> int:
+        """How many samples the thread has finished."""
+        return self.slots[track * _SLOTS + 2]
+
+    def last_words(self) -> str:
+        """What each busy thread was doing, in words, for the report of a death."""
+        busy = [self.stage(track).words for track in Track if self.stage(track) not in {Stage.IDLE, Stage.WAIT}]
+        return ", ".join(busy) or "idle"
+
+
+class Reporter:
+    """One thread's hand on the page. Kept to a few plain stores: it is called several times per sample."""
+
+    def __init__(self, page: ProgressPage, track: Track) -> None:
+        self._slots = page.slots
+        self._base = track * _SLOTS
+
+    def begin(self, stage: Stage) -> None:
+        """Begin a stage and its clock."""
+        self._slots[self._base + 1] = time.monotonic_ns()
+        self._slots[self._base] = stage
+
+    def step(self, stage: Stage) -> None:
+        """Go on to the next stage of the same sample, on the same clock."""
+        self._slots[self._base] = stage
+
+    def finished(self) -> None:
+        """Count one sample."""
+        self._slots[self._base + 2] += 1

@@ -1,0 +1,137 @@
+"""What the agent and its worker say to each other over the socketpair.
+
+A frame is a 4-byte little-endian length and that many bytes of msgpack. Both ends come from the same release, so
+there is no version to negotiate. Only small things cross: never a frame of a camera.
+"""
+
+import asyncio
+import socket
+import struct
+import threading
+from typing import Any
+
+import msgspec
+
+from edge_agent.records import LoadReport, ModelFile, Result
+
+MAX_FRAME = 16 * 1024 * 1024
+_LENGTH = struct.Struct("<I")
+
+
+class Configure(msgspec.Struct, frozen=True, tag="configure"):
+    """Agent to worker, first message: what to read and how to run a model on it."""
+
+    plugin: str
+    options: dict[str, Any]
+    accelerator: str
+    device: str
+    top_k: int
+    resize: str
+    image_mean: float
+    image_std: float
+    labels: list[str] | None
+    raw_data: int
+    resume: str | None = None
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Agent to worker: build this model beside the running one and take it into use."""
+
+    request: int
+    model: ModelFile
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Agent to worker: send what is finished, close the device, exit."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Worker to agent: configured, with this runtime."""
+
+    runtime: str
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """Worker to agent: how a `Load` went. Comes before the first results of that model."""
+
+    request: int
+    report: LoadReport
+
+
+class Results(msgspec.Struct, frozen=True, tag="results"):
+    """Worker to agent: results made by the model of load request `request`, in the order of capture.
+
+    `dropped` counts samples of a live source that the model had no time for, `failed` those it could not work
+    on (`failure` is the last reason); both since the previous message.
+    """
+
+    request: int
+    results: list[Result]
+    dropped: int = 0
+    failed: int = 0
+    failure: str = ""
+
+
+class SourceState(msgspec.Struct, frozen=True, tag="source"):
+    """Worker to agent: the source was opened, has trouble, or has come to its end."""
+
+    state: str
+    detail: str = ""
+
+
+ToWorker = Configure | Load | Stop
+ToAgent = Ready | Loaded | Results | SourceState
+
+_encoder = msgspec.msgpack.Encoder()
+to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+to_agent: msgspec.msgpack.Decoder[ToAgent] = msgspec.msgpack.Decoder(ToAgent)
+
+
+def frame(message: ToWorker | ToAgent) -> bytes:
+    """Return the message as it goes over the wire."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class AgentGone(Exception):
+    """The agent has closed its end: there is nobody to work for."""
+
+
+class Channel:
+    """The worker's blocking end. Any thread may send; one thread receives."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._stream = sock.makefile("rb")
+        self._lock = threading.Lock()
+
+    def send(self, message: ToAgent) -> None:
+        """Send one message; waits while the agent is busy. Raises AgentGone."""
+        data = frame(message)
+        try:
+            with self._lock:
+                self._socket.sendall(data)
+        except OSError as error:
+            raise AgentGone from error
+
+    def receive(self) -> ToWorker | None:
+        """Wait for the next message; None when the agent has closed its end."""
+        head = self._stream.read(_LENGTH.size)
+        if len(head) < _LENGTH.size:
+            return None
+        body = self._stream.read(_LENGTH.unpack(head)[0])
+        return to_worker.decode(body)
+
+
+async def read_message(reader: asyncio.StreamReader) -> ToAgent | None:
+    """Wait for the worker's next message; None at the end of the stream.
+
+    Raises ValueError for a frame that is too long or no valid message.
+    """
+    try:
+        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        if length > MAX_FRAME:
+            raise ValueError(f"a frame of {length} bytes from the worker")
+        return to_agent.decode(await reader.readexactly(length))
+    except (asyncio.IncompleteReadError, ConnectionResetError):
+        return None

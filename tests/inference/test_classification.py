@@ -1,0 +1,53 @@
+"""Scores out of output tensors."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_agent.inference.classification import Classification, OutputMismatch
+from edge_agent.inference.labels import LabelsError
+
+
+def outputs(classes: int, dtype: type = np.uint8, scale: float = 1 / 256, zero_point: int = 0) -> list[dict[str, Any]]:
+    return [{"index": 7, "shape": np.array([1, classes]), "dtype": dtype, "quantization": (scale, zero_point)}]
+
+
+def test_best_classes_come_first_with_their_label_and_number():
+    task = Classification(outputs(3), ["normal", "warning", "failure"], 2)
+    scores = task.decode(np.array([[10, 64, 128]], np.uint8))
+    assert [(s.label, s.score, s.index) for s in scores] == [("failure", 0.5, 2), ("warning", 0.25, 1)]
+
+
+@pytest.mark.parametrize("classes", [4, 1001])
+@pytest.mark.parametrize(("dtype", "low", "high", "zero_point"), [(np.uint8, 0, 255, 0), (np.int8, -128, 127, -128)])
+def test_small_and_large_outputs_give_what_a_plain_sort_gives(classes, dtype, low, high, zero_point):
+    values = np.random.default_rng(3).integers(low, high + 1, (1, classes)).astype(dtype)
+    task = Classification(outputs(classes, dtype, 1 / 256, zero_point), None, 5)
+
+    scores = task.decode(values)
+
+    ranked = sorted(range(classes), key=lambda i: (-int(values[0, i]), i))[:5]
+    assert [score.index for score in scores] == ranked
+    assert [score.score for score in scores] == pytest.approx([(int(values[0, i]) - zero_point) / 256 for i in ranked])
+
+
+def test_float_outputs_are_read_as_they_are_and_rubbish_is_refused():
+    task = Classification(outputs(3, np.float32, 0.0), None, 3)
+    assert [s.score for s in task.decode(np.array([[0.1, 0.7, 0.2]], np.float32))] == pytest.approx([0.7, 0.2, 0.1])
+    with pytest.raises(OutputMismatch, match="values that are no numbers"):
+        task.decode(np.array([[0.1, np.nan, 0.2]], np.float32))
+
+
+def test_outputs_of_no_classifier_are_refused():
+    with pytest.raises(OutputMismatch, match="expected one output of shape 1xN, found 1x10x4"):
+        Classification([outputs(4)[0] | {"shape": np.array([1, 10, 4])}], None, 3)
+    with pytest.raises(OutputMismatch, match="expected one output of shape 1xN, found 1x3, 1x3"):
+        Classification(outputs(3) * 2, None, 3)
+    with pytest.raises(OutputMismatch, match="int64 with scale 0"):
+        Classification(outputs(3, np.int64, 0.0), None, 3)
+
+
+def test_labels_that_do_not_fit_are_refused():
+    with pytest.raises(LabelsError, match="2 labels, but the model has 3 outputs"):
+        Classification(outputs(3), ["a", "b"], 3)

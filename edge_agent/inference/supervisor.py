@@ -97,6 +97,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._stopping = False
         self._position: str | None = configure.resume
+        self._verdict: asyncio.Future[str | None] | None = None
         self._deaths: deque[float] = deque(maxlen=DEATHS_PER_HOUR)
 
     # -- what the rest of the agent calls
@@ -110,12 +111,14 @@ class Supervisor:
             if cause is None:
                 delay = FIRST_DELAY
                 continue
+            self._decide(cause)
             if time.monotonic() - born > STABLE_AFTER:
                 delay = FIRST_DELAY
             self._report_death(cause)
             await self._pause(delay * random.uniform(0.8, 1.2))  # noqa: S311  jitter, no secret
             delay = min(delay * 2, LAST_DELAY)
         self.status.state = "stopped"
+        self._decide("the agent is stopping")
 
     async def load(self, model: ModelFile) -> LoadReport:
         """Take a model into use beside the running one. Never raises; a refusal says why."""
@@ -133,16 +136,40 @@ class Supervisor:
             self._current = model
         return report
 
-    async def reconfigure(self, configure: Configure, deadline: float) -> None:
-        """Go on with other settings: the worker ends in order and a new one starts at once."""
+    async def reconfigure(self, configure: Configure, deadline: float) -> str | None:
+        """Go on with other settings: the worker ends in order and a new one starts at once.
+
+        Returns None once the new worker is at work with the model in use. Otherwise the old settings go on, and
+        the reason is returned.
+        """
         self._deadline = deadline
         if configure == self._configure:
-            return
-        same_source = (configure.plugin, configure.options) == (self._configure.plugin, self._configure.options)
-        if not same_source:
+            return None
+        before, position = self._configure, self._position
+        if (configure.plugin, configure.options) != (before.plugin, before.options):
             self._position = None
+        reason = await self._try_settings(configure)
+        if reason is not None:
+            self._configure, self._position = before, position
+            self._changed.set()
+        return reason
+
+    async def _try_settings(self, configure: Configure) -> str | None:
         self._configure = configure
+        self._verdict = asyncio.get_running_loop().create_future()
         self._changed.set()
+        try:
+            async with asyncio.timeout(START_DEADLINE):
+                return await self._verdict
+        except TimeoutError:
+            return f"the worker was not at work after {START_DEADLINE:.0f} s"
+        finally:
+            self._verdict = None
+
+    def _decide(self, reason: str | None) -> None:
+        """Tell a waiting `reconfigure` how the first worker with the new settings fared."""
+        if self._verdict is not None and not self._verdict.done():
+            self._verdict.set_result(reason)
 
     async def stop(self) -> None:
         """End the worker in order; `run` returns soon after."""
@@ -216,6 +243,8 @@ class Supervisor:
             self.status.runtime = message.runtime
             self.status.state = "ready"
             self._ready.set()
+            if self._current is None:
+                self._decide(None)
             log.debug("worker ready", runtime=message.runtime)
 
     def _take_results(self, message: Results) -> None:
@@ -233,6 +262,7 @@ class Supervisor:
             # Results of the model before this one have all been received: the worker sends in order.
             self._models = {message.request: (pending.model, message.report)}
             self.status.state = "running"
+            self._decide(None)
         if not pending.answer.done():
             pending.answer.set_result(message.report)
 

@@ -134,14 +134,15 @@ class Inference:
         self._failure = ""
         self._stopping = False
 
-    def swap(self, model: LoadedModel, loaded: Loaded) -> LoadedModel | None:
-        """Hand over a new model from another thread; returns the old one once it is no longer in use."""
+    def offer(self, model: LoadedModel, loaded: Loaded) -> None:
+        """Hand over a new model from another thread, to be taken between two invokes."""
         self._taken.clear()
-        old = self._model
         self._next = (model, loaded)
         self._buffer.wake()
+
+    def wait_until_taken(self) -> None:
+        """Wait until the offered model is in use, and the one before it no longer."""
         self._taken.wait()
-        return old
 
     def stop(self) -> None:
         """Make `run` return after the invoke under way, with all results sent."""
@@ -279,10 +280,11 @@ class Worker:
         # What was made while starting and loading stays: keep the collector from walking it again and again.
         gc.collect()
         gc.freeze()
+        old, self._model = self._model, model
+        self._inference.offer(model, Loaded(load.request, report))
         if not self._threads:
             self._start_threads()
-        old = self._inference.swap(model, Loaded(load.request, report))
-        self._model = model
+        self._inference.wait_until_taken()
         if old is not None:
             old.close()
 

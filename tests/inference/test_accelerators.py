@@ -1,6 +1,7 @@
 """Edge TPUs as sysfs shows them, and reasons that libedgetpu does not give."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def add_usb(root: Path, name: str, vendor: str, product: str, number: str = "7")
     return node
 
 
-def test_devices_are_found_before_and_after_their_firmware(tmp_path):
+def test_devices_are_found_before_and_after_their_firmware(tmp_path: Path) -> None:
     (tmp_path / "sys/class/apex/apex_0").mkdir(parents=True)
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/apex_0").touch()
@@ -33,11 +34,11 @@ def test_devices_are_found_before_and_after_their_firmware(tmp_path):
     assert all(device.accessible for device in devices)
 
 
-def test_no_devices_on_a_machine_without_the_trees(tmp_path):
+def test_no_devices_on_a_machine_without_the_trees(tmp_path: Path) -> None:
     assert list_devices(tmp_path) == []
 
 
-def test_reasons_are_words_a_person_can_act_on(tmp_path):
+def test_reasons_are_words_a_person_can_act_on(tmp_path: Path) -> None:
     failed = ValueError("Failed to load delegate from libedgetpu.so.1")
     assert explain_failure(failed, "", []) == "no Edge TPU is plugged in"
     add_usb(tmp_path, "2-1", "1a6e", "089a")
@@ -50,7 +51,7 @@ def test_reasons_are_words_a_person_can_act_on(tmp_path):
     assert "install the package libusb-1.0-0" in explain_failure(usb, "", devices)
 
 
-def test_a_forbidden_device_names_the_group(tmp_path, monkeypatch):
+def test_a_forbidden_device_names_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     node = add_usb(tmp_path, "2-1", "1a6e", "089a")
     # Root may open everything, so the question itself is answered for it.
     monkeypatch.setattr("os.access", lambda *_: False)
@@ -59,7 +60,7 @@ def test_a_forbidden_device_names_the_group(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("content", "expected"), [(b"", False), (b"abc", False), (b"xx edgetpu-custom-op xx", True)])
-def test_a_compiled_model_is_told_by_its_operator(tmp_path, content, expected):
+def test_a_compiled_model_is_told_by_its_operator(tmp_path: Path, content: Any, expected: Any) -> None:
     file = tmp_path / "model.tflite"
     file.write_bytes(content)
     assert is_edgetpu_model(str(file)) is expected

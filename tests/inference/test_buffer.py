@@ -16,7 +16,7 @@ def numbers(buffer: SampleBuffer) -> list[int]:
     return [taken.captured_ns for taken in buffer.take(0)]
 
 
-def test_a_live_source_keeps_the_newest_and_counts_the_rest():
+def test_a_live_source_keeps_the_newest_and_counts_the_rest() -> None:
     buffer = SampleBuffer(live=True)
     for number in range(LIVE_CAPACITY + 5):
         buffer.put(sample(number))
@@ -24,17 +24,22 @@ def test_a_live_source_keeps_the_newest_and_counts_the_rest():
     assert (buffer.take_dropped(), buffer.take_dropped()) == (5, 0)
 
 
-def test_large_samples_are_bounded_by_their_bytes():
+def test_large_samples_are_bounded_by_their_bytes() -> None:
     buffer = SampleBuffer(live=True)
     for number in range(4):
         buffer.put(sample(number, 4 * 1024 * 1024))
     assert numbers(buffer) == [2, 3]
 
 
-def test_a_recorded_source_waits_and_loses_nothing():
+def test_a_recorded_source_waits_and_loses_nothing() -> None:
     buffer = SampleBuffer(live=False)
     total = RECORDED_CAPACITY * 3 + 7
-    thread = threading.Thread(target=lambda: [buffer.put(sample(number)) for number in range(total)])
+
+    def produce() -> None:
+        for number in range(total):
+            buffer.put(sample(number))
+
+    thread = threading.Thread(target=produce)
     thread.start()
     got: list[int] = []
     while len(got) < total:
@@ -46,7 +51,7 @@ def test_a_recorded_source_waits_and_loses_nothing():
     assert buffer.take_dropped() == 0
 
 
-def test_waking_ends_the_wait_without_samples():
+def test_waking_ends_the_wait_without_samples() -> None:
     buffer = SampleBuffer(live=True)
     got: list[int] = []
     thread = threading.Thread(target=lambda: got.append(len(buffer.take(None))))
@@ -56,7 +61,7 @@ def test_waking_ends_the_wait_without_samples():
     assert got == [0]
 
 
-def test_a_wake_before_the_wait_is_not_forgotten():
+def test_a_wake_before_the_wait_is_not_forgotten() -> None:
     buffer = SampleBuffer(live=True)
     buffer.wake()
     assert not buffer.take(None)

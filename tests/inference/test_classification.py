@@ -13,7 +13,7 @@ def outputs(classes: int, dtype: type = np.uint8, scale: float = 1 / 256, zero_p
     return [{"index": 7, "shape": np.array([1, classes]), "dtype": dtype, "quantization": (scale, zero_point)}]
 
 
-def test_best_classes_come_first_with_their_label_and_number():
+def test_best_classes_come_first_with_their_label_and_number() -> None:
     task = Classification(outputs(3), ["normal", "warning", "failure"], 2)
     scores = task.decode(np.array([[10, 64, 128]], np.uint8))
     assert [(s.label, s.score, s.index) for s in scores] == [("failure", 0.5, 2), ("warning", 0.25, 1)]
@@ -21,7 +21,9 @@ def test_best_classes_come_first_with_their_label_and_number():
 
 @pytest.mark.parametrize("classes", [4, 1001])
 @pytest.mark.parametrize(("dtype", "low", "high", "zero_point"), [(np.uint8, 0, 255, 0), (np.int8, -128, 127, -128)])
-def test_small_and_large_outputs_give_what_a_plain_sort_gives(classes, dtype, low, high, zero_point):
+def test_small_and_large_outputs_give_what_a_plain_sort_gives(
+    classes: Any, dtype: Any, low: Any, high: Any, zero_point: Any
+) -> None:
     values = np.random.default_rng(3).integers(low, high + 1, (1, classes)).astype(dtype)
     task = Classification(outputs(classes, dtype, 1 / 256, zero_point), None, 5)
 
@@ -32,14 +34,14 @@ def test_small_and_large_outputs_give_what_a_plain_sort_gives(classes, dtype, lo
     assert [score.score for score in scores] == pytest.approx([(int(values[0, i]) - zero_point) / 256 for i in ranked])
 
 
-def test_float_outputs_are_read_as_they_are_and_rubbish_is_refused():
+def test_float_outputs_are_read_as_they_are_and_rubbish_is_refused() -> None:
     task = Classification(outputs(3, np.float32, 0.0), None, 3)
     assert [s.score for s in task.decode(np.array([[0.1, 0.7, 0.2]], np.float32))] == pytest.approx([0.7, 0.2, 0.1])
     with pytest.raises(OutputMismatch, match="values that are no numbers"):
         task.decode(np.array([[0.1, np.nan, 0.2]], np.float32))
 
 
-def test_outputs_of_no_classifier_are_refused():
+def test_outputs_of_no_classifier_are_refused() -> None:
     with pytest.raises(OutputMismatch, match="expected one output of shape 1xN, found 1x10x4"):
         Classification([outputs(4)[0] | {"shape": np.array([1, 10, 4])}], None, 3)
     with pytest.raises(OutputMismatch, match="expected one output of shape 1xN, found 1x3, 1x3"):
@@ -48,6 +50,6 @@ def test_outputs_of_no_classifier_are_refused():
         Classification(outputs(3, np.int64, 0.0), None, 3)
 
 
-def test_labels_that_do_not_fit_are_refused():
+def test_labels_that_do_not_fit_are_refused() -> None:
     with pytest.raises(LabelsError, match="2 labels, but the model has 3 outputs"):
         Classification(outputs(3), ["a", "b"], 3)

@@ -1,22 +1,25 @@
 """Labels as people write them."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from edge_agent.inference.labels import MAX_FILE, LabelsError, fit_labels, parse_labels, read_labels
 
 
-def test_one_label_a_line(tmp_path):
+def test_one_label_a_line(tmp_path: Path) -> None:
     file = tmp_path / "labels.txt"
     file.write_text("normal\nwarning\r\n failure \n\n")
     assert read_labels(file) == ["normal", "warning", "failure"]
 
 
 @pytest.mark.parametrize("text", ["0 person\n2 dog\n", "0  person\n2: dog\n", "\ufeff0 person\n2 dog".lstrip("\ufeff")])
-def test_numbered_labels_name_their_output(text):
+def test_numbered_labels_name_their_output(text: Any) -> None:
     assert parse_labels(text, "labels.txt") == ["person", "1", "dog"]
 
 
-def test_labels_that_only_sometimes_begin_with_a_number_are_labels():
+def test_labels_that_only_sometimes_begin_with_a_number_are_labels() -> None:
     assert parse_labels("3 phase motor\nidle\n", "labels.txt") == ["3 phase motor", "idle"]
 
 
@@ -29,13 +32,13 @@ def test_labels_that_only_sometimes_begin_with_a_number_are_labels():
         ("0 a\n99999 b\n", "labels.txt: 2 labels, but their numbers go up to 99999"),
     ],
 )
-def test_what_is_wrong_is_said(text, message):
+def test_what_is_wrong_is_said(text: Any, message: Any) -> None:
     with pytest.raises(LabelsError) as caught:
         parse_labels(text, "labels.txt")
     assert str(caught.value) == message
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(LabelsError, match=r"nothing\.txt: No such file or directory"):
         read_labels(tmp_path / "nothing.txt")
     binary = tmp_path / "model.tflite"
@@ -49,7 +52,7 @@ def test_files_that_cannot_be_read(tmp_path):
         read_labels(huge)
 
 
-def test_labels_fit_or_are_refused():
+def test_labels_fit_or_are_refused() -> None:
     assert fit_labels(None, 2) == ["0", "1"]
     assert fit_labels(["a", "b"], 2) == ["a", "b"]
     with pytest.raises(LabelsError) as caught:
@@ -60,5 +63,5 @@ def test_labels_fit_or_are_refused():
     assert str(caught.value) == "3 labels, but the model has 2 outputs"
 
 
-def test_control_characters_never_reach_a_terminal():
+def test_control_characters_never_reach_a_terminal() -> None:
     assert fit_labels(["\x1b[31mred\x07", "b"], 2)[0] == "\ufffd[31mred\ufffd"

@@ -1,6 +1,7 @@
 """Quantisation against the definition, over the whole range of what a sensor may send."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ TYPES = st.sampled_from([(np.uint8, 0, 255), (np.int8, -128, 127)])
 
 
 @given(VALUES, SCALES, TYPES, st.integers(0, 255))
-def test_every_value_is_the_nearest_integer_clipped(values, scale, kind, offset):
+def test_every_value_is_the_nearest_integer_clipped(values: Any, scale: Any, kind: Any, offset: Any) -> None:
     dtype, low, high = kind
     zero_point = low + offset
     quantizer = Quantizer(values.shape, dtype, scale, zero_point)
@@ -39,7 +40,7 @@ def test_every_value_is_the_nearest_integer_clipped(values, scale, kind, offset)
     assert clipped == pytest.approx(outside / values.size)
 
 
-def test_a_failing_machine_does_not_wrap_around_to_normal():
+def test_a_failing_machine_does_not_wrap_around_to_normal() -> None:
     scale, zero_point = 0.0245, 20
     values = np.full(128, 6.8, np.float32)
 
@@ -51,7 +52,7 @@ def test_a_failing_machine_does_not_wrap_around_to_normal():
     assert clipped == 1.0
 
 
-def test_the_buffer_starts_afresh_with_each_sample():
+def test_the_buffer_starts_afresh_with_each_sample() -> None:
     quantizer = Quantizer((3,), np.int8, 0.5, 0)
     assert quantizer.quantize(np.array([np.nan, 1e9, 1], np.float32))[1] == pytest.approx(2 / 3)
     quantized, clipped = quantizer.quantize(np.array([1, 2, 3], np.float32))
@@ -59,7 +60,7 @@ def test_the_buffer_starts_afresh_with_each_sample():
 
 
 @pytest.mark.parametrize(("dtype", "zero_point"), [(np.uint8, 0), (np.uint8, 128), (np.int8, -128), (np.int8, 3)])
-def test_the_table_holds_the_real_number_of_each_integer(dtype, zero_point):
+def test_the_table_holds_the_real_number_of_each_integer(dtype: Any, zero_point: Any) -> None:
     table = dequantize_table(dtype, 0.00390625, zero_point)
     low = np.iinfo(dtype).min
     assert len(table) == 256

@@ -1,0 +1,77 @@
+"""Source plugins that misbehave on purpose, as a third party would install them.
+
+Each reads 128 values per sample, numbered by `position`.
+"""
+
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from edge_agent.records import Sample
+from edge_agent.sources.base import Source, SourceEnded, SourceError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """`what` happens before sample number `at`; once only if a file `marker` is named."""
+
+    at: int = 10
+    total: int = 100
+    what: str = "end"
+    marker: Path | None = None
+    values: int = 128
+    pause: float = 0.0
+    labels: list[str] = field(default_factory=list)
+
+
+class Faulty(Source):
+    """Counts, and misbehaves as told."""
+
+    Options = Options
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.live = False
+        self._options = options
+        self._number = 0
+
+    def open(self, resume: str | None) -> None:
+        """Go on after `resume`."""
+        self._number = int(resume) if resume else 0
+
+    def read(self, timeout: float) -> Sample | None:
+        """Return the next sample, or misbehave."""
+        self._number += 1
+        if self._number == self._options.at and self._first_time():
+            self._misbehave()
+        if self._number > self._options.total:
+            raise SourceEnded("all samples were read")
+        time.sleep(self._options.pause)
+        values = np.full(self._options.values, 0.5, np.float32)
+        return Sample(values, time.monotonic_ns(), str(self._number))
+
+    def _first_time(self) -> bool:
+        marker = self._options.marker
+        if marker is None:
+            return True
+        first = not marker.exists()
+        marker.touch()
+        return first
+
+    def _misbehave(self) -> None:
+        what = self._options.what
+        if what == "abort":
+            os.write(2, b"F driver.cc:42] USB transfer error\n")
+            os.abort()
+        elif what == "segv":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif what == "hang":
+            time.sleep(3600)
+        elif what == "trouble":
+            raise SourceError("the cable is loose", "plug it in")
+        elif what == "bug":
+            raise KeyError("no such thing")

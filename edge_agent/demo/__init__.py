@@ -1,0 +1,1 @@
+"""The demo: a small vibration classifier, its labels, and the script that trained it."""

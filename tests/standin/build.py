@@ -1,0 +1,48 @@
+"""Builds the stand-in for the Edge TPU's driver, and the environment in which a child process finds it.
+
+`edgetpu_standin.c` says what the stand-in does and which variables steer it.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("edgetpu_standin.c")
+LIBRARY_NAME = "libedgetpu.so.1"
+
+
+def why_not() -> str | None:
+    """Why the stand-in cannot be built on this machine; None if it can."""
+    if _compiler() is None:
+        return "no C compiler: install one, or name it in CC"
+    if platform.architecture()[0] != "64bit":
+        return "the stand-in knows the layouts of 64-bit systems only"
+    return None
+
+
+def build(folder: Path) -> Path:
+    """Builds `libedgetpu.so.1` in this folder; returns its path. RuntimeError with what the compiler said."""
+    library = folder / LIBRARY_NAME
+    flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-fvisibility=hidden"]
+    command = [str(_compiler()), *flags, f"-Wl,-soname,{LIBRARY_NAME}", "-o", str(library), str(SOURCE), "-ldl"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{SOURCE.name} cannot be built: {done.stderr}")
+    return library
+
+
+def environment(folder: Path, mode: str = "ok", *, after: int = 0, delay_ms: int = 100) -> dict[str, str]:
+    """This process's environment, so changed that a child finds the stand-in in `folder`, in this mode."""
+    others = os.environ.get("LD_LIBRARY_PATH", "")
+    return os.environ | {
+        "LD_LIBRARY_PATH": f"{folder}:{others}" if others else str(folder),
+        "EDGETPU_STANDIN_MODE": mode,
+        "EDGETPU_STANDIN_AFTER": str(after),
+        "EDGETPU_STANDIN_DELAY_MS": str(delay_ms),
+    }
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CC") or "cc")

@@ -9,7 +9,7 @@ REQUIREMENTS := packaging/requirements
 RUN_STAMP := $(VENV)/.run-installed
 DEV_STAMP := $(VENV)/.dev-installed
 
-.PHONY: help run test lint bench lock clean
+.PHONY: help run test test-system lint bench lock clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ run: $(RUN_STAMP)
 ## test       the fast tests, under five minutes
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest
+
+## test-system  the slow tests on whole systems
+test-system: $(DEV_STAMP)
+	$(BIN)/python -m pytest -m system
 
 ## lint       ruff, mypy and the rules on imports
 lint: $(DEV_STAMP)

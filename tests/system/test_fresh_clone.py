@@ -1,0 +1,102 @@
+"""What a newcomer does: clone, `make run`, Ctrl-C. With every Python that the project is for and the machine has."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+VERSIONS = ("3.11", "3.13")
+PATIENCE = 600.0
+CTRL_C_LIMIT = 2.0
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+
+
+def find_python(version: str) -> str:
+    """Return an interpreter of this version, or skip."""
+    candidates = [
+        sys.executable,
+        f"python{version}",
+        *map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python")),
+    ]
+    for candidate in candidates:
+        path = shutil.which(candidate)
+        if path is None:
+            continue
+        answer = subprocess.run(
+            [path, "-c", "import sys, venv; print(sys.version)"], capture_output=True, text=True, check=False
+        )
+        if answer.stdout.startswith(version + "."):
+            return path
+    pytest.skip(f"there is no Python {version} on this machine")
+
+
+@pytest.fixture(params=VERSIONS)
+def clone(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
+    """A fresh clone of what is committed, and a Python to use it with."""
+    python = find_python(request.param)
+    subprocess.run(["git", "clone", "--quiet", ROOT, tmp_path / "edge-agent"], check=True)
+    return tmp_path / "edge-agent", python
+
+
+@pytest.fixture
+def demo(clone: tuple[Path, str]) -> Iterator[subprocess.Popen[str]]:
+    """`make run` in the clone, as a terminal's foreground process group."""
+    folder, python = clone
+    process = subprocess.Popen(
+        ["make", "run", f"PYTHON={python}"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    yield process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def read_until(stream: IO[str], wanted: list[str]) -> str:
+    """Read lines until each wanted text has come, in any order."""
+    seen, missing, deadline = "", list(wanted), time.monotonic() + PATIENCE
+    while missing:
+        line = stream.readline()
+        assert line, f"the output ended without {missing}:\n{seen}"
+        assert time.monotonic() < deadline, f"no {missing} in time:\n{seen}"
+        seen += line
+        missing = [text for text in missing if text not in line]
+    return seen
+
+
+def test_make_run_shows_the_whole_pipeline(clone: tuple[Path, str], demo: subprocess.Popen[str]) -> None:
+    assert demo.stdout is not None
+    wanted = ["model in use", "now=normal", "now=warning", "now=failure", "alarm", "stop the machine!"]
+    seen = read_until(demo.stdout, wanted)
+    assert "accelerator=cpu" in seen
+    assert "events.jsonl" in seen
+
+    pressed = time.monotonic()
+    os.killpg(demo.pid, signal.SIGINT)
+    rest = demo.stdout.read()
+    demo.wait(PATIENCE)
+    took = time.monotonic() - pressed
+    assert "stopped" in rest
+    assert took < CTRL_C_LIMIT, f"Ctrl-C took {took:.1f} s:\n{rest}"
+
+    lines = (clone[0] / "build/demo/events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    results = [event for event in events if event["kind"] == "result"]
+    assert {event["prediction"] for event in results} == {"normal", "warning", "failure"}
+    numbers = [int(event["event_id"].rpartition("/")[2]) for event in events]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert any(event["kind"] == "alarm" for event in events)

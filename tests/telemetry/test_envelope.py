@@ -1,0 +1,125 @@
+"""Events as consumers see them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from edge_agent.records import Result, Score, TimeSource
+from edge_agent.telemetry.envelope import Envelope, ModelFacts
+from edge_agent.telemetry.schema import schema_text
+
+SCHEMA = Path(__file__).parents[2] / "docs/event.schema.json"
+FACTS = ModelFacts("vibration-classifier", "v1.3", "cpu", None)
+
+
+class Clock:
+    """A board whose clock says 2026-01-01 at the 100th second after boot."""
+
+    def wall_ms(self, captured_ns: int) -> int:
+        return 1_767_225_600_000 + (captured_ns - 100_000_000_000) // 1_000_000
+
+    def time_source(self) -> TimeSource:
+        return "synchronized"
+
+
+class Numbers:
+    """The queue, as far as numbering goes."""
+
+    epoch = 3
+    next_number = 41
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.ranges: list[tuple[int, int]] = []
+
+    def put(self, first_number: int, lines: list[bytes], first_ms: int, last_ms: int) -> None:
+        assert first_number == self.next_number
+        self.next_number += len(lines)
+        self.lines += lines
+        self.ranges.append((first_ms, last_ms))
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+
+@pytest.fixture
+def queue() -> Numbers:
+    return Numbers()
+
+
+@pytest.fixture
+def envelope(queue: Numbers) -> Envelope:
+    return Envelope("edge-001", {"site": "lyon"}, Clock(), queue)
+
+
+def result(captured_s: float, label: str = "normal", **more: Any) -> Result:
+    scores = [Score(label, 0.9375, 0), Score("other", 0.0625, 1)]
+    return Result(int(captured_s * 1e9), 3_600_000, scores, 0.03125, **more)
+
+
+def test_a_result_keeps_the_keys_that_consumers_know(queue: Numbers, envelope: Envelope) -> None:
+    envelope.put_results([result(100, raw_data=[0.5, 0.25])], FACTS)
+    assert queue.events == [
+        {
+            "kind": "result",
+            "event_id": "edge-001/000003/000000000041",
+            "device_id": "edge-001",
+            "timestamp": 1_767_225_600_000,
+            "time_source": "synchronized",
+            "device_labels": {"site": "lyon"},
+            "results": [
+                {"label": "normal", "score": 0.9375, "index": 0},
+                {"label": "other", "score": 0.0625, "index": 1},
+            ],
+            "prediction": "normal",
+            "confidence": 0.9375,
+            "inference_time_ms": 3.6,
+            "model_name": "vibration-classifier",
+            "model_version": "v1.3",
+            "accelerator": "cpu",
+            "clipped": 0.0312,
+            "raw_data": [0.5, 0.25],
+        }
+    ]
+
+
+def test_a_batch_is_numbered_in_order_and_stamped_with_its_captures(queue: Numbers, envelope: Envelope) -> None:
+    envelope.put_results([result(99), result(99.5), result(101)], FACTS)
+    envelope.put_health(102_000_000_000, component="worker", state="died", detail="SIGABRT")
+    ids = [event["event_id"] for event in queue.events]
+    assert ids == sorted(ids)
+    assert [int(each.rpartition("/")[2]) for each in ids] == [41, 42, 43, 44]
+    base = 1_767_225_600_000
+    assert [event["timestamp"] - base for event in queue.events] == [-1000, -500, 1000, 2000]
+    assert queue.ranges == [(base - 1000, base + 1000), (base + 2000, base + 2000)]
+
+
+def test_every_kind_of_event_fits_the_committed_schema(queue: Numbers, envelope: Envelope) -> None:
+    [event] = envelope.put_results([result(100)], ModelFacts("m", "v1", "edgetpu", "the device is gone"))
+    envelope.put_alarm(event, "stop-the-line")
+    envelope.put_model(1, model_name="m", model_version="v1", state="committed", accelerator="cpu", accuracy=0.94)
+    envelope.put_model(1, model_name="m", model_version="v2", state="rejected", reason="no model", accuracy=None)
+    envelope.put_health(1, component="source", state="trouble", detail="unplugged")
+    envelope.describe_device("edge-002", {})
+    queue.lines.append(envelope.encode_loss(99, 1, cause="queue_full", count=3, first_timestamp=1, last_timestamp=2))
+
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    for each in queue.events:
+        validator.validate(each)
+    assert [each["kind"] for each in queue.events] == ["result", "alarm", "model", "model", "health", "loss"]
+    assert queue.events[1]["action"] == "stop-the-line"
+    assert "device_labels" not in queue.events[-1]
+    assert queue.events[-1]["event_id"] == "edge-002/000003/000000000099"
+    with pytest.raises(jsonschema.ValidationError):
+        validator.validate(queue.events[0] | {"confidence": "high"})
+
+
+def test_the_committed_schema_is_the_one_of_the_code() -> None:
+    assert SCHEMA.read_text() == schema_text(), (
+        "the events have changed: run `python -m edge_agent.telemetry.schema > docs/event.schema.json`, "
+        "and think of the tables that consumers have made"
+    )

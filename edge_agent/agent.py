@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from edge_agent.actions.rules import Rule, RuleSet
 from edge_agent.actions.runner import ActionRunner
 from edge_agent.configuration import Configuration, load_configuration
 from edge_agent.device.clock import Clock
-from edge_agent.device.identity import Identity
+from edge_agent.device.identity import boot_id, device_id
 from edge_agent.inference.supervisor import Supervisor
 from edge_agent.models.rollout import Rollout, RolloutChange
 from edge_agent.models.slots import Slots
@@ -69,17 +69,16 @@ class Agent:
         self._rate = 0.0
         self._dropped = 0
         self._tasks: list[asyncio.Task[None]] = []
-        self._identity = Identity(state_directory=directories.state)
         self._clock = Clock()
         self._queue = Queue(
             directories.state / "queue",
             runtime_directory=directories.runtime,
             max_size=settings.telemetry.queue.max_size,
             commit_interval=settings.telemetry.queue.commit_interval,
-            boot_id=self._identity.boot_id(),
+            boot_id=boot_id(),
         )
-        device_id = self._identity.device_id(settings.device.id)
-        self._envelope = Envelope(device_id, settings.device.labels, self._clock, self._queue)
+        name = device_id(settings.device.id, state_dir=directories.state)
+        self._envelope = Envelope(name, settings.device.labels, self._clock, self._queue)
         self._actions = ActionRunner()
         self._rules = RuleSet(Rule.from_settings(action) for action in settings.actions)
         self._pipeline = Pipeline(self._envelope, self._rules, self._actions.submit)
@@ -195,7 +194,7 @@ class Agent:
         while True:
             self._measure_rate()
             self._count_dropped()
-            self._queue.report_losses(self._describe_loss)
+            self._queue.report_losses(self._describe_losses, self._clock.wall_ms(time.monotonic_ns()))
             self._service.status(status_line(self.snapshot()))
             if self._supervisor.making_progress:
                 self._service.watchdog()
@@ -215,15 +214,18 @@ class Agent:
             log.warning("the model is too slow for the source, samples were dropped", count=dropped)
             self._queue.count_loss("source_overrun", dropped, now, now)
 
-    def _describe_loss(self, number: int, loss: Loss) -> bytes:
-        return self._envelope.encode_loss(
-            number,
-            time.monotonic_ns(),
-            cause=loss.cause,
-            count=loss.count,
-            first_timestamp=loss.first_ms,
-            last_timestamp=loss.last_ms,
-        )
+    def _describe_losses(self, first_number: int, losses: Sequence[Loss]) -> list[bytes]:
+        return [
+            self._envelope.encode_loss(
+                number,
+                time.monotonic_ns(),
+                cause=loss.cause,
+                count=loss.count,
+                first_timestamp=loss.first_ms,
+                last_timestamp=loss.last_ms,
+            )
+            for number, loss in enumerate(losses, start=first_number)
+        ]
 
     def snapshot(self) -> Snapshot:
         """Say how everything stands."""
@@ -276,7 +278,8 @@ class Agent:
         self._configuration = new
         settings = new.settings
         configure_logs(settings.log.level, settings.log.format)
-        self._envelope.describe_device(self._identity.device_id(settings.device.id), settings.device.labels)
+        name = device_id(settings.device.id, state_dir=self._directories.state)
+        self._envelope.describe_device(name, settings.device.labels)
         self._rules.replace(Rule.from_settings(action) for action in settings.actions)
         queue = settings.telemetry.queue
         self._queue.configure(max_size=queue.max_size, commit_interval=queue.commit_interval)

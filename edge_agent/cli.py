@@ -58,7 +58,7 @@ def _check_config(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    configure_logs()
+    configure_logs("info", "auto")
     return asyncio.run(_run_agent(options.config, _directories(options.state_dir)))
 
 
@@ -69,10 +69,10 @@ async def _run_agent(config: Path, directories: Directories) -> int:
         directories.state.mkdir(parents=True, exist_ok=True)
         return await Agent(config, configuration, directories).run()
     except QueueLocked as locked:
-        log.error("another edge-agent uses the same state", reason=str(locked))  # noqa: TRY400  no traceback
+        log.error("another edge-agent uses the same state", reason=str(locked))
         return os.EX_TEMPFAIL
     except OSError as error:
-        log.error("the state directory cannot be used", reason=str(error))  # noqa: TRY400  no traceback
+        log.error("the state directory cannot be used", reason=str(error))
         return os.EX_CANTCREAT
 
 

@@ -28,6 +28,7 @@ from edge_agent.settings.document import Document, read
 from edge_agent.settings.faults import Fault, SettingsError, explain, unknown
 from edge_agent.settings.loading import check
 from edge_agent.settings.schema import Settings
+from edge_agent.settings.showing import show
 from edge_agent.settings.units import format_duration
 
 MODULE = "edge_agent.inference.source_check"
@@ -66,9 +67,10 @@ async def load_checked(path: Path, environ: Mapping[str, str] = os.environ) -> t
     except SettingsError as error:
         faults += error.faults
     options: dict[str, object] = {}
-    if plugin := document.at(("source", "plugin")):
+    plugin = document.at(("source", "plugin"))
+    if isinstance(plugin, str) and plugin:
         given = {key: value for key, value in document.at(("source",)).items() if key != "plugin"}
-        found = await check_source(str(plugin), given, document.folder)
+        found = await check_source(plugin, given, document.folder)
         faults += source_faults(document, found)
         options = found.options
     if faults or settings is None:
@@ -197,7 +199,7 @@ def _complete(plugin: str, options: dict[str, Any], base_dir: Path) -> dict[str,
     """Return all options of the plugin, checked, with absolute paths, as JSON values."""
     try:
         kind = plugins.load(plugins.SOURCES, plugin).Options
-        names = [field.name for field in dataclasses.fields(kind)]
+        names = [field.name for field in dataclasses.fields(kind) if field.init]
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
     except plugins.PluginError as error:
         raise _Refused(SourceFault(("plugin",), str(error))) from error
@@ -207,6 +209,10 @@ def _complete(plugin: str, options: dict[str, Any], base_dir: Path) -> dict[str,
     faults = [SourceFault((name,), unknown(name, names)) for name in options if name not in names]
     try:
         checked = adapter.validate_python({name: options[name] for name in names if name in options})
+        # pydantic takes true for 1, which nobody means.
+        switches = [name for name in names if isinstance(options.get(name), bool)]
+        wrong = [name for name in switches if not isinstance(getattr(checked, name), bool)]
+        faults += [SourceFault((name,), f"expected no {show(options[name])} here") for name in wrong]
     except ValidationError as error:
         told = explain(error.errors(include_url=False), options, kind)
         faults += [SourceFault(path, message) for path, message in told]

@@ -1,10 +1,11 @@
 """Makes events out of what happened: who, when, and under which number.
 
 An event id is `DEVICE/EPOCH/NUMBER`, both numbers zero-padded so that ids sort as text. The number counts up by one
-within an epoch; a new epoch begins only when the queue cannot prove where the last one ended (a power cut).
+within an epoch; a new epoch, at least the time in ms since 1970, begins only when the queue cannot prove where the
+last one ended (a power cut).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -40,7 +41,7 @@ class Numbered(Protocol):
     def epoch(self) -> int: ...
     @property
     def next_number(self) -> int: ...
-    def put(self, first_number: int, lines: list[bytes], first_ms: int, last_ms: int) -> None: ...
+    def put(self, first_number: int, events: Sequence[bytes], first_ms: int, last_ms: int) -> None: ...
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -66,13 +67,13 @@ class Envelope:
         self._labels: dict[str, str] | UnsetType = labels or UNSET
 
     def _event_id(self, number: int) -> str:
-        return f"{self.device_id}/{self._queue.epoch:06d}/{number:012d}"
+        return f"{self.device_id}/{self._queue.epoch:013d}/{number:012d}"
 
     def put_results(self, results: list[Result], facts: ModelFacts) -> list[ResultEvent]:
         """Queue one event per result, in order, with one write; returns them."""
         number = self._queue.next_number
         device_id, labels = self.device_id, self._labels
-        prefix = f"{device_id}/{self._queue.epoch:06d}/"
+        prefix = f"{device_id}/{self._queue.epoch:013d}/"
         # One look at both clocks serves the whole batch: within it they do not drift apart by a millisecond.
         last_ns = results[-1].captured_ns
         last_ms, time_source = self._clock.wall_ms(last_ns), self._clock.time_source()

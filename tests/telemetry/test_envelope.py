@@ -1,6 +1,7 @@
 """Events as consumers see them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ class Numbers:
         self.lines: list[bytes] = []
         self.ranges: list[tuple[int, int]] = []
 
-    def put(self, first_number: int, lines: list[bytes], first_ms: int, last_ms: int) -> None:
+    def put(self, first_number: int, events: Sequence[bytes], first_ms: int, last_ms: int) -> None:
         assert first_number == self.next_number
-        self.next_number += len(lines)
-        self.lines += lines
+        self.next_number += len(events)
+        self.lines += events
         self.ranges.append((first_ms, last_ms))
 
     @property
@@ -66,7 +67,7 @@ def test_a_result_keeps_the_keys_that_consumers_know(queue: Numbers, envelope: E
     assert queue.events == [
         {
             "kind": "result",
-            "event_id": "edge-001/000003/000000000041",
+            "event_id": "edge-001/0000000000003/000000000041",
             "device_id": "edge-001",
             "timestamp": 1_767_225_600_000,
             "time_source": "synchronized",
@@ -113,7 +114,7 @@ def test_every_kind_of_event_fits_the_committed_schema(queue: Numbers, envelope:
     assert [each["kind"] for each in queue.events] == ["result", "alarm", "model", "model", "health", "loss"]
     assert queue.events[1]["action"] == "stop-the-line"
     assert "device_labels" not in queue.events[-1]
-    assert queue.events[-1]["event_id"] == "edge-002/000003/000000000099"
+    assert queue.events[-1]["event_id"] == "edge-002/0000000000003/000000000099"
     with pytest.raises(jsonschema.ValidationError):
         validator.validate(queue.events[0] | {"confidence": "high"})
 

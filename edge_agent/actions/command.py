@@ -1,0 +1,224 @@
+"""Runs one program of the operator's so that whatever it does stays its own affair.
+
+- Its input is a file in memory: a program that does not read it, or stops half-way, disturbs nobody.
+- Of its output only the end is kept.
+- It leads a process group of its own, so that the time limit reaches what it has started too. A process that it
+  leaves behind when it ends in time, or that has moved to a session of its own, stays.
+- Starting and waiting happen in threads, for either may take as long as a worn SD card likes.
+"""
+
+import asyncio
+import concurrent.futures
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+_OUTPUT_LINES = 20
+_OUTPUT_BYTES = 4096
+_READ_BYTES = 65536
+# A pipe holds 64 KiB unless somebody has made it larger; more after the end comes from a process left behind.
+_READS_AFTER_END = 4
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run went.
+
+    `problem` and `advice` are for a person, and empty when all went well. `output` is the end of what the program
+    printed. `seconds` is how long it ran.
+    """
+
+    problem: str
+    advice: str
+    output: str
+    seconds: float
+
+
+class Command:
+    """One run of a program. Await `run` once; `signal` may be called at any time."""
+
+    def __init__(
+        self, argv: Sequence[str], *, stdin: bytes, environ: Mapping[str, str], timeout: float, grace: float
+    ) -> None:
+        """`timeout` and `grace` are in seconds: from the start to SIGTERM, and from there to SIGKILL."""
+        self._argv = argv
+        self._stdin = stdin
+        self._environ = environ
+        self._timeout = timeout
+        self._grace = grace
+        self._process: subprocess.Popen[bytes] | None = None
+        self._early_signal: signal.Signals | None = None
+
+    async def run(self) -> Outcome:
+        """Start the program and wait until it has ended, or was ended for running too long."""
+        started = time.monotonic()
+        try:
+            process = self._process = await _in_thread(self._start)
+        except (OSError, ValueError) as error:
+            failure = error
+            reason = await _in_thread(lambda: _why_not_started(failure, self._argv[0], self._environ))
+            return Outcome(*reason, output="", seconds=0.0)
+        if self._early_signal:
+            self.signal(self._early_signal)
+        assert process.stdout is not None  # noqa: S101 - for mypy: _start asks for a pipe
+        with process.stdout as pipe:
+            tail = _Tail(pipe.fileno())
+            try:
+                late = await self._wait(process.pid)
+            finally:
+                if process.poll() is None:  # cancelled, or no thread to be had
+                    self.signal(signal.SIGKILL)
+                tail.close()
+        verdict = _too_late(self._timeout) if late else _verdict(process.returncode)
+        return Outcome(*verdict, output=tail.text(), seconds=time.monotonic() - started)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the program and all it has started; one that comes before the start is kept for it."""
+        if self._process is None:
+            self._early_signal = number
+        elif self._process.returncode is None:  # not reaped yet, so the number is still this group's
+            try:
+                os.killpg(self._process.pid, number)
+            except PermissionError:
+                log.warning(
+                    "an action runs as another user and cannot be ended",
+                    program=self._argv[0],
+                    pid=self._process.pid,
+                    advice="give it a time limit of its own, for instance with timeout(1)",
+                )
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with os.fdopen(os.memfd_create("event"), "w+b") as stdin:
+            stdin.write(self._stdin)
+            stdin.seek(0)
+            return subprocess.Popen(
+                self._argv,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=self._environ,
+                start_new_session=True,
+            )
+
+    async def _wait(self, pid: int) -> bool:
+        """Whether the program had to be ended for running too long."""
+        ended = _in_thread(lambda: _wait_without_reaping(pid))
+        if await _within(self._timeout, ended):
+            return False
+        self.signal(signal.SIGTERM)
+        await _within(self._grace, ended)
+        # Also when the program itself has ended: what it had started may have ignored the first signal.
+        self.signal(signal.SIGKILL)
+        await ended
+        return True
+
+
+class _Tail:
+    """Reads a pipe as it fills and keeps the end."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._kept = b""
+        os.set_blocking(fd, False)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(fd, self._read)
+
+    def close(self) -> None:
+        for _ in range(_READS_AFTER_END):
+            if not self._read():
+                break
+        self._loop.remove_reader(self._fd)
+
+    def text(self) -> str:
+        lines = self._kept.decode(errors="backslashreplace").splitlines()
+        return "\n".join(lines[-_OUTPUT_LINES:])
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._fd, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(self._fd)
+        self._kept = (self._kept + data)[-_OUTPUT_BYTES:]
+        return bool(data)
+
+
+def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    # Daemon threads, not an executor's: a program that even SIGKILL cannot end must not hold up the agent's end.
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    outcome.set_running_or_notify_cancel()
+
+    def body() -> None:
+        try:
+            outcome.set_result(work())
+        except Exception as error:  # noqa: BLE001 - it is raised where the future is awaited
+            outcome.set_exception(error)
+
+    threading.Thread(target=body, name="action", daemon=True).start()
+    return asyncio.wrap_future(outcome)
+
+
+def _wait_without_reaping(pid: int) -> None:
+    # Until the event loop reaps it the number cannot pass to another process, which a signal would then hit.
+    with suppress(ChildProcessError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+async def _within(seconds: float, future: asyncio.Future[None]) -> bool:
+    done, _ = await asyncio.wait({future}, timeout=seconds)
+    return bool(done)
+
+
+def _too_late(timeout: float) -> tuple[str, str]:
+    return (
+        f"it did not end within {timeout:g} s and was ended",
+        "make it faster, have it do long work in the background, or raise its timeout",
+    )
+
+
+def _verdict(status: int) -> tuple[str, str]:
+    """Problem and advice for the return code of a `Popen`."""
+    if status == 0:
+        return "", ""
+    advice = "see its output; try it by hand with an event as its input"
+    if status > 0:
+        return f"it ended with exit status {status}", advice
+    return f"it was ended by signal {-status} ({signal.strsignal(-status)})", advice
+
+
+def _why_not_started(error: OSError | ValueError, program: str, environ: Mapping[str, str]) -> tuple[str, str]:
+    """Problem and advice; looks at the file system."""
+    match error:
+        case FileNotFoundError() if shutil.which(program, path=environ.get("PATH")):
+            return (
+                "the interpreter named in its first line does not exist",
+                "correct the line that starts with #!; a file written on Windows ends it with a stray character",
+            )
+        case FileNotFoundError() | NotADirectoryError():
+            return "there is no such program", "install it, or correct the path in run"
+        case PermissionError():
+            return (
+                "it may not be run",
+                "make it executable (chmod a+rx), also its directories; its file system must not be noexec",
+            )
+        case OSError(errno=errno.ENOEXEC):
+            return (
+                "it is no program for this machine",
+                f"a script needs a first line such as #!/bin/sh; a binary must be made for {os.uname().machine}",
+            )
+        case _:
+            return str(error), "the system could not start a process; look at memory, TasksMax and open files"

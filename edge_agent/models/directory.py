@@ -1,0 +1,98 @@
+"""Models from a path: a folder on the device, a USB stick, a network share.
+
+Beside `model.tflite` there may be `model.tflite.json`: `{"version": "v1.3", "accuracy": 0.94, "labels": […]}`.
+Without a version the content names itself: `sha256-` and the first 12 hexadecimal digits.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from pathlib import Path
+
+from edge_agent.models.releases import RemoteObject, as_facts, describe
+from edge_agent.models.stores import StoreNeedsPerson, StoreUnavailable, write_all
+
+_CHUNK = 1 << 18
+_SIDECAR_LIMIT = 1 << 20
+
+
+class FileStore:
+    """The model file at `path`, which others may replace at any moment."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._url = path.absolute().as_uri()
+        self._hashed = ("", "")
+
+    def stat(self) -> RemoteObject:
+        """Read the sidecar, and the file too if it changed since the last call."""
+        try:
+            status = self._path.stat()
+            checksum = self._checksum(status)
+            facts = self._sidecar()
+        except OSError as error:
+            raise self._explained(error) from error
+        if not facts.get("version", "").strip():
+            facts["version"] = f"sha256-{checksum[len('sha256:') :][:12]}"
+        return describe(self._url, facts, generation=_generation(status), size=status.st_size, checksum=checksum)
+
+    def fetch(self, remote: RemoteObject, destination: Path, stop: threading.Event) -> None:
+        """Copy the file and compare what was copied with what `stat` saw."""
+        try:
+            with self._path.open("rb") as source:
+                digest = _copy(source.fileno(), destination, stop)
+                status = self._path.stat()
+        except OSError as error:
+            raise self._explained(error) from error
+        if (digest, _generation(status)) != (remote.checksum, remote.generation):
+            raise StoreUnavailable(f"{self._path} changed while it was being copied")
+
+    def _checksum(self, status: os.stat_result) -> str:
+        """SHA-256 of the file, read again only after a change."""
+        generation = _generation(status)
+        if self._hashed[0] != generation:
+            with self._path.open("rb") as source:
+                checksum = f"sha256:{hashlib.file_digest(source, 'sha256').hexdigest()}"
+            if _generation(self._path.stat()) != generation:
+                raise StoreUnavailable(f"{self._path} changed while it was being read")
+            self._hashed = (generation, checksum)
+        return self._hashed[1]
+
+    def _sidecar(self) -> dict[str, str]:
+        sidecar = self._path.with_name(f"{self._path.name}.json")
+        try:
+            with sidecar.open("rb") as file:
+                return as_facts(json.loads(file.read(_SIDECAR_LIMIT)))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise StoreNeedsPerson(
+                f"{sidecar} cannot be read: {error}",
+                'write it as {"version": "v1.3"}, or remove it',
+            ) from error
+
+    def _explained(self, error: OSError) -> Exception:
+        where = error.filename or self._path
+        if isinstance(error, FileNotFoundError):
+            return StoreNeedsPerson(f"there is no file {where}", "put the model there, or correct [model].url")
+        if isinstance(error, PermissionError):
+            return StoreNeedsPerson(f"{where} may not be read", "give the agent's user the right to read it")
+        if isinstance(error, IsADirectoryError):
+            return StoreNeedsPerson(f"{where} is a folder", "let [model].url name the model file itself")
+        return StoreUnavailable(f"{where} cannot be read: {error.strerror}")
+
+
+def _generation(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _copy(source: int, destination: Path, stop: threading.Event) -> str:
+    digest = hashlib.sha256()
+    with destination.open("wb", buffering=0) as target:
+        while chunk := os.read(source, _CHUNK):
+            if stop.is_set():
+                raise StoreUnavailable("the copy was stopped")
+            digest.update(chunk)
+            write_all(target, chunk)
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,140 @@
+"""Models from Google Cloud Storage, the only module that knows its client library.
+
+The library is imported at the first call: it takes 0.3 s and 48 MiB, which nobody pays who uses a file. Its
+own retries are off, since each would hide up to two minutes: the roll-out tries again, where it can be seen.
+`STORAGE_EMULATOR_HOST` is honoured; otherwise Application Default Credentials are used.
+"""
+
+import base64
+import os
+import threading
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from edge_agent.models.releases import RemoteObject, describe
+from edge_agent.models.stores import PORTAL, FetchFailed, StoreError, StoreNeedsPerson, StoreUnavailable, write_all
+
+TIMEOUT = (10.0, 20.0)
+"""Seconds to connect, and to wait for the next bytes."""
+
+
+class GcsStore:
+    """The object `name` in `bucket`."""
+
+    def __init__(self, bucket: str, name: str, *, timeout: tuple[float, float] = TIMEOUT) -> None:
+        self.url = f"gs://{bucket}/{name}"
+        self._bucket = bucket
+        self._name = name
+        self._timeout = timeout
+        self._client: Any = None
+
+    def stat(self) -> RemoteObject:
+        """Read the object's metadata."""
+        try:
+            blob = self._blob()
+            blob.reload(timeout=self._timeout, retry=None)
+            return self._described(blob)
+        except Exception as error:
+            raise self._failed(error) from error
+        finally:
+            self._hang_up()
+
+    def fetch(self, remote: RemoteObject, destination: Path, stop: threading.Event) -> None:
+        """Download just the generation of `remote`."""
+        try:
+            with destination.open("wb", buffering=0) as file:
+                sink = _Sink(file, remote, stop)
+                self._download(remote, sink)
+                sink.check()
+        except Exception as error:
+            raise self._failed(error, fetching=True) from error
+        finally:
+            self._hang_up()
+
+    def _download(self, remote: RemoteObject, sink: "_Sink") -> None:
+        blob = self._blob(generation=int(remote.generation))
+        # Raw and without the library's checksum: it would compare with what this answer says of itself.
+        blob.download_to_file(sink, raw_download=True, checksum=None, timeout=self._timeout, retry=None)
+
+    def _blob(self, generation: int | None = None) -> Any:
+        if self._client is None:
+            self._client = _connect()
+        return self._client.bucket(self._bucket).blob(self._name, generation=generation)
+
+    def _described(self, blob: Any) -> RemoteObject:
+        if blob.generation is None or blob.size is None or not blob.crc32c:
+            raise StoreUnavailable(f"{self.url}: the answer is not the metadata of an object")
+        if blob.content_encoding:
+            raise StoreNeedsPerson(
+                f"{self.url} is stored with Content-Encoding {blob.content_encoding}",
+                "upload it again without compression (gsutil cp without -z, -Z, -j and -J)",
+            )
+        return describe(
+            self.url,
+            blob.metadata or {},
+            generation=str(blob.generation),
+            size=blob.size,
+            checksum=f"crc32c:{blob.crc32c}",
+        )
+
+    def _failed(self, error: Exception, *, fetching: bool = False) -> Exception:
+        if isinstance(error, StoreError):
+            return error
+        from edge_agent.models.gcs_errors import explain  # noqa: PLC0415  # heavy, and seldom needed
+
+        explained = explain(error, self.url, fetching=fetching)
+        if isinstance(explained, StoreNeedsPerson):
+            self._client = None  # credentials are read anew once somebody has put them right
+        return explained
+
+    def _hang_up(self) -> None:
+        """An idle connection would not live until the next poll anyway."""
+        if self._client is not None:
+            self._client.close()
+
+
+def _connect() -> Any:
+    from google.cloud.storage import Client  # noqa: PLC0415  # see the module's docstring
+
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
+    if emulator and "://" not in emulator:  # as other Google clients want it; this one wants a scheme
+        return Client(project=None, client_options={"api_endpoint": f"http://{emulator}"})
+    return Client(project=None)
+
+
+class _Sink:
+    """The file that a download is written to; it keeps count and checksum of what was written."""
+
+    def __init__(self, file: FileIO, remote: RemoteObject, stop: threading.Event) -> None:
+        self._file = file
+        self._remote = remote
+        self._stop = stop
+        self._checksum = google_crc32c.Checksum()
+        self._written = 0
+        self._start = b""
+
+    def write(self, data: bytes) -> int:
+        if self._stop.is_set():
+            raise StoreUnavailable(f"{self._remote.url}: the download was stopped")
+        self._start = self._start or data[:64]
+        self._written += len(data)
+        if self._written > self._remote.size:
+            raise self._mismatch("more bytes than announced")
+        self._checksum.update(data)
+        write_all(self._file, data)
+        return len(data)
+
+    def check(self) -> None:
+        if self._written != self._remote.size:
+            raise self._mismatch(f"{self._written} bytes instead of {self._remote.size}")
+        found = f"crc32c:{base64.b64encode(self._checksum.digest()).decode()}"
+        if found != self._remote.checksum:
+            raise self._mismatch(f"checksum {found} instead of {self._remote.checksum}")
+
+    def _mismatch(self, what: str) -> StoreError:
+        if self._start.lstrip()[:1] == b"<":
+            return StoreUnavailable(f"{self._remote.url}: {PORTAL}")
+        return FetchFailed(f"{self._remote.url}: the download came with {what}; it was thrown away")

@@ -1,0 +1,110 @@
+"""What went wrong with Google Cloud Storage, in one line for the person who must act.
+
+The texts hold no addresses, ports or request numbers: the same trouble gives the same text at every try, so
+that it is logged once. Imported only after a failure, as the libraries behind it are heavy.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+import requests
+import urllib3.exceptions
+from google.api_core import exceptions as api
+from google.auth import exceptions as auth
+
+from edge_agent.models.releases import clean_version
+from edge_agent.models.stores import PORTAL, StoreError, StoreNeedsPerson, StoreUnavailable
+
+_GIVE_KEY = "let GOOGLE_APPLICATION_CREDENTIALS name the key file of a service account that may read the bucket"
+_REFUSALS = {
+    HTTPStatus.UNAUTHORIZED: ("the credentials are not accepted", _GIVE_KEY),
+    HTTPStatus.FORBIDDEN: (
+        "the credentials of this device do not give the right to read it",
+        "grant roles/storage.objectViewer on the bucket to the device's service account",
+    ),
+    HTTPStatus.NOT_FOUND: ("there is no such object", "upload the model there, or correct [model].url"),
+}
+_TRY_AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+_NETWORK_REASONS: list[tuple[tuple[type[BaseException], ...], str]] = [
+    ((urllib3.exceptions.NameResolutionError, socket.gaierror), "the host name cannot be resolved"),
+    ((urllib3.exceptions.ConnectTimeoutError,), "no connection in time"),
+    ((urllib3.exceptions.TimeoutError, TimeoutError), "no data in time"),
+    ((urllib3.exceptions.IncompleteRead, http.client.HTTPException), "the connection broke off"),
+]
+
+
+def explain(error: Exception, url: str, *, fetching: bool) -> StoreError:
+    """Turn whatever the client library raised into one of the three ways a store fails."""
+    match error:
+        case api.GoogleAPICallError():
+            return _explain_status(error, url, fetching=fetching)
+        case auth.GoogleAuthError():
+            return _explain_auth(error, url)
+        case requests.exceptions.JSONDecodeError():
+            return StoreUnavailable(f"{url}: {PORTAL}")
+        case ssl.SSLError():
+            return StoreUnavailable(f"{url}: {_network_reason(error)}")
+        case ValueError():
+            return StoreNeedsPerson(f"{url} cannot be asked for: {error}", "correct [model].url")
+    return StoreUnavailable(f"{url}: {_network_reason(error)}")
+
+
+def _explain_status(error: api.GoogleAPICallError, url: str, *, fetching: bool) -> StoreError:
+    status, said = HTTPStatus(error.code or HTTPStatus.BAD_GATEWAY), _said(error.response)
+    answer = f"{status.value}: {said or status.phrase}"
+    if status in _TRY_AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return StoreUnavailable(f"{url}: the server answers {answer}")
+    if said.startswith("<"):
+        return StoreUnavailable(f"{url}: {PORTAL}")
+    if status == HTTPStatus.PRECONDITION_FAILED or (status == HTTPStatus.NOT_FOUND and fetching):
+        return StoreUnavailable(f"{url} was replaced while it was being fetched")
+    refusal, what_to_do = _REFUSALS.get(status, ("the server refuses the request", "check [model].url"))
+    return StoreNeedsPerson(f"{url}: {refusal} ({answer})", what_to_do)
+
+
+def _said(response: Any) -> str:
+    """The server's own words, one line of them at most."""
+    text = response.text.strip() if response is not None else ""
+    with contextlib.suppress(ValueError, LookupError, TypeError):  # not the API's JSON: take the text itself
+        text = json.loads(text)["error"]["message"]
+    return clean_version(str(text))
+
+
+def _explain_auth(error: auth.GoogleAuthError, url: str) -> StoreError:
+    said = clean_version(str(error.args[0]) if error.args else "")
+    if isinstance(error, auth.DefaultCredentialsError):
+        return StoreNeedsPerson(f"{url}: there are no usable Google credentials: {said}", _GIVE_KEY)
+    if not isinstance(error, auth.RefreshError) or error.retryable:
+        return StoreUnavailable(f"{url}: no access token: {_network_reason(error)}")
+    # What Google's token service says to a device that believes it is 1970.
+    if " iat " in str(error) or "timeframe" in str(error):
+        return StoreUnavailable(f"{url}: no access token, as the clock of this device is wrong")
+    return StoreNeedsPerson(f"{url}: Google refuses the credentials: {said}", _GIVE_KEY)
+
+
+def _network_reason(error: BaseException) -> str:
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"the server's certificate is not valid ({cause.verify_message}): check clock and proxy"
+        for types, reason in _NETWORK_REASONS:
+            if isinstance(cause, types):
+                return reason
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno).lower()
+    return f"the request failed ({type(causes[0]).__name__}: {clean_version(str(causes[0]))})"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in an exception, innermost first; requests and urllib3 nest them in `args`, `reason`."""
+    for cause in (error.__cause__, *error.args, getattr(error, "reason", None)):
+        if isinstance(cause, BaseException):
+            yield from _causes(cause)
+    yield error

@@ -1,0 +1,334 @@
+"""How a new model takes over: ask the store, fetch, let the worker try it beside the old one, and only then commit.
+
+The loop goes round once per poll, and sooner after a failure (backoff with jitter). Nothing a store or a worker says
+ends it. A store's calls run in a daemon thread, so that neither the event loop nor the end of the process waits for
+a network that hangs. What is worth a line in the log is logged when it changes, not at every try.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Literal, Protocol
+
+import msgspec
+import structlog
+
+from edge_agent.models.calls import Calls
+from edge_agent.models.releases import Release, RemoteObject
+from edge_agent.models.slots import Slots
+from edge_agent.models.stores import Store, StoreError, StoreNeedsPerson
+from edge_agent.records import LoadReport, ModelFile
+
+FIRST_BACKOFF = 5.0
+LONGEST_LOAD_BACKOFF = 300.0
+STAT_LIMIT = 60.0
+"""Seconds; more than all timeouts of one request together."""
+FETCH_LIMIT = 60.0
+SLOWEST_DOWNLOAD = 2_000
+"""Bytes per second. A download may take `FETCH_LIMIT` and its size at this rate."""
+STOP_LIMIT = 1.0
+
+_log = structlog.get_logger()
+
+
+class Loader(Protocol):
+    """Whoever runs models: the supervisor of the worker."""
+
+    async def load(self, model: ModelFile) -> LoadReport:
+        """Build and warm `model` beside the one in use, and switch to it if that went well."""
+
+
+class RolloutChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A release was taken into use, or refused for good, instead of `previous`."""
+
+    state: Literal["committed", "rejected"]
+    release: Release
+    previous: Release | None
+    report: LoadReport
+
+
+class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """For people. `version` runs, `waiting` is to be tried; `next_poll` is in seconds from now."""
+
+    state: Literal["no model", "waiting for the worker", "running", "stopped"]
+    version: str | None
+    waiting: str | None
+    last_poll: str
+    failures: int
+    next_poll: float | None
+    rejected: str | None
+
+
+class Rollout:
+    """Keeps the worker on the version that the store offers.
+
+    `poll_interval` is in seconds. `on_change` is called in the event loop. `sleep`, `clock` (seconds) and `jitter`
+    (0 to 1) stand for time and chance.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        store: Store,
+        loader: Loader,
+        *,
+        model_name: str,
+        poll_interval: float,
+        on_change: Callable[[RolloutChange], None],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._slots = slots
+        self._store = store
+        self._loader = loader
+        self._model_name = model_name
+        self._poll_interval = poll_interval
+        self._on_change = on_change
+        self._sleep = sleep
+        self._clock = clock
+        self._jitter = jitter
+        self._running: Release | None = None
+        self._uncommitted: RolloutChange | None = None
+        self._offered: str | None = None
+        self._refused: set[str] = set()
+        self._poll_failures = 0
+        self._load_failures = 0
+        self._last_poll = "not asked yet"
+        self._last_wait = ""
+        self._next_poll: float | None = None
+        self._wake = asyncio.Event()
+        self._calls = Calls()
+        self._work: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    @property
+    def running(self) -> Release | None:
+        """The release that the worker accepted last."""
+        return self._running
+
+    @property
+    def status(self) -> RolloutStatus:
+        """What goes on, for people."""
+        candidate, rejected = self._slots.candidate, self._slots.last_rejected
+        return RolloutStatus(
+            state=self._state(),
+            version=self._running.version if self._running else None,
+            waiting=candidate.version if candidate else None,
+            last_poll=self._last_poll,
+            failures=self._poll_failures,
+            next_poll=None if self._next_poll is None else max(0.0, self._next_poll - self._clock()),
+            rejected=f"{rejected.version}: {rejected.reason}" if rejected else None,
+        )
+
+    async def start(self) -> None:
+        """Open the slots and load the committed release, or the previous one if that can never work.
+
+        Tries once; `run` goes on trying. Raises `OSError` if the state directory cannot be used.
+        """
+        await self._calls.run(lambda _: self._slots.open())
+        await self._load()
+
+    async def run(self) -> None:
+        """Poll until `stop`, the first time at once."""
+        self._work = asyncio.create_task(self._loop(), name="model-rollout")
+        try:
+            await asyncio.wait({self._work})
+        finally:
+            await self.stop()
+        if self._work.done() and not self._work.cancelled():
+            self._work.result()
+
+    def poll_now(self) -> None:
+        """Ask the store now rather than at the next poll."""
+        self._wake.set()
+
+    def configure(self, *, poll_interval: float) -> None:
+        """Take another interval (seconds), beginning with a poll now."""
+        if poll_interval != self._poll_interval:
+            self._poll_interval = poll_interval
+            self.poll_now()
+
+    async def stop(self) -> None:
+        """End `run` within a second, even if the network hangs. A half-finished download is thrown away."""
+        self._stopped = True
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.wait({self._work}, timeout=STOP_LIMIT)
+
+    def _state(self) -> Literal["no model", "waiting for the worker", "running", "stopped"]:
+        if self._stopped:
+            return "stopped"
+        if self._running is not None:
+            return "running"
+        return "waiting for the worker" if self._load_failures else "no model"
+
+    async def _loop(self) -> None:
+        while not self._stopped:
+            self._wake.clear()
+            await self._round()
+            await self._pause(self._delay())
+
+    async def _round(self) -> None:
+        try:
+            await self._commit()
+            if self._running is None:
+                await self._load()
+            await self._poll()
+            await self._load()
+        except StoreError as error:
+            self._failed(error, needs_person=isinstance(error, StoreNeedsPerson))
+        except Exception as error:  # noqa: BLE001  # a full disk, say: the running model goes on, status says why
+            self._failed(error, needs_person=True)
+
+    def _delay(self) -> float:
+        delays = [self._poll_interval]
+        if self._poll_failures:
+            delays.append(_backoff(self._poll_failures))
+        if self._load_failures:
+            delays.append(min(_backoff(self._load_failures), LONGEST_LOAD_BACKOFF))
+        return min(delays) * (0.9 + 0.2 * self._jitter())
+
+    async def _pause(self, delay: float) -> None:
+        self._next_poll = self._clock() + delay
+        timer = asyncio.ensure_future(self._sleep(delay))
+        wake = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait({timer, wake}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            wake.cancel()
+
+    async def _poll(self) -> None:
+        """Find out what the store offers, and have it on disk. Raises `StoreError` or `OSError`."""
+        remote = await self._calls.run(lambda _: self._store.stat(), limit=STAT_LIMIT)
+        rejection = self._slots.rejection(remote)
+        if rejection is not None:
+            await self._withdraw()
+            again = "upload it again to have it tried again"
+            self._found("warning", f"{remote.version} was rejected: {rejection.reason}; {again}")
+        elif self._is_new(remote):
+            await self._fetch(remote)
+            self._offered = remote.id
+            self._found("info", f"{remote.version} is offered")
+        else:
+            await self._withdraw()
+            self._found(*self._nothing_new(remote))
+
+    def _is_new(self, remote: RemoteObject) -> bool:
+        """Whether it has another version, or takes the place of a committed one that does not work."""
+        committed = self._slots.committed
+        if committed is None or remote.version != committed.version:
+            return True
+        return committed.id in self._refused and remote.checksum != committed.checksum
+
+    def _nothing_new(self, remote: RemoteObject) -> tuple[Literal["info", "warning"], str]:
+        committed = self._slots.committed
+        if committed is not None and committed.id in self._refused:
+            return "warning", f"{remote.version} is all there is, and the worker refuses it"
+        if committed is None or committed.checksum == remote.checksum:
+            return "info", f"{remote.version} is the newest"
+        return "warning", (
+            f"the object changed but its version is still {remote.version}, so it is not fetched:"
+            " give each upload a version of its own (x-goog-meta-version)"
+        )
+
+    async def _withdraw(self) -> None:
+        """The store offers nothing to try; what waited for the worker is not wanted any more."""
+        self._offered = None
+        await self._calls.run(lambda _: self._slots.discard_candidate())
+
+    async def _fetch(self, remote: RemoteObject) -> None:
+        if await self._calls.run(lambda _: self._slots.stored(remote)):
+            return
+        for remark in remote.remarks:
+            _log.warning("model metadata not understood", url=remote.url, version=remote.version, remark=remark)
+        _log.info("fetching a model", url=remote.url, version=remote.version, bytes=remote.size)
+        path = await self._calls.run(lambda _: self._slots.begin(remote))
+        await self._calls.run(
+            lambda stop: self._store.fetch(remote, path, stop),
+            limit=FETCH_LIMIT + remote.size / SLOWEST_DOWNLOAD,
+        )
+        await self._calls.run(lambda _: self._slots.finish(remote, path))
+
+    def _found(self, level: Literal["info", "warning"], what: str) -> None:
+        self._poll_failures = 0
+        if what != self._last_poll:
+            getattr(_log, level)("asked the model store", found=what)
+        self._last_poll = what
+
+    def _failed(self, error: Exception, *, needs_person: bool) -> None:
+        self._poll_failures += 1
+        what = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+        if what != self._last_poll:
+            log = _log.error if needs_person else _log.warning
+            log("no new model can be had", reason=what, goes_on_with=self._running and self._running.version)
+        self._last_poll = what
+
+    async def _load(self) -> None:
+        """Have the worker take the best release it is not running yet."""
+        waits = False
+        for release in self._choices():
+            report = await self._loader.load(self._model_file(release))
+            if report.accepted:
+                await self._take(release, report)
+                break
+            if report.permanent:
+                await self._refuse(release, report)
+                continue
+            self._wait_for_worker(release, report)
+            waits = True
+            if release == self._slots.committed:
+                break  # bad luck of the moment is no reason to run an old model
+        self._load_failures = self._load_failures + 1 if waits else 0
+
+    def _choices(self) -> list[Release]:
+        candidate = self._slots.candidate
+        choices = [candidate if candidate is not None and candidate.id == self._offered else None]
+        if self._running is None:
+            choices += [self._slots.committed, self._slots.previous]
+        return [one for one in choices if one is not None and one != self._running and one.id not in self._refused]
+
+    def _model_file(self, release: Release) -> ModelFile:
+        path = str(self._slots.path(release))
+        return ModelFile(path=path, name=self._model_name, version=release.version, labels=release.labels)
+
+    async def _take(self, release: Release, report: LoadReport) -> None:
+        change = RolloutChange(state="committed", release=release, previous=self._running, report=report)
+        self._running, self._last_wait = release, ""
+        if release == self._slots.committed or release != self._slots.candidate:
+            _log.info("model in use", version=release.version, accelerator=report.accelerator)
+        else:
+            self._uncommitted = change
+            await self._commit()
+
+    async def _commit(self) -> None:
+        """Write down that the running release is the one to start with; raises `OSError`, and is then done later."""
+        change = self._uncommitted
+        if change is None:
+            return
+        previous = change.previous or self._slots.committed
+        await self._calls.run(lambda _: self._slots.commit(change.release, previous=previous))
+        self._uncommitted = None
+        _log.info("model committed", version=change.release.version, previous=previous and previous.version)
+        self._on_change(change)
+
+    async def _refuse(self, release: Release, report: LoadReport) -> None:
+        """A candidate is rejected on disk; one that worked before only until the next start, after a repair perhaps."""
+        if release == self._slots.candidate:
+            await self._calls.run(lambda _: self._slots.reject(release, report.reason))
+        else:
+            self._refused.add(release.id)
+        _log.error("model rejected", version=release.version, reason=report.reason)
+        change = RolloutChange(state="rejected", release=release, previous=self._running, report=report)
+        self._on_change(change)
+
+    def _wait_for_worker(self, release: Release, report: LoadReport) -> None:
+        if report.reason != self._last_wait:
+            _log.warning("model waits for the worker", version=release.version, reason=report.reason)
+        self._last_wait = report.reason
+
+
+def _backoff(failures: int) -> float:
+    return float(FIRST_BACKOFF * 2 ** min(failures - 1, 20))

@@ -1,0 +1,77 @@
+"""Where models come from: two blocking calls, and three ways in which they fail.
+
+Both calls may take as long as a bad network makes them, so they run in a thread that nobody has to wait for.
+"""
+
+import threading
+from io import FileIO
+from pathlib import Path
+from typing import Protocol
+
+from edge_agent.models.releases import RemoteObject
+
+PORTAL = "a web page came instead of the object: a captive portal or proxy is between this device and Google"
+
+
+class StoreError(Exception):
+    """The store gave no model. `reason` says what happened and where, in the same words at every try."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class StoreUnavailable(StoreError):  # states of the store rather than mistakes
+    """No answer now; a later try may well succeed."""
+
+
+class FetchFailed(StoreError):
+    """Bytes came, but not those that were announced."""
+
+
+class StoreNeedsPerson(StoreError):
+    """It stays like this until somebody does `what_to_do`."""
+
+    def __init__(self, reason: str, what_to_do: str) -> None:
+        super().__init__(reason)
+        self.what_to_do = what_to_do
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.what_to_do}"
+
+
+class Store(Protocol):
+    """One object at one URL."""
+
+    def stat(self) -> RemoteObject:
+        """Say which upload is there now. Raises `StoreError`."""
+
+    def fetch(self, remote: RemoteObject, destination: Path, stop: threading.Event) -> None:
+        """Write the bytes of `remote` to `destination`, checked against its size and checksum.
+
+        Raises `StoreError`; `destination` then holds anything. Ends early, with `StoreUnavailable`, soon
+        after `stop` was set.
+        """
+
+
+def write_all(file: FileIO, data: bytes) -> None:
+    """Write to an unbuffered file, so that a full disk shows here and not when the file is closed."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        raise FetchFailed(f"cannot write {file.name}: {error.strerror}") from error
+
+
+def open_store(scheme: str, bucket: str, path: str) -> Store:
+    """The store behind a `[model].url`: scheme `gs` with bucket and object name, or `file` with a path."""
+    # Here, not above: both modules raise this module's errors.
+    from edge_agent.models.directory import FileStore  # noqa: PLC0415
+    from edge_agent.models.gcs import GcsStore  # noqa: PLC0415
+
+    if scheme == "gs":
+        return GcsStore(bucket, path)
+    if scheme == "file":
+        return FileStore(Path(path))
+    raise ValueError(f"no model can be fetched from {scheme}://: use gs://bucket/object or file:///path")

@@ -1,0 +1,70 @@
+"""From the file and the environment to `Settings`, or to the list of all faults."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from edge_agent.settings.document import Document, read
+from edge_agent.settings.faults import Fault, SettingsError, explain, nearest, unknown
+from edge_agent.settings.lines import KeyPath
+from edge_agent.settings.schema import Settings, tables
+
+
+def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read and check the settings; only the options of the source's plugin are left unchecked.
+
+    Raises SettingsError with all faults at once.
+    """
+    return check(read(path, environ))
+
+
+def check(document: Document) -> Settings:
+    """Return the settings of a document. Raises SettingsError with all faults at once."""
+    # A table that is missing is told by the keys that are missing in it.
+    required: dict[str, object] = {name: {} for name, field in Settings.model_fields.items() if field.is_required()}
+    values = {**required, **document.values}
+    faults = list(document.faults)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        faults += _faults(document, error.errors(include_url=False), values)
+    if faults:
+        raise SettingsError(faults)
+    return settings
+
+
+def _faults(document: Document, errors: list[ErrorDetails], values: Mapping[str, object]) -> list[Fault]:
+    ours = {"extra_forbidden": _unknown, "missing": _missing}
+    known = [(error["loc"], ours[error["type"]](document, error["loc"])) for error in errors if error["type"] in ours]
+    others = explain([error for error in errors if error["type"] not in ours], values, Settings)
+    return [document.fault(path, message) for path, message in known + others]
+
+
+def _unknown(document: Document, path: KeyPath) -> str:
+    name, table = str(path[-1]), _table(path[:-1])
+    is_table = isinstance(document.at(path), dict | list) and not table
+    homes = [_header(home) for home in tables() if name in _keys(home) and (*home, name) not in tables()]
+    if homes and not nearest(name, _keys(table)):
+        return f"unknown key here; it belongs in {' or '.join(homes)}"
+    return unknown(name, _keys(table), what="table" if is_table else "key")
+
+
+def _missing(_document: Document, path: KeyPath) -> str:
+    field = tables().get(_table(path[:-1]), Settings).model_fields[str(path[-1])]
+    text = field.description or ""
+    return f"is missing ({text[:1].lower()}{text[1:].rstrip('.')})"
+
+
+def _table(path: KeyPath) -> tuple[str, ...]:
+    return tuple(step for step in path if isinstance(step, str))
+
+
+def _keys(table: tuple[str, ...]) -> list[str]:
+    return list(tables().get(table, Settings).model_fields)
+
+
+def _header(table: tuple[str, ...]) -> str:
+    return f"[[{'.'.join(table)}]]" if table[0] == "actions" else f"[{'.'.join(table)}]"

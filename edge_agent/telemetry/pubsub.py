@@ -1,0 +1,266 @@
+"""Events as messages of a Google Cloud Pub/Sub topic; the only module that knows the client library.
+
+The library is imported at the first batch, in the sink's own thread: it takes 0.3 s on a PC, seconds on a small
+board, and 36 MiB. Of the library only the types and the transport are used. Its batching publisher keeps no
+bound offline on memory or threads, and its retries would hide for minutes what goes on; the disk queue and the
+sender do both.
+
+Access tokens are fetched in the sink's thread before each request rather than by gRPC, which would report a
+revoked key as "unavailable" and try for ever.
+
+`PUBSUB_EMULATOR_HOST` is honoured (no encryption, no credentials); otherwise Application Default Credentials are
+used, and read again after each failure that needs a person, so that a new key works without a restart.
+"""
+
+import asyncio
+import functools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import msgspec
+
+from edge_agent.telemetry.pubsub_errors import (
+    Target,
+    explain_credentials,
+    explain_missing,
+    explain_status,
+)
+from edge_agent.telemetry.sinks import DaemonThread, SinkError, SinkNeedsPerson, SinkUnavailable, post
+
+_ENDPOINT = "pubsub.googleapis.com:443"
+_PATIENCE = 8.0
+"""Seconds that an answer may take, not counting the upload. A hung server is thus left after 8 s, and the next try
+is not far."""
+_SLOWEST_UPLOAD = 16_000
+"""Bytes per second below which a link is given up as dead."""
+_LONGEST_DEADLINE = 60.0
+_TOKEN_TIMEOUT = 10.0
+_CLOSE_WITHIN = 0.8
+_LONGEST_ATTRIBUTE = 1024
+_OPTIONS = [
+    # From the return of the network to the connection: at most 4 s and a fifth of jitter.
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 4_000),
+    # One try to connect lasts this long. TCP repeats its SYN after 1, 3 and 7 s: no gap is longer than 4 s.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
+    # A connection that went dead unnoticed (NAT, mobile network) is replaced after 40 s at most.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 0),
+    # A new channel to a server does not wait because an old one has just failed.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+class PubSubSink:
+    """Publishes to one topic.
+
+    `emulator` is the host:port of an emulator, or empty. `patience` is how long an answer may take, in seconds,
+    not counting the upload.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        topic: str,
+        *,
+        emulator: str = "",
+        endpoint: str = _ENDPOINT,
+        patience: float = _PATIENCE,
+    ) -> None:
+        self._target = Target(project, topic)
+        self._emulator = emulator
+        self._endpoint = endpoint
+        self._patience = patience
+        self._thread = DaemonThread("pubsub")
+        self._connection: _Connection | None = None
+        self._closed = False
+
+    @property
+    def description(self) -> str:
+        """The topic as a URL."""
+        return str(self._target)
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        """Publish at most 1000 events and 9 MB in one request (Pub/Sub takes 10 MB). Raises SinkError."""
+        try:
+            call = await self._thread.run(self._start, events)
+            await self._finish(call)
+        except SinkNeedsPerson:
+            self._hang_up()
+            raise
+
+    async def close(self) -> None:
+        """Cancel requests in flight and close the connection."""
+        self._closed = True
+        self._hang_up()
+        await self._thread.close(_CLOSE_WITHIN)
+
+    def _start(self, events: Sequence[bytes]) -> "_Call":
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = _connect(self._target, self._emulator, self._endpoint)
+            self._target = replace(self._target, account=connection.account)
+            if self._closed:
+                self._hang_up()
+        return connection.publish(events, self._patience)
+
+    async def _finish(self, call: "_Call") -> None:
+        answered = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        call.add_done_callback(lambda _: post(loop, answered.set))
+        await answered.wait()
+        code = call.code().name
+        if code == "OK":
+            return
+        if self._closed:
+            raise SinkUnavailable("sending has ended")
+        raise explain_status(code, call.details() or "", self._target)
+
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.channel.close()
+
+
+class _Call(Protocol):
+    """What is used of a gRPC request in flight."""
+
+    def add_done_callback(self, callback: Callable[[Any], None], /) -> None: ...
+    def code(self) -> Any: ...
+    def details(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    """A channel, and how to send on it. `account` is the e-mail address of the credentials, or empty."""
+
+    channel: Any
+    stub: Callable[..., _Call]
+    encode: Callable[[Sequence[bytes]], Any]
+    authorize: Callable[[], list[tuple[str, str]]]
+    account: str
+
+    def publish(self, events: Sequence[bytes], patience: float) -> _Call:
+        """Start one request. Raises SinkError when there is no access token to be had."""
+        metadata = self.authorize()
+        request = self.encode(events)
+        deadline = min(_LONGEST_DEADLINE, patience + request.ByteSize() / _SLOWEST_UPLOAD)
+        return self.stub(request, timeout=deadline, metadata=metadata)
+
+
+def _connect(target: Target, emulator: str, endpoint: str) -> _Connection:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or it writes to stderr, past the log, what goes on in the network
+    import grpc  # noqa: PLC0415  # see the module's docstring
+    from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport  # noqa: PLC0415
+
+    topic = f"projects/{target.project}/topics/{target.topic}"
+    routing = [("x-goog-request-params", f"topic={quote(topic, safe='')}")]
+    if emulator:
+        channel = grpc.insecure_channel(emulator, options=_OPTIONS)
+        authorize, account = (lambda: routing), ""
+    else:
+        token_request = _token_request()
+        credentials = _find_credentials(target, token_request)
+        channel = grpc.secure_channel(endpoint, grpc.ssl_channel_credentials(), options=_OPTIONS)
+        authorize = functools.partial(_authorize, credentials, token_request, endpoint, routing, target)
+        account = getattr(credentials, "service_account_email", None) or ""
+    transport: Any = PublisherGrpcTransport(channel=channel)  # annotated as plain functions, in fact gRPC stubs
+    stub = transport.publish.future
+    return _Connection(channel, stub, _encoder(topic), authorize, account)
+
+
+def _find_credentials(target: Target, token_request: Any) -> Any:
+    import google.auth  # noqa: PLC0415
+    from google.auth.exceptions import GoogleAuthError, RefreshError, TransportError  # noqa: PLC0415
+    from google.oauth2 import service_account  # noqa: PLC0415
+    from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport  # noqa: PLC0415
+
+    try:
+        credentials, _ = google.auth.default(request=token_request, default_scopes=PublisherGrpcTransport.AUTH_SCOPES)
+    except (RefreshError, TransportError) as error:  # some kinds of credentials ask Google for the project at once
+        raise _no_token(error, target) from error
+    except (GoogleAuthError, OSError, ValueError) as error:
+        raise explain_missing(error, target) from error
+    if isinstance(credentials, service_account.Credentials):
+        # Signs its tokens itself: no token server that could be out of reach.
+        credentials = credentials.with_always_use_jwt_access(always_use_jwt_access=True)  # type: ignore[no-untyped-call]  # google-auth has no annotations there
+    return credentials
+
+
+def _token_request() -> Any:
+    from google.auth.transport.requests import Request  # noqa: PLC0415
+
+    return functools.partial(Request(), timeout=_TOKEN_TIMEOUT)
+
+
+def _authorize(
+    credentials: Any,
+    token_request: Callable[..., Any],
+    endpoint: str,
+    routing: list[tuple[str, str]],
+    target: Target,
+) -> list[tuple[str, str]]:
+    headers: dict[str, str] = {}
+    try:
+        credentials.before_request(token_request, "POST", f"https://{endpoint}/google.pubsub.v1.Publisher", headers)
+    except Exception as error:
+        raise _no_token(error, target) from error
+    return [*headers.items(), *routing]
+
+
+def _no_token(error: Exception, target: Target) -> SinkError:
+    from google.auth.exceptions import RefreshError, TransportError  # noqa: PLC0415
+
+    # Some credentials wrap a network failure into a RefreshError.
+    network = isinstance(error, TransportError) or isinstance(error.__cause__, TransportError)
+    refused = isinstance(error, RefreshError) and not error.retryable
+    return explain_credentials(error, target, retryable=network or not refused)
+
+
+class _Attributes(msgspec.Struct, frozen=True):
+    """The members of an event that subscriptions can filter by."""
+
+    device_id: str = ""
+    kind: str = ""
+    prediction: str = ""
+    model_version: str = ""
+
+
+def _encoder(topic: str) -> Callable[[Sequence[bytes]], Any]:
+    """Return what makes a request for `topic` of events.
+
+    Events of one device differ in few attributes, so these are put together once and copied as bytes: 1.9 us for
+    an event instead of 3.5 us.
+    """
+    from google.pubsub_v1.types import PublishRequest, PubsubMessage  # noqa: PLC0415
+
+    new_request = PublishRequest.pb()
+    new_message = PubsubMessage.pb()
+    decode = msgspec.json.Decoder(_Attributes).decode
+
+    @functools.lru_cache(maxsize=256)
+    def encoded(attributes: _Attributes) -> bytes:
+        present = {name: _cut(value) for name, value in msgspec.structs.asdict(attributes).items() if value}
+        return bytes(new_message(attributes=present).SerializeToString())
+
+    def encode(events: Sequence[bytes]) -> Any:
+        request = new_request(topic=topic)
+        add = request.messages.add
+        for event in events:
+            try:
+                attributes = decode(event)
+            except msgspec.DecodeError:  # attributes are a convenience: the event itself goes out as it is
+                attributes = _Attributes()
+            add(data=event).MergeFromString(encoded(attributes))
+        return request
+
+    return encode
+
+
+def _cut(value: str) -> str:
+    return value.encode()[:_LONGEST_ATTRIBUTE].decode(errors="ignore")

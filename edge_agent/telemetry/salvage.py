@@ -1,0 +1,138 @@
+"""What is done with a damaged database: set it aside, and read of it what can still be read.
+
+SQLite gives up at the first damaged page. So the groups are read by ranges of their key: a range that fails
+is cut in two until the damage is cornered. Whether a row is whole is not decided here: its CRC is.
+"""
+
+import contextlib
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from edge_agent.telemetry.groups import Row
+
+T = TypeVar("T")
+
+_KEPT = 2  # damaged files that are kept for a person to look at
+_MAX_PROBES = 100_000
+_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_SUFFIXES = ("-wal", "-shm", "")
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Tell a damaged file from one that cannot be read or written at the moment."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF in _CODES
+
+
+def damage(reason: str) -> sqlite3.DatabaseError:
+    """Return the error that SQLite would raise had it seen the damage itself."""
+    error = sqlite3.DatabaseError(reason)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    error.sqlite_errorname = "SQLITE_CORRUPT"
+    return error
+
+
+def new_file(path: Path) -> Path:
+    """Return where the successor of `path` is written; what an earlier try has left there is deleted."""
+    new = path.with_name(f"{path.stem}.new{path.suffix}")
+    _remove(new)
+    return new
+
+
+def replace(path: Path) -> None:
+    """Rename `path` to `queue.damaged-<n>.db` and put its complete successor in its place."""
+    _set_aside(path)
+    path.with_name(f"{path.stem}.new{path.suffix}").rename(path)
+
+
+def finish(path: Path) -> None:
+    """End a `replace` that a crash has interrupted; drop a successor that is not complete."""
+    new = path.with_name(f"{path.stem}.new{path.suffix}")
+    if new.exists() and not path.exists():
+        new.rename(path)
+    _remove(new)
+
+
+def _set_aside(path: Path) -> None:
+    pattern = re.compile(rf"{path.stem}\.damaged-(\d+){path.suffix}")
+    numbers = sorted(int(match[1]) for p in path.parent.iterdir() if (match := pattern.fullmatch(p.name)))
+    for old in numbers[: max(0, len(numbers) - _KEPT + 1)]:
+        _remove(_aside(path, old))
+    target = _aside(path, numbers[-1] + 1 if numbers else 1)
+    for suffix in _SUFFIXES:
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(target.with_name(target.name + suffix))
+
+
+def _aside(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}.damaged-{number}{path.suffix}")
+
+
+def _remove(path: Path) -> None:
+    for suffix in _SUFFIXES:
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+class Reader:
+    """Reads a damaged file."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.text_factory = bytes
+        with contextlib.suppress(sqlite3.DatabaseError):
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
+
+    def meta(self, read: Callable[[sqlite3.Connection], T]) -> T | None:
+        """Return what `read` makes of the file, or None where that part of it is damaged too."""
+        try:
+            return read(self._db)
+        except sqlite3.DatabaseError:
+            return None
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every row of `groups` that SQLite can still reach, by ascending key."""
+        bounds = self._bounds()
+        ranges = [bounds] if bounds else []
+        probes = _MAX_PROBES
+        while ranges and probes:
+            start, end = ranges.pop()
+            last = start - 1
+            try:
+                for row in self._read(start, end):
+                    if last < row[0] < end:  # a damaged page may hold any key
+                        last = row[0]
+                        yield row
+            except sqlite3.DatabaseError:
+                probes -= 1
+                ranges += reversed(_halves(last + 1, end))
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _read(self, start: int, end: int) -> Iterator[Row]:
+        # By position, because the names of the columns stand in the file too.
+        query = "SELECT rowid, * FROM groups WHERE rowid >= ? AND rowid < ? ORDER BY rowid"
+        return ((row[0], *row[2:]) for row in self._db.execute(query, (start, end)))
+
+    def _bounds(self) -> tuple[int, int] | None:
+        first, last = self._edge("ASC"), self._edge("DESC")
+        if first is None and last is None:
+            return None
+        return (0 if first is None else first, 1 << 62 if last is None else last + 1)
+
+    def _edge(self, order: str) -> int | None:
+        with contextlib.suppress(sqlite3.DatabaseError):
+            row = self._db.execute(f"SELECT rowid FROM groups ORDER BY rowid {order} LIMIT 1").fetchone()  # noqa: S608
+            if row is not None and isinstance(row[0], int):
+                return row[0]
+        return None
+
+
+def _halves(start: int, end: int) -> list[tuple[int, int]]:
+    """Cut what is left of a range that failed. A range of one key is given up."""
+    if end - start <= 1:
+        return []
+    middle = (start + end) // 2
+    return [(start, middle), (middle, end)]

@@ -1,0 +1,344 @@
+import asyncio
+import json
+import os
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from edge_agent.actions.rules import Rule
+from edge_agent.actions.runner import MAX_RUNNING, ActionRunner
+
+EVENT = b'{"kind":"alarm","prediction":"failure"}'
+NEVER = 1e9  # seconds
+
+Log = list[dict[str, Any]]
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    with structlog.testing.capture_logs() as lines:
+        yield lines  # type: ignore[misc]  # structlog types the lines as mappings
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "action":
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[[str], str]:
+    def write(text: str, name: str = "script") -> str:
+        path = tmp_path / name
+        path.write_text(text)
+        path.chmod(0o755)
+        return str(path)
+
+    return write
+
+
+def program(*argv: str, name: str = "alarm", timeout: float = NEVER) -> Rule:
+    return Rule(name=name, label="failure", min_confidence=0.5, hold=0, cooldown=0, run=argv, timeout=timeout)
+
+
+def shell(text: str, *, name: str = "alarm", timeout: float = NEVER) -> Rule:
+    return program("/bin/sh", "-c", text, name=name, timeout=timeout)
+
+
+def run(*rules: Rule, event: bytes = EVENT, **options: Any) -> ActionRunner:
+    """Run each rule once, to its end."""
+
+    async def main() -> ActionRunner:
+        runner = ActionRunner(**options)
+        for rule in rules:
+            runner.submit(rule, event)
+        await runner.stop(NEVER)
+        return runner
+
+    return asyncio.run(main())
+
+
+def problems(log: Log) -> list[str]:
+    return [line["problem"] for line in log if line["log_level"] == "warning" and "problem" in line]
+
+
+class Hours(asyncio.SelectorEventLoop):
+    """A loop whose clock can be put forward."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
+def run_with_clock(main: Callable[[Callable[[float], None]], Coroutine[Any, Any, None]]) -> None:
+    """Run `main`, which is handed what puts the clock of its loop forward by so many seconds."""
+    with asyncio.Runner(loop_factory=Hours) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, Hours)
+
+        def forward(seconds: float) -> None:
+            loop.ahead += seconds
+
+        runner.run(main(forward))
+
+
+async def until(condition: Callable[[], bool], meanwhile: Callable[[], None] = lambda: None) -> None:
+    while not condition():
+        meanwhile()
+        await asyncio.to_thread(os.sched_yield)
+
+
+class Holder:
+    """A named pipe that scripts open for writing, to tell how far they are and that they live."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.mkfifo(path)
+
+    async def ready(self) -> None:
+        """Returns when a script has opened the pipe and written "ready"."""
+        self._file = await asyncio.to_thread(self.path.open, "rb", buffering=0)
+        await self.says("ready")
+
+    async def says(self, word: str) -> None:
+        assert await asyncio.to_thread(self._file.read, len(word) + 1) == f"{word}\n".encode()
+
+    async def gone(self) -> None:
+        """Returns when no process has the pipe open any more."""
+        assert await asyncio.to_thread(self._file.read, 1) == b""
+        self._file.close()
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Holder:
+    return Holder(tmp_path / "fifo")
+
+
+def test_the_event_comes_on_standard_input_with_a_newline(tmp_path: Path, log: Log) -> None:
+    run(program("/usr/bin/tee", str(tmp_path / "got")))
+    assert (tmp_path / "got").read_bytes() == EVENT + b"\n"
+    assert [(line["event"], line["log_level"]) for line in log] == [("action done", "info")]
+    assert log[0]["output"] == EVENT.decode()
+
+
+def test_arguments_reach_the_program_without_a_shell(tmp_path: Path) -> None:
+    arguments = ("$HOME", "a b", "*", "; exit 3", "")
+    code = "import json, sys; json.dump(sys.argv[2:], open(sys.argv[1], 'w'))"
+    run(program(sys.executable, "-c", code, str(tmp_path / "got"), *arguments))
+    assert json.loads((tmp_path / "got").read_text()) == list(arguments)
+
+
+def test_what_is_secret_or_the_agents_own_is_not_in_the_environment(tmp_path: Path) -> None:
+    kept = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "STATE_DIRECTORY": "/var/lib/edge-agent"}
+    private = ["GOOGLE_APPLICATION_CREDENTIALS", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC"]
+    private += ["WATCHDOG_PID", "MQTT_PASSWORD", "my_token", "AWS_SECRET_ACCESS_KEY"]
+    withheld = dict.fromkeys(private, "x")
+    run(shell(f"/usr/bin/env -0 > {tmp_path}/got"), environ=kept | withheld)
+    seen = dict(line.split("=", 1) for line in (tmp_path / "got").read_text().split("\0") if line)
+    assert {name: seen.get(name) for name in kept} == kept
+    assert not seen.keys() & withheld.keys()
+
+
+def test_a_program_that_ignores_its_input_is_no_problem_however_long_the_input(log: Log) -> None:
+    run(shell("exit 0"), shell("head -c 1 > /dev/null; exec <&-", name="closes"), event=b"x" * 3_000_000)
+    assert [line["event"] for line in log] == ["action done", "action done"]
+
+
+def test_only_the_last_lines_of_the_output_are_kept(log: Log) -> None:
+    run(shell("yes 0123456789abcdef | head -c 5000000; for n in $(seq 100); do echo line $n >&2; done; exit 3"))
+    assert log[0]["output"].splitlines() == [f"line {n}" for n in range(81, 101)]
+    assert problems(log) == ["it ended with exit status 3"]
+
+
+def test_one_endless_line_is_cut_and_bytes_that_are_no_text_are_shown(log: Log) -> None:
+    run(shell("yes | tr -d '\\n' | head -c 1000000; printf '\\377'"))
+    assert len(log[0]["output"]) < 5000
+    assert log[0]["output"].endswith("yyy\\xff")
+
+
+def test_the_signal_that_ended_a_program_is_named(log: Log) -> None:
+    run(shell("kill -SEGV $$"))
+    assert problems(log) == ["it was ended by signal 11 (Segmentation fault)"]
+
+
+def test_a_program_that_cannot_start_gives_one_warning_that_says_what_to_do(
+    tmp_path: Path, script: Callable[..., str], log: Log
+) -> None:
+    not_executable = Path(script("#!/bin/sh\n", "plain"))
+    not_executable.chmod(stat.S_IRUSR)
+    programs = {
+        "/nonexistent/alarm": "there is no such program",
+        "no-such-program-on-the-path": "there is no such program",
+        str(not_executable): "it may not be run",
+        script("#!/nonexistent/python\n", "interpreter"): "the interpreter named in its first line does not exist",
+        script("#!/bin/sh\r\nexit 0\r\n", "windows"): "the interpreter named in its first line does not exist",
+        script("echo no first line\n", "text"): "it is no program for this machine",
+        str(tmp_path): "it may not be run",
+        "nul\0byte": "embedded null byte",
+    }
+    for path, problem in programs.items():
+        log.clear()
+        run(program(path))
+        assert problems(log) == [problem]
+        assert len(log) == 1
+        assert log[0]["program"] == path
+        assert log[0]["advice"]
+
+
+# Says so when it gets SIGTERM, but goes on; what it has started in the background does not even say so.
+STUBBORN = """
+exec > {path}
+(trap '' TERM; exec sleep 1000) &
+trap 'echo told' TERM
+echo ready
+while :; do sleep 1000; done 2>/dev/null
+"""
+
+
+def test_the_time_limit_ends_the_whole_group_even_where_sigterm_is_ignored(holder: Holder, log: Log) -> None:
+    async def main(forward: Callable[[float], None]) -> None:
+        runner = ActionRunner(grace=NEVER)
+        runner.submit(shell(STUBBORN.format(path=holder.path), timeout=60), EVENT)
+        await holder.ready()
+        told = asyncio.create_task(holder.says("told"))
+        await until(told.done, lambda: forward(60))
+        assert not log
+        forward(NEVER)
+        await holder.gone()
+        await until(lambda: bool(log))
+        await runner.stop(NEVER)
+
+    run_with_clock(main)
+    assert problems(log) == ["it did not end within 60 s and was ended"]
+
+
+def test_the_time_limit_first_asks_with_sigterm(holder: Holder, log: Log) -> None:
+    script = f"trap 'echo told; exit 0' TERM; echo ready > {holder.path}; while :; do sleep 1000; done"
+
+    async def main(forward: Callable[[float], None]) -> None:
+        runner = ActionRunner(grace=NEVER)
+        runner.submit(shell(script, timeout=60), EVENT)
+        await holder.ready()
+        await holder.gone()
+        await until(lambda: bool(log), lambda: forward(60))
+        await runner.stop(NEVER)
+
+    run_with_clock(main)
+    assert problems(log) == ["it did not end within 60 s and was ended"]
+    assert log[0]["output"].splitlines()[-1] == "told"
+
+
+def test_a_process_left_behind_neither_delays_the_end_nor_is_killed(holder: Holder, tmp_path: Path, log: Log) -> None:
+    pid_file = tmp_path / "pid"
+    rule = shell(f"(exec 3> {holder.path}; echo ready >&3; exec sleep 1000) & echo $! > {pid_file}; echo started")
+
+    async def main() -> None:
+        runner = ActionRunner()
+        runner.submit(rule, EVENT)
+        await holder.ready()
+        await until(lambda: bool(log))
+        os.kill(int(pid_file.read_text()), signal.SIGTERM)  # fails if it is no more
+        await holder.gone()
+        await runner.stop(NEVER)
+
+    asyncio.run(main())
+    assert log[0]["event"] == "action done"
+    assert log[0]["output"] == "started"
+
+
+def test_a_rule_runs_once_at_a_time_and_skipped_firings_are_counted_and_logged_once(holder: Holder, log: Log) -> None:
+    rule = shell(f"echo ready > {holder.path}")
+
+    async def main() -> None:
+        runner = ActionRunner()
+        for _ in range(4):
+            runner.submit(rule, EVENT)
+        assert runner.skipped == {"alarm": 3}
+        await holder.ready()
+        await holder.gone()
+        await until(lambda: log[-1]["event"] == "action done")
+        runner.submit(program("true"), EVENT)
+        await runner.stop(NEVER)
+        assert runner.skipped == {"alarm": 3}
+
+    asyncio.run(main())
+    assert [(line["event"], line.get("skipped")) for line in log] == [
+        ("action skipped", None),
+        ("action done", None),
+        ("action runs again after skipped firings", 3),
+        ("action done", None),
+    ]
+    assert log[0]["reason"] == "its last run has not ended"
+
+
+def test_only_so_many_run_at_once(holder: Holder, log: Log) -> None:
+    async def main() -> None:
+        runner = ActionRunner()
+        for n in range(MAX_RUNNING + 2):
+            runner.submit(shell(f"echo ready > {holder.path}", name=f"alarm{n}"), EVENT)
+        assert runner.skipped == {f"alarm{MAX_RUNNING}": 1, f"alarm{MAX_RUNNING + 1}": 1}
+        with holder.path.open("r+b", buffering=0) as both_ends:
+            for _ in range(MAX_RUNNING):
+                assert await asyncio.to_thread(both_ends.read, 6) == b"ready\n"
+        await runner.stop(NEVER)
+
+    asyncio.run(main())
+    assert [line["event"] for line in log].count("action done") == MAX_RUNNING
+
+
+def test_stop_waits_then_asks_then_kills_and_takes_nothing_more(holder: Holder, log: Log) -> None:
+    async def main(forward: Callable[[float], None]) -> None:
+        runner = ActionRunner()
+        runner.submit(shell(STUBBORN.format(path=holder.path)), EVENT)
+        await holder.ready()
+        stopping = asyncio.create_task(runner.stop(2000))
+        await asyncio.sleep(0)
+        runner.submit(shell("exit 0", name="late"), EVENT)
+        forward(1000)
+        await holder.says("told")
+        assert not stopping.done()
+        forward(1000)
+        await stopping
+        await holder.gone()
+        assert runner.skipped == {"late": 1}
+
+    run_with_clock(main)
+    assert problems(log) == ["it was ended by signal 9 (Killed)"]
+    assert [line["event"] for line in log] == ["action skipped", "action did not end before the agent did"]
+
+
+def test_stop_right_after_submit_leaves_nothing_behind(tmp_path: Path, log: Log) -> None:
+    async def main() -> None:
+        runner = ActionRunner()
+        runner.submit(shell("exec sleep 1000"), EVENT)
+        await runner.stop(0)
+
+    asyncio.run(main())
+    # Which of the two signals it was depends on how far the start had come.
+    assert problems(log)[0].startswith("it was ended by signal")
+
+
+def test_the_loop_goes_on_while_a_program_prints_without_end(log: Log) -> None:
+    async def main(forward: Callable[[float], None]) -> None:
+        runner = ActionRunner(grace=NEVER)
+        runner.submit(shell("exec yes", timeout=1e6), EVENT)
+        for _ in range(1000):
+            await asyncio.to_thread(os.sched_yield)
+        assert not log
+        await until(lambda: bool(log), lambda: forward(1e6))
+        await runner.stop(NEVER)
+
+    run_with_clock(main)
+    assert problems(log) == ["it did not end within 1e+06 s and was ended"]
+    assert set(log[0]["output"].splitlines()) <= {"y"}

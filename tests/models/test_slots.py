@@ -1,0 +1,219 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge_agent.models.releases import Release, RemoteObject, describe
+from edge_agent.models.slots import REJECTED_KEPT, Slots
+from edge_agent.models.stores import StoreNeedsPerson
+
+URL = "gs://bucket/m"
+
+
+def _remote(version: str, data: bytes, generation: str = "1") -> RemoteObject:
+    facts = {"version": version, "accuracy": "0.5", "labels": "a,b"}
+    return describe(URL, facts, generation=generation, size=len(data), checksum=f"sha256:{data.hex()[:8]}")
+
+
+def _download(slots: Slots, version: str, generation: str = "1") -> Release:
+    data = version.encode() * 1000
+    remote = _remote(version, data, generation)
+    path = slots.begin(remote)
+    path.write_bytes(data)
+    return slots.finish(remote, path)
+
+
+def _commit(slots: Slots, version: str) -> Release:
+    release = _download(slots, version)
+    slots.commit(release, previous=slots.committed)
+    return release
+
+
+@pytest.fixture
+def slots(tmp_path: Path) -> Slots:
+    return _open(tmp_path)
+
+
+def _open(directory: Path) -> Slots:
+    slots = Slots(directory, URL)
+    slots.open()
+    return slots
+
+
+def _home(directory: Path) -> Path:
+    (home,) = directory.iterdir()
+    return home
+
+
+def _folders(directory: Path) -> set[str]:
+    return {folder.name for folder in (_home(directory) / "releases").iterdir()}
+
+
+def test_nothing_at_first(slots: Slots) -> None:
+    assert (slots.committed, slots.previous, slots.candidate, slots.last_rejected) == (None, None, None, None)
+
+
+def test_downloaded_then_committed_survives_opening_again(slots: Slots, tmp_path: Path) -> None:
+    release = _download(slots, "v1")
+    assert _open(tmp_path).candidate == release
+    slots.commit(release, previous=None)
+    again = _open(tmp_path)
+    assert (again.committed, again.candidate) == (release, None)
+    assert again.path(release).read_bytes() == b"v1" * 1000
+    assert (release.version, release.accuracy, release.labels, release.size) == ("v1", 0.5, ["a", "b"], 2000)
+
+
+def test_the_previous_one_is_kept_and_older_ones_go(slots: Slots, tmp_path: Path) -> None:
+    _, second, third = (_commit(slots, version) for version in ("v1", "v2", "v3"))
+    assert (slots.committed, slots.previous) == (third, second)
+    assert _folders(tmp_path) == {second.id, third.id}
+
+
+def test_rejected_is_remembered_for_this_very_upload(slots: Slots, tmp_path: Path) -> None:
+    release = _download(slots, "v1")
+    slots.reject(release, "it is no model")
+    again = _open(tmp_path)
+    rejection = again.rejection(_remote("v1", b"v1" * 1000))
+    assert rejection is not None
+    assert (rejection.reason, rejection.version) == ("it is no model", "v1")
+    assert again.rejection(_remote("v1", b"v1" * 1000, generation="2")) is None
+    assert (again.candidate, _folders(tmp_path)) == (None, set())
+
+
+def test_only_the_newest_rejections_are_remembered(slots: Slots) -> None:
+    for number in range(REJECTED_KEPT + 2):
+        slots.reject(_download(slots, f"v{number}"), "no")
+    assert slots.rejection(_remote("v1", b"v1" * 1000)) is None
+    assert slots.rejection(_remote("v2", b"v2" * 1000)) is not None
+    assert slots.last_rejected is not None
+    assert slots.last_rejected.version == f"v{REJECTED_KEPT + 1}"
+
+
+def test_what_is_on_disk_is_not_fetched_again(slots: Slots) -> None:
+    first = _commit(slots, "v1")
+    second = _commit(slots, "v2")
+    assert slots.stored(_remote("v1", b"v1" * 1000)) == first
+    assert slots.candidate == first
+    slots.commit(first, previous=second)
+    assert (slots.committed, slots.previous) == (first, second)
+    assert slots.stored(_remote("v9", b"v9" * 1000)) is None
+
+
+def test_a_damaged_candidate_is_fetched_again(slots: Slots) -> None:
+    release = _download(slots, "v1")
+    slots.path(release).write_bytes(b"xx" * 1000)
+    assert slots.stored(_remote("v1", b"v1" * 1000)) is None
+    assert _download(slots, "v1") == release
+    assert slots.path(release).read_bytes() == b"v1" * 1000
+
+
+def test_discarding_a_candidate(slots: Slots, tmp_path: Path) -> None:
+    committed = _commit(slots, "v1")
+    _download(slots, "v2")
+    slots.discard_candidate()
+    assert (slots.candidate, _folders(tmp_path)) == (None, {committed.id})
+
+
+@pytest.mark.parametrize("damage", [b"xx" * 1000, b"v2", None])
+def test_damaged_committed_model_falls_back_to_the_previous(slots: Slots, tmp_path: Path, damage: bytes | None) -> None:
+    first, second = _commit(slots, "v1"), _commit(slots, "v2")
+    if damage is None:
+        slots.path(second).unlink()
+    else:
+        slots.path(second).write_bytes(damage)
+    again = _open(tmp_path)
+    assert (again.committed, again.previous) == (first, None)
+    assert _folders(tmp_path) == {first.id}
+
+
+def test_everything_damaged_leaves_nothing(slots: Slots, tmp_path: Path) -> None:
+    for version in ("v1", "v2"):
+        slots.path(_commit(slots, version)).write_bytes(b"")
+    again = _open(tmp_path)
+    slots.path(_commit(again, "v3")).unlink()
+    assert _open(tmp_path).committed is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"\0" * 100, b'{"format": 2, "url": "x"}', b'{"url": "x", "committed": {"id": "../.."}}', b"\xff\xfe"],
+)
+def test_damaged_state_is_set_aside_and_its_copy_used(slots: Slots, tmp_path: Path, text: bytes) -> None:
+    release = _commit(slots, "v1")
+    (_home(tmp_path) / "state.json").write_bytes(text)
+    assert _open(tmp_path).committed == release
+    assert (_home(tmp_path) / "state.json.damaged").read_bytes() == text
+    assert _open(tmp_path).committed == release
+
+
+def test_both_states_damaged_is_a_new_beginning(slots: Slots, tmp_path: Path) -> None:
+    _commit(slots, "v1")
+    for name in ("state.json", "state.json.bak"):
+        (_home(tmp_path) / name).write_text("?")
+    again = _open(tmp_path)
+    assert again.committed is None
+    assert {path.name for path in _home(tmp_path).glob("*.damaged")} == {
+        "state.json.damaged",
+        "state.json.bak.damaged",
+    }
+    assert _commit(again, "v1") == _open(tmp_path).committed
+
+
+def test_state_is_json_for_people(slots: Slots, tmp_path: Path) -> None:
+    _commit(slots, "v1")
+    state = json.loads((_home(tmp_path) / "state.json").read_text())
+    assert (state["url"], state["committed"]["version"]) == (URL, "v1")
+
+
+def test_left_overs_are_removed(slots: Slots, tmp_path: Path) -> None:
+    release = _commit(slots, "v1")
+    slots.begin(_remote("v2", b"x")).write_bytes(b"half")
+    (_home(tmp_path) / "releases" / "0123456789abcdef").mkdir()
+    assert len(_folders(tmp_path)) == 3
+    _open(tmp_path)
+    assert _folders(tmp_path) == {release.id}
+
+
+def test_each_url_has_slots_of_its_own(slots: Slots, tmp_path: Path) -> None:
+    _commit(slots, "v1")
+    other = Slots(tmp_path, "gs://bucket/other/../../m")
+    other.open()
+    assert other.committed is None
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_no_download_that_would_fill_the_disk(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    slots = Slots(tmp_path, URL, reserve=2 * free)
+    slots.open()
+    with pytest.raises(StoreNeedsPerson, match="does not have that; free some space there") as caught:
+        slots.begin(_remote("v1", b"x"))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_failed_change_leaves_everything_as_it_was(
+    slots: Slots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed = _commit(slots, "v1")
+    release = _download(slots, "v2")
+
+    def full(handle: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            slots.commit(release, previous=committed)
+    assert (slots.committed, slots.candidate) == (committed, release)
+    assert _open(tmp_path).committed == committed
+    slots.commit(release, previous=committed)
+    assert _open(tmp_path).committed == release
+
+
+def test_a_version_never_becomes_a_path(slots: Slots, tmp_path: Path) -> None:
+    release = _commit(slots, "../../../../etc/passwd")
+    assert slots.path(release).is_relative_to(_home(tmp_path) / "releases")
+    assert msgspec.structs.asdict(release)["id"] in str(slots.path(release))

@@ -1,0 +1,66 @@
+"""What the tests of the sources share."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_agent.records import Sample
+from edge_agent.sources.base import Source, SourceEnded
+
+
+class FakeClock:
+    """Time that passes only while somebody sleeps, or when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.naps: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.naps.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], Path]:
+    """Write a text file into the test's folder."""
+
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def read_all() -> Callable[[Source], list[Sample]]:
+    """Read a source to its end."""
+
+    def read_all(source: Source) -> list[Sample]:
+        samples = []
+        try:
+            while True:
+                sample = source.read(10)
+                assert sample is not None
+                samples.append(sample)
+        except SourceEnded:
+            return samples
+
+    return read_all
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) == before

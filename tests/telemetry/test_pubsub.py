@@ -1,0 +1,466 @@
+"""The Pub/Sub sink against a real gRPC server: delivery, attributes, and what each failure says."""
+
+import asyncio
+import datetime
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from google.auth import jwt
+from google.auth.exceptions import RefreshError, TransportError
+
+from edge_agent.telemetry.pubsub import PubSubSink, _no_token
+from edge_agent.telemetry.pubsub_errors import Target, explain_status
+from edge_agent.telemetry.sinks import SinkError, SinkNeedsPerson, SinkRejected, SinkUnavailable
+from tests.servers.emulator import Emulator, Subscription
+from tests.servers.pubsub import Fail, Hang, LoseResponse, Message, PubSubServer
+
+TOPIC = "projects/project/topics/events"
+EVENT = b'{"kind":"result","event_id":"d/1/1","device_id":"d","prediction":"normal","model_version":"v1"}'
+
+
+def _with_sink(
+    work: Callable[[PubSubSink], Coroutine[Any, Any, None]],
+    address: str,
+    *,
+    topic: str = "events",
+    patience: float = 30.0,
+) -> None:
+    async def run() -> None:
+        sink = PubSubSink("project", topic, emulator=address, patience=patience)
+        try:
+            await work(sink)
+        finally:
+            await sink.close()
+
+    asyncio.run(run())
+    assert "pubsub" not in {thread.name for thread in threading.enumerate()}
+
+
+def _send(address: str, *events: bytes) -> None:
+    _with_sink(lambda sink: sink.send(events), address)
+
+
+def _refused(address: str, *, topic: str = "events", patience: float = 30.0) -> SinkError:
+    with pytest.raises(SinkError) as caught:
+        _with_sink(lambda sink: sink.send([EVENT]), address, topic=topic, patience=patience)
+    return caught.value
+
+
+def _stored(server: PubSubServer) -> list[bytes]:
+    return [message.data for message in server.messages(TOPIC)]
+
+
+def test_delivers_with_attributes(pubsub_backend: PubSubServer | Emulator) -> None:
+    with Subscription(pubsub_backend.address, TOPIC) as subscription:
+        _send(pubsub_backend.address, EVENT, b'{"kind":"health","device_id":"d"}')
+        messages = subscription.pull(2)
+
+    assert {bytes(m.data): dict(m.attributes) for m in messages} == {
+        EVENT: {"kind": "result", "device_id": "d", "prediction": "normal", "model_version": "v1"},
+        b'{"kind":"health","device_id":"d"}': {"kind": "health", "device_id": "d"},
+    }
+
+
+def test_a_thousand_events_are_one_request(pubsub: PubSubServer) -> None:
+    events = [b'{"n":%d}' % number for number in range(1000)]
+    _send(pubsub.address, *events)
+
+    assert [request.count for request in pubsub.requests] == [1000]
+    assert _stored(pubsub) == events
+
+
+def test_request_is_routed_by_its_topic(pubsub: PubSubServer) -> None:
+    _send(pubsub.address, EVENT)
+
+    routing = pubsub.requests[0].metadata["x-goog-request-params"]
+    assert routing == "topic=projects%2Fproject%2Ftopics%2Fevents"
+
+
+@pytest.mark.parametrize("event", [b"no json", b'{"kind":5}', b"[]"])
+def test_strange_event_goes_out_without_attributes(pubsub: PubSubServer, event: bytes) -> None:
+    _send(pubsub.address, event)
+
+    assert pubsub.messages(TOPIC) == [Message(event, {}, "1")]
+
+
+def test_long_attribute_is_cut_between_characters(pubsub: PubSubServer) -> None:
+    _send(pubsub.address, json.dumps({"prediction": "x" + "é" * 600}).encode())
+
+    (message,) = pubsub.messages(TOPIC)
+    assert message.attributes == {"prediction": "x" + "é" * 511}
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "text"),
+    [
+        ("UNAVAILABLE", SinkUnavailable, "Pub/Sub cannot be reached (said)"),
+        ("DEADLINE_EXCEEDED", SinkUnavailable, "Pub/Sub did not answer in time (said)"),
+        ("RESOURCE_EXHAUSTED", SinkUnavailable, "Pub/Sub asks to send less (quota) (said)"),
+        ("ABORTED", SinkUnavailable, "Pub/Sub answered ABORTED (said)"),
+        ("INTERNAL", SinkUnavailable, "Pub/Sub answered INTERNAL (said)"),
+        ("UNKNOWN", SinkUnavailable, "Pub/Sub answered UNKNOWN (said)"),
+        ("CANCELLED", SinkUnavailable, "the request was cancelled (said)"),
+        ("DATA_LOSS", SinkUnavailable, "Pub/Sub answered DATA_LOSS (said)"),
+        ("ALREADY_EXISTS", SinkUnavailable, "Pub/Sub answered ALREADY_EXISTS (said)"),
+        ("INVALID_ARGUMENT", SinkRejected, "refused as INVALID_ARGUMENT (said)"),
+        ("OUT_OF_RANGE", SinkRejected, "refused as OUT_OF_RANGE (said)"),
+        (
+            "PERMISSION_DENIED",
+            SinkNeedsPerson,
+            (
+                "the credentials do not allow to publish there (said); allow it: gcloud pubsub topics "
+                "add-iam-policy-binding events --project=project --member=serviceAccount:ACCOUNT "
+                "--role=roles/pubsub.publisher"
+            ),
+        ),
+        (
+            "NOT_FOUND",
+            SinkNeedsPerson,
+            (
+                "there is no such topic (said); create it: gcloud pubsub topics create events --project=project; "
+                "or correct [telemetry] sink"
+            ),
+        ),
+        (
+            "UNAUTHENTICATED",
+            SinkNeedsPerson,
+            (
+                "the credentials are not accepted (said); let GOOGLE_APPLICATION_CREDENTIALS name the key file of a "
+                "service account that may publish (roles/pubsub.publisher); look at the device's clock too "
+                "(timedatectl): a wrong one makes good credentials fail"
+            ),
+        ),
+        (
+            "FAILED_PRECONDITION",
+            SinkNeedsPerson,
+            (
+                "the topic cannot take messages as it is set up (said); look at it: gcloud pubsub topics describe "
+                "events --project=project"
+            ),
+        ),
+        (
+            "UNIMPLEMENTED",
+            SinkNeedsPerson,
+            (
+                "what answers there is not Pub/Sub (said); look at PUBSUB_EMULATOR_HOST and at the proxy settings of "
+                "the service"
+            ),
+        ),
+    ],
+)
+def test_each_status_says_what_to_do(pubsub: PubSubServer, code: str, kind: type[SinkError], text: str) -> None:
+    pubsub.script(Fail(code, "said"))
+    error = _refused(pubsub.address)
+
+    assert type(error) is kind
+    assert str(error) == f"pubsub://project/events: {text}"
+
+
+def test_missing_topic(pubsub_backend: PubSubServer | Emulator) -> None:
+    error = _refused(pubsub_backend.address, topic="missing")
+
+    assert isinstance(error, SinkNeedsPerson)
+    assert error.what_to_do.startswith("create it: gcloud pubsub topics create missing --project=project")
+
+
+def test_too_large_for_the_server_is_content() -> None:
+    error = explain_status("RESOURCE_EXHAUSTED", "Received message larger than max (5 vs. 4)", Target("p", "t"))
+
+    assert isinstance(error, SinkRejected)
+
+
+def test_the_account_is_named_where_it_is_known() -> None:
+    error = explain_status("PERMISSION_DENIED", "", Target("p", "t", account="edge@p.iam.gserviceaccount.com"))
+
+    assert isinstance(error, SinkNeedsPerson)
+    assert "--member=serviceAccount:edge@p.iam.gserviceaccount.com " in error.what_to_do
+
+
+def test_refused_connection(pubsub: PubSubServer) -> None:
+    pubsub.stop()
+    error = _refused(pubsub.address)
+
+    assert isinstance(error, SinkUnavailable)
+    assert "Pub/Sub cannot be reached" in str(error)
+    assert "Connection refused" in str(error)
+
+
+def test_hung_server_is_left_in_time(pubsub: PubSubServer) -> None:
+    pubsub.script(Hang())
+    error = _refused(pubsub.address, patience=0.2)
+
+    assert isinstance(error, SinkUnavailable)
+    assert str(error).startswith("pubsub://project/events: Pub/Sub did not answer in time")
+
+
+def test_lost_response_is_a_failure_and_the_repeated_event_is_the_same(pubsub: PubSubServer) -> None:
+    async def work(sink: PubSubSink) -> None:
+        pubsub.script(LoseResponse())
+        with pytest.raises(SinkUnavailable):
+            await sink.send([EVENT])
+        await sink.send([EVENT])
+
+    _with_sink(work, pubsub.address)
+    assert _stored(pubsub) == [EVENT, EVENT]
+
+
+def test_two_requests_at_a_time(pubsub: PubSubServer) -> None:
+    async def work(sink: PubSubSink) -> None:
+        pubsub.script(Hang())
+        hung = asyncio.create_task(sink.send([b"1"]))
+        await asyncio.to_thread(pubsub.wait_for, lambda server: len(server.requests) == 1)
+        await sink.send([b"2"])
+        pubsub.clear()
+        with pytest.raises(SinkUnavailable):
+            await hung
+
+    _with_sink(work, pubsub.address)
+    assert _stored(pubsub) == [b"2"]
+
+
+def test_close_cancels_what_hangs(pubsub: PubSubServer) -> None:
+    async def work(sink: PubSubSink) -> None:
+        pubsub.script(Hang())
+        hung = asyncio.create_task(sink.send([EVENT]))
+        await asyncio.to_thread(pubsub.wait_for, lambda server: len(server.requests) == 1)
+        await sink.close()
+        with pytest.raises(SinkUnavailable, match="sending has ended"):
+            await hung
+        with pytest.raises(SinkUnavailable, match="sending has ended"):
+            await sink.send([EVENT])
+
+    _with_sink(work, pubsub.address)
+
+
+def test_comes_back_when_the_server_does(pubsub: PubSubServer) -> None:
+    async def work(sink: PubSubSink) -> None:
+        await sink.send([b"1"])
+        pubsub.stop()
+        with pytest.raises(SinkUnavailable):
+            await sink.send([b"2"])
+        pubsub.start()
+        while True:
+            try:
+                return await sink.send([b"3"])
+            except SinkUnavailable:
+                await asyncio.sleep(0.05)  # gRPC waits before it connects again; the test's own time limit ends this
+
+    _with_sink(work, pubsub.address)
+    assert _stored(pubsub) == [b"1", b"3"]
+
+
+def test_offline_for_long_costs_no_threads(pubsub: PubSubServer) -> None:
+    pubsub.stop()
+
+    async def work(sink: PubSubSink) -> None:
+        for _ in range(20):
+            with pytest.raises(SinkUnavailable):
+                await sink.send([EVENT])
+        before = _threads()
+        for _ in range(300):
+            with pytest.raises(SinkUnavailable):
+                await sink.send([EVENT])
+        assert _threads() <= before + 1
+
+    _with_sink(work, pubsub.address)
+
+
+def _threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+# -- credentials
+
+
+@pytest.fixture
+def no_emulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """An environment in which credentials are looked for, and found nowhere but where the test puts them."""
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "gcloud"))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    return monkeypatch
+
+
+def test_no_credentials(no_emulator: pytest.MonkeyPatch) -> None:
+    error = _refused("")
+
+    assert isinstance(error, SinkNeedsPerson)
+    assert error.reason.startswith("pubsub://project/events: no usable credentials (Your default credentials")
+    assert error.what_to_do == (
+        "let GOOGLE_APPLICATION_CREDENTIALS name the key file of a service account that may publish "
+        "(roles/pubsub.publisher)"
+    )
+
+
+def test_key_file_is_missing(no_emulator: pytest.MonkeyPatch) -> None:
+    no_emulator.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
+    error = _refused("")
+
+    assert isinstance(error, SinkNeedsPerson)
+    assert error.reason == ("pubsub://project/events: no usable credentials (File /nowhere/key.json was not found.)")
+
+
+@pytest.mark.parametrize("content", ["no json", '{"type": "service_account"}'])
+def test_key_file_is_damaged(no_emulator: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
+    (tmp_path / "key.json").write_text(content)
+    no_emulator.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    error = _refused("")
+
+    assert isinstance(error, SinkNeedsPerson)
+    assert "no usable credentials" in error.reason
+    assert "key.json" in error.reason
+
+
+@pytest.fixture
+def token_server() -> Iterator[http.server.HTTPServer]:
+    """Google's token server, with a revoked key."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            body = b'{"error": "invalid_grant", "error_description": "Invalid JWT Signature."}'
+            self.send_response(400)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def _external_account(path: Path, token_url: str) -> None:
+    (path / "subject").write_text("token")
+    key = {
+        "type": "external_account",
+        "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/d",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "token_url": token_url,
+        "credential_source": {"file": str(path / "subject")},
+    }
+    (path / "key.json").write_text(json.dumps(key))
+
+
+def test_token_server_refuses(
+    no_emulator: pytest.MonkeyPatch, tmp_path: Path, token_server: http.server.HTTPServer
+) -> None:
+    _external_account(tmp_path, f"http://127.0.0.1:{token_server.server_port}/token")
+    no_emulator.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    error = _refused("")
+
+    assert isinstance(error, SinkNeedsPerson)
+    assert "Google's token server refuses the credentials" in error.reason
+    assert "invalid_grant" in error.reason
+    assert error.what_to_do == (
+        "make a new key if the old one was revoked; look at the device's clock too (timedatectl): a wrong one "
+        "makes good credentials fail"
+    )
+
+
+def test_token_server_out_of_reach(no_emulator: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _external_account(tmp_path, "http://127.0.0.1:1/token")
+    no_emulator.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    error = _refused("")
+
+    assert isinstance(error, SinkUnavailable)
+    assert "Google's token server gave no token" in error.reason
+
+
+def test_network_failure_inside_a_refresh_error_is_no_refusal() -> None:
+    error = RefreshError("no answer")
+    error.__cause__ = TransportError("no route")
+
+    assert isinstance(_no_token(error, Target("p", "t")), SinkUnavailable)
+    assert isinstance(_no_token(RefreshError("busy", retryable=True), Target("p", "t")), SinkUnavailable)
+    assert isinstance(_no_token(RefreshError("revoked"), Target("p", "t")), SinkNeedsPerson)
+
+
+_SEND_WITH_CREDENTIALS = """
+import asyncio, sys
+from edge_agent.telemetry.pubsub import PubSubSink
+
+async def main():
+    sink = PubSubSink("project", "events", endpoint=sys.argv[1])
+    await sink.send([b"{}"])
+    await sink.close()
+
+asyncio.run(main())
+"""
+
+
+def test_service_account_signs_its_own_token(tmp_path: Path) -> None:
+    certificate = _certificate(tmp_path / "roots.pem")
+    _service_account(tmp_path / "key.json")
+    with PubSubServer(certificate=certificate) as server:
+        server.create_topic(TOPIC)
+        child = subprocess.run(
+            [sys.executable, "-c", _SEND_WITH_CREDENTIALS, f"localhost:{server.port}"],
+            env={
+                "PATH": os.environ["PATH"],
+                "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json"),
+                "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(tmp_path / "roots.pem"),
+            },
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    assert (child.returncode, child.stderr) == (0, "")
+    assert _stored(server) == [b"{}"]
+    token = str(server.requests[0].metadata["authorization"]).removeprefix("Bearer ")
+    claims = jwt.decode(token, verify=False)
+    assert claims["iss"] == "edge@project.iam.gserviceaccount.com"
+    assert "https://www.googleapis.com/auth/pubsub" in claims["scope"]
+
+
+def _service_account(path: Path) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    content = {
+        "type": "service_account",
+        "client_email": "edge@project.iam.gserviceaccount.com",
+        "private_key": _pem(key).decode(),
+        "private_key_id": "1",
+        "token_uri": "http://127.0.0.1:1/token",
+    }
+    path.write_text(json.dumps(content))
+
+
+def _certificate(roots: Path) -> tuple[bytes, bytes]:
+    """Make a key and a self-signed certificate for localhost, which is written to `roots` too."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    chain = certificate.public_bytes(serialization.Encoding.PEM)
+    roots.write_bytes(chain)
+    return _pem(key), chain
+
+
+def _pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

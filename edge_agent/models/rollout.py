@@ -128,7 +128,7 @@ class Rollout:
         Tries once; `run` goes on trying. Raises `OSError` if the state directory cannot be used.
         """
         await self._calls.run(lambda _: self._slots.open())
-        await self._load()
+        await self._load(self._known())
 
     async def run(self) -> None:
         """Poll until `stop`, the first time at once."""
@@ -171,16 +171,21 @@ class Rollout:
             await self._pause(self._delay())
 
     async def _round(self) -> None:
+        waits = await self._reported(self._load(self._known()))
+        await self._reported(self._poll())
+        waits_too = await self._reported(self._load(self._new()))
+        waits = waits_too or (waits and self._running is None)
+        self._load_failures = self._load_failures + 1 if waits else 0
+
+    async def _reported(self, step: Awaitable[bool | None]) -> bool:
+        """Take a step; a failure is noted, and the running model goes on."""
         try:
-            await self._commit()
-            if self._running is None:
-                await self._load()
-            await self._poll()
-            await self._load()
+            return bool(await step)
         except StoreError as error:
-            self._failed(error, needs_person=isinstance(error, StoreNeedsPerson))
-        except Exception as error:  # noqa: BLE001  # a full disk, say: the running model goes on, status says why
-            self._failed(error, needs_person=True)
+            self._failed(str(error), needs_person=isinstance(error, StoreNeedsPerson))
+        except Exception as error:  # noqa: BLE001  # a full disk, say: it ends up in the log and in `status`
+            self._failed(f"{type(error).__name__}: {error}", needs_person=True)
+        return False
 
     def _delay(self) -> float:
         delays = [self._poll_interval]
@@ -202,6 +207,7 @@ class Rollout:
 
     async def _poll(self) -> None:
         """Find out what the store offers, and have it on disk. Raises `StoreError` or `OSError`."""
+        await self._commit()
         remote = await self._calls.run(lambda _: self._store.stat(), limit=STAT_LIMIT)
         rejection = self._slots.rejection(remote)
         if rejection is not None:
@@ -258,37 +264,35 @@ class Rollout:
             getattr(_log, level)("asked the model store", found=what)
         self._last_poll = what
 
-    def _failed(self, error: Exception, *, needs_person: bool) -> None:
+    def _failed(self, what: str, *, needs_person: bool) -> None:
         self._poll_failures += 1
-        what = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
         if what != self._last_poll:
             log = _log.error if needs_person else _log.warning
             log("no new model can be had", reason=what, goes_on_with=self._running and self._running.version)
         self._last_poll = what
 
-    async def _load(self) -> None:
-        """Have the worker take the best release it is not running yet."""
-        waits = False
-        for release in self._choices():
+    def _known(self) -> list[Release]:
+        """What to run when nothing runs: best first."""
+        known = (self._slots.committed, self._slots.previous) if self._running is None else ()
+        return [one for one in known if one is not None and one.id not in self._refused]
+
+    def _new(self) -> list[Release]:
+        """What the store offers, if it is on disk and not running."""
+        new = self._slots.candidate
+        return [new] if new is not None and new.id == self._offered and new != self._running else []
+
+    async def _load(self, choices: list[Release]) -> bool:
+        """Have the worker take the first of `choices` that it can; true if one had bad luck and waits."""
+        for release in choices:
             report = await self._loader.load(self._model_file(release))
             if report.accepted:
                 await self._take(release, report)
-                break
-            if report.permanent:
-                await self._refuse(release, report)
-                continue
-            self._wait_for_worker(release, report)
-            waits = True
-            if release == self._slots.committed:
-                break  # bad luck of the moment is no reason to run an old model
-        self._load_failures = self._load_failures + 1 if waits else 0
-
-    def _choices(self) -> list[Release]:
-        candidate = self._slots.candidate
-        choices = [candidate if candidate is not None and candidate.id == self._offered else None]
-        if self._running is None:
-            choices += [self._slots.committed, self._slots.previous]
-        return [one for one in choices if one is not None and one != self._running and one.id not in self._refused]
+                return False
+            if not report.permanent:
+                self._wait_for_worker(release, report)
+                return True
+            await self._refuse(release, report)
+        return False
 
     def _model_file(self, release: Release) -> ModelFile:
         path = str(self._slots.path(release))

@@ -176,13 +176,13 @@ def _connect(target: Target, emulator: str, endpoint: str) -> _Connection:
 
 def _find_credentials(target: Target, token_request: Any) -> Any:
     import google.auth  # noqa: PLC0415
-    from google.auth.exceptions import GoogleAuthError, RefreshError, TransportError  # noqa: PLC0415
+    from google.auth.exceptions import GoogleAuthError, OAuthError, RefreshError, TransportError  # noqa: PLC0415
     from google.oauth2 import service_account  # noqa: PLC0415
     from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport  # noqa: PLC0415
 
     try:
         credentials, _ = google.auth.default(request=token_request, default_scopes=PublisherGrpcTransport.AUTH_SCOPES)
-    except (RefreshError, TransportError) as error:  # some kinds of credentials ask Google for the project at once
+    except (OAuthError, RefreshError, TransportError) as error:  # some kinds of credentials ask Google at once
         raise _no_token(error, target) from error
     except (GoogleAuthError, OSError, ValueError) as error:
         raise explain_missing(error, target) from error
@@ -214,11 +214,11 @@ def _authorize(
 
 
 def _no_token(error: Exception, target: Target) -> SinkError:
-    from google.auth.exceptions import RefreshError, TransportError  # noqa: PLC0415
+    from google.auth.exceptions import OAuthError, RefreshError, TransportError  # noqa: PLC0415
 
     # Some credentials wrap a network failure into a RefreshError.
     network = isinstance(error, TransportError) or isinstance(error.__cause__, TransportError)
-    refused = isinstance(error, RefreshError) and not error.retryable
+    refused = isinstance(error, OAuthError | RefreshError) and not error.retryable
     return explain_credentials(error, target, retryable=network or not refused)
 
 

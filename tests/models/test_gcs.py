@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,6 +21,7 @@ from tests.servers.gcs import GcsServer, StoredObject
 NAME = "models/latest/model_edgetpu.tflite"
 URL = f"gs://bucket/{NAME}"
 MODEL = bytes(range(256)) * 400
+AUTH: Any = auth  # has no type annotations
 
 
 @pytest.fixture
@@ -298,13 +300,13 @@ def test_credentials_put_right_are_taken_up(
     ("error", "kind", "says"),
     [
         (
-            auth.RefreshError("invalid_grant: Invalid JWT: Token must be in a reasonable timeframe", {}),
+            AUTH.RefreshError("invalid_grant: Invalid JWT: Token must be in a reasonable timeframe", {}),
             StoreUnavailable,
             "the clock of this device is wrong",
         ),
-        (auth.RefreshError("invalid_grant: account not found", {}), StoreNeedsPerson, "account not found"),
-        (auth.RefreshError("later", retryable=True), StoreUnavailable, "no access token"),
-        (auth.TransportError(ConnectionRefusedError(111, "x")), StoreUnavailable, "connection refused"),
+        (AUTH.RefreshError("invalid_grant: account not found", {}), StoreNeedsPerson, "account not found"),
+        (AUTH.RefreshError("later", retryable=True), StoreUnavailable, "no access token"),
+        (AUTH.TransportError(ConnectionRefusedError(111, "x")), StoreUnavailable, "connection refused"),
         (KeyError("surprise"), StoreUnavailable, r"KeyError: 'surprise'"),
     ],
 )

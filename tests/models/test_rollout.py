@@ -31,10 +31,12 @@ class Worker:
         self.loaded: list[str] = []
         self.files: list[ModelFile] = []
         self.hangs = False
+        self.asked = asyncio.Event()
 
     async def load(self, model: ModelFile) -> LoadReport:
         self.loaded.append(model.version)
         self.files.append(model)
+        self.asked.set()
         assert (await asyncio.to_thread(Path(model.path).read_bytes)).startswith(b"model")
         if self.hangs:
             await asyncio.Event().wait()
@@ -309,9 +311,10 @@ def test_no_worker_at_start_is_tried_again(device: Device) -> None:
 
     async def story(rollout: Rollout, clock: Clock) -> None:
         assert await clock.pause() == 5
-        assert rollout.status.state == "waiting for the worker"
+        states = [rollout.status.state]
         assert await clock.tick() == HOUR
-        assert rollout.status.state == "running"
+        states.append(rollout.status.state)
+        assert states == ["waiting for the worker", "running"]
 
     device.live(story)
     assert device.worker.loaded == ["v2", "v2", "v2"]
@@ -470,8 +473,7 @@ def test_stop_does_not_wait_for_the_worker(device: Device) -> None:
     device.worker.hangs = True
 
     async def story(rollout: Rollout, _: Clock) -> None:
-        while not device.worker.loaded:
-            await asyncio.sleep(0.01)
+        await asyncio.wait_for(device.worker.asked.wait(), 30)
         await asyncio.wait_for(rollout.stop(), 3)
 
     device.live(story)

@@ -1,0 +1,100 @@
+"""A TCP line that can be cut: forwards one port to another until it is stopped.
+
+Google's emulator forgets its topics when it stops; with this in front of it, it stays up while the network is gone.
+"""
+
+import contextlib
+import selectors
+import socket
+import threading
+from types import TracebackType
+from typing import Self
+
+_CHUNK = 65536
+
+
+class Proxy:
+    """Listens on 127.0.0.1 and forwards to `target` ("HOST:PORT"). Keeps its port over `stop` and `start`."""
+
+    def __init__(self, target: str) -> None:
+        host, _, port = target.rpartition(":")
+        self._target = (host, int(port))
+        self._port = 0
+        self._thread: threading.Thread | None = None
+        self._wake: socket.socket | None = None
+
+    @property
+    def address(self) -> str:
+        """Where to connect to."""
+        return f"127.0.0.1:{self._port}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Let connections through."""
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self._port))
+        listener.listen()
+        self._port = listener.getsockname()[1]
+        self._wake, woken = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, args=(listener, woken))
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Cut every connection and refuse new ones."""
+        if self._thread is None or self._wake is None:
+            return
+        self._wake.close()
+        self._thread.join()
+        self._thread = None
+
+    def _run(self, listener: socket.socket, woken: socket.socket) -> None:
+        pairs: dict[socket.socket, socket.socket] = {}
+        with selectors.DefaultSelector() as selector, listener, woken:
+            selector.register(listener, selectors.EVENT_READ)
+            selector.register(woken, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    ready = key.fileobj
+                    if ready is woken:
+                        for end in pairs:
+                            end.close()
+                        return
+                    if ready is listener:
+                        self._connect(listener, selector, pairs)
+                    elif isinstance(ready, socket.socket) and ready in pairs:
+                        _forward(ready, selector, pairs)
+
+    def _connect(
+        self, listener: socket.socket, selector: selectors.BaseSelector, pairs: dict[socket.socket, socket.socket]
+    ) -> None:
+        ours, _ = listener.accept()
+        try:
+            theirs = socket.create_connection(self._target)
+        except OSError:
+            ours.close()
+            return
+        for one, other in ((ours, theirs), (theirs, ours)):
+            pairs[one] = other
+            selector.register(one, selectors.EVENT_READ)
+
+
+def _forward(ready: socket.socket, selector: selectors.BaseSelector, pairs: dict[socket.socket, socket.socket]) -> None:
+    other = pairs[ready]
+    data = b""
+    with contextlib.suppress(OSError):
+        data = ready.recv(_CHUNK)
+        other.sendall(data)
+    if not data:
+        for end in (ready, other):
+            selector.unregister(end)
+            del pairs[end]
+            end.close()

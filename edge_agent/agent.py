@@ -261,10 +261,10 @@ class Agent:
             await self._apply(new)
         except SettingsError as error:
             for fault in error.faults:
-                log.error("settings refused, the old ones go on", fault=str(fault))
+                log.error(f"{fault}; the old settings go on")
             return str(error.faults[0])
         except ReloadRefused as refused:
-            log.error("settings refused, the old ones go on", fault=str(refused))
+            log.error(f"{refused}; the old settings go on")
             return str(refused)
         log.info("settings reloaded", config=str(self._config_file))
         return None

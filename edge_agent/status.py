@@ -9,6 +9,9 @@ from edge_agent.settings.units import format_duration
 from edge_agent.telemetry.sender import SenderState
 
 
+FRESH = 5.0
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """What the agent knows of its parts at one moment. Ages in seconds."""
@@ -60,6 +63,7 @@ def _running(now: Snapshot) -> str:
 
 
 def _waiting(now: Snapshot) -> list[str]:
-    if not now.waiting:
-        return ["all events sent"]
+    # What has waited less than this is on its way: under load there is always something.
+    if now.waiting == 0 or (now.oldest < FRESH and now.sender.status not in {"offline", "needs_person"}):
+        return ["events are sent"]
     return [f"{now.waiting} events wait, the oldest for {format_duration(round(now.oldest))}"]

@@ -47,7 +47,8 @@ class AgentProcess:
         self._join()
 
     def start(self) -> None:
-        """Start the agent; a second start goes on with the state of the first."""
+        """Start the agent; a second start goes on with the state of the first, and hears only what the second says."""
+        self.lines, self.notices = [], []
         runtime = self._folder / "run"
         runtime.mkdir(exist_ok=True)
         address = self._folder / "notify"
@@ -119,7 +120,7 @@ class AgentProcess:
 
     @property
     def said(self) -> str:
-        """All log lines so far."""
+        """All log lines since the start."""
         return "\n".join(self.lines)
 
     @property

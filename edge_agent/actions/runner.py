@@ -10,7 +10,6 @@ import re
 import signal
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 import structlog
 
@@ -85,15 +84,15 @@ class ActionRunner:
         self._report(rule, outcome)
 
     def _report(self, rule: Rule, outcome: Outcome) -> None:
-        details: dict[str, Any] = {"action": rule.name, "program": rule.run[0], "seconds": round(outcome.seconds, 1)}
-        if outcome.output:
-            details["output"] = outcome.output
+        facts = {"action": rule.name, "program": rule.run[0], "seconds": round(outcome.seconds, 1)}
+        output = {"output": outcome.output} if outcome.output else {}
         if not outcome.problem:
-            log.info("action done", **details)
+            log.info("action done", **facts, **output)
         elif self._ending:
-            log.warning("action did not end before the agent did", problem=outcome.problem, **details)
+            log.warning("action did not end before the agent did", **facts, problem=outcome.problem, **output)
         else:
-            log.warning("action failed", problem=outcome.problem, advice=outcome.advice, **details, _per=rule.name)
+            reason = {"problem": outcome.problem, "advice": outcome.advice}
+            log.warning("action failed", **facts, **reason, **output, _per=rule.name)
 
     def _skip(self, rule: Rule, why: str) -> None:
         self.skipped[rule.name] += 1

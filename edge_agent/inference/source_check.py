@@ -199,7 +199,7 @@ def _complete(plugin: str, options: dict[str, Any], base_dir: Path) -> dict[str,
     """Return all options of the plugin, checked, with absolute paths, as JSON values."""
     try:
         kind = plugins.load(plugins.SOURCES, plugin).Options
-        names = [field.name for field in dataclasses.fields(kind) if field.init]
+        names = [field.name for field in dataclasses.fields(kind)]
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
     except plugins.PluginError as error:
         raise _Refused(SourceFault(("plugin",), str(error))) from error
@@ -229,7 +229,7 @@ def _absolute(value: Any, base_dir: Path) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_absolute(item, base_dir) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        fields = [field.name for field in dataclasses.fields(value)]
         return dataclasses.replace(value, **{name: _absolute(getattr(value, name), base_dir) for name in fields})
     return value
 

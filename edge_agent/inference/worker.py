@@ -54,40 +54,38 @@ class Capture:
         self._progress = progress
         self._stopping = threading.Event()
         self._position: str | None = None
+        self._failures = 0
         self._skipped = 0
         self._next_report = 0.0
 
     def run(self, resume: str | None) -> None:
         """Read until the source ends or `stop` is called."""
         self._position = resume
-        failures = 0
         while not self._stopping.is_set():
             try:
                 self._progress.begin(Stage.OPEN)
                 self._source.open(self._position)
                 self._channel.send(SourceState("open"))
-                failures = 0
                 self._read_all()
             except SourceEnded as ended:
                 self.ended = ended
                 self._buffer.wake()
                 return
             except SourceError as error:
-                self._wait_after(str(error), failures)
-                failures += 1
+                self._wait_after(str(error))
             except AgentGone:
                 raise
             except Exception as error:  # noqa: BLE001  a plugin may raise anything; it is reported, and read again
-                self._wait_after(f"the plugin raised {type(error).__name__}: {error}", failures)
-                failures += 1
+                self._wait_after(f"the plugin raised {type(error).__name__}: {error}")
             finally:
                 self._progress.begin(Stage.IDLE)
                 self._source.close()
 
-    def _wait_after(self, reason: str, failures: int) -> None:
+    def _wait_after(self, reason: str) -> None:
         self._channel.send(SourceState("trouble", reason))
         self._progress.begin(Stage.WAIT)
-        self._stopping.wait(REOPEN_DELAYS[min(failures, len(REOPEN_DELAYS) - 1)])
+        self._stopping.wait(REOPEN_DELAYS[min(self._failures, len(REOPEN_DELAYS) - 1)])
+        self._failures += 1
 
     def _read_all(self) -> None:
         while not self._stopping.is_set():
@@ -100,6 +98,7 @@ class Capture:
             self._progress.step(Stage.WAIT)
             self._buffer.put(sample)
             self._position = sample.position
+            self._failures = 0
             self._progress.finished()
 
     def _report_skipped(self) -> None:
@@ -108,7 +107,8 @@ class Capture:
             return
         self._next_report = now + REPORT_INTERVAL
         count, self._skipped = self._source.skipped - self._skipped, self._source.skipped
-        self._channel.send(SourceState("skipped", f"{count} samples; {list(self._source.problems)[-1]}"))
+        newest = next(reversed(self._source.problems), "no reason given")
+        self._channel.send(SourceState("skipped", f"{count} samples; {newest}"))
 
     def stop(self) -> None:
         """Make `run` return after the read under way."""

@@ -51,7 +51,7 @@ class FileStore:
     def _checksum(self, status: os.stat_result) -> str:
         """SHA-256 of the file, read again only after a change."""
         generation = _generation(status)
-        if not self._hashed[0]:
+        if self._hashed[0] != generation:
             with self._path.open("rb") as source:
                 checksum = f"sha256:{hashlib.file_digest(source, 'sha256').hexdigest()}"
             if _generation(self._path.stat()) != generation:

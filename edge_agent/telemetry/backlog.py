@@ -99,7 +99,7 @@ class Backlog:
         self._fresh.extendleft(reversed(runs))
         self.memory += sum(run.size for run in runs)
         self.depth += depth + sum(len(run.events) for run in runs)
-        self.cursor, self.region_end = 0, stored_end
+        self.cursor, self.region_end = 0 if depth else stored_end, stored_end
         self.saved_end = self.store_end = stored_end
         for start, end in done:
             self.done.add(start, min(end, stored_end))
@@ -270,10 +270,14 @@ class Backlog:
         for batch in self.out:
             yield from (run for run in batch.runs if run.seq >= self.saved_end)
 
+    def begin_run(self) -> None:
+        """Do not extend the newest run any more, so that its time range stays narrow."""
+        self._tail = None
+
     def begin_save(self) -> list[Group]:
         """Return all events that are not in the store, as groups to be written."""
         self.store_end = self.next_seq
-        self._tail = None
+        self.begin_run()
         return list(_groups(sorted(self._unsaved(), key=lambda run: run.seq)))
 
     def end_save(self, *, remaining: Intervals, saved: Intervals) -> None:

@@ -25,7 +25,6 @@ from edge_agent.telemetry.recovery import Recovered, recover
 from edge_agent.telemetry.store import Commit, Meta, Store
 
 MEMORY_LIMIT = 32 * 1024 * 1024
-EARLY = 8 * 1024 * 1024  # bytes in memory that do not wait for the next tick
 
 _MAX_BACKOFF = 64  # ticks between two tries of a store that fails
 _NO_NUMBER = 1 << 62
@@ -46,7 +45,7 @@ class Keeper:
         boot_id: str,
         clock: Callable[[], float],
     ) -> None:
-        self.max_size = max_size
+        self.limit(max_size)
         self.epoch = 0
         self.base = 1
         self.dropped = 0
@@ -72,6 +71,12 @@ class Keeper:
         self._stored_oldest_ms: int | None = None
         self._trouble: str | None = None
         self._failures = self._skip = 0
+
+    def limit(self, max_size: int) -> None:
+        """Bound what is stored and waiting, and what of it may be in memory only."""
+        self.max_size = max_size
+        self.memory_limit = min(MEMORY_LIMIT, max_size)
+        self.early = self.memory_limit // 4  # so many bytes do not wait for the next tick
 
     # -- opening and closing
 
@@ -224,6 +229,7 @@ class Keeper:
                 self._journal.end(self.backlog.next_seq, torn=False)
             elif save or self._journal.written or self._journal.failed:
                 await self._begin_journal(needed=save)
+            self.backlog.begin_run()
             self._aged_seq, self._was_changed = self.backlog.next_seq, self._changed()
             if save and self._store is not None:
                 await self._save(self._store, closing=closing)
@@ -238,7 +244,7 @@ class Keeper:
 
     def _must_save(self) -> bool:
         oldest = self.backlog.first_unsaved()
-        if oldest is not None and (oldest < self._aged_seq or self._journal.failed or self.backlog.memory > EARLY):
+        if oldest is not None and (oldest < self._aged_seq or self._journal.failed or self.backlog.memory > self.early):
             return True
         return self.size > self.max_size or (self._was_changed and self._changed())
 
@@ -337,7 +343,7 @@ class Keeper:
         if self._trouble is None:
             log.error("the queue cannot use its directory", directory=str(self._directory), error=str(error))
         self._trouble = (
-            f"cannot use {self._directory}: {error}; events are kept in memory, at most {MEMORY_LIMIT >> 20} MB"
+            f"cannot use {self._directory}: {error}; events are kept in memory, at most {self.memory_limit >> 20} MB"
         )
         self._skip = min(2**self._failures, _MAX_BACKOFF)
         self._failures = min(self._failures + 1, _MAX_BACKOFF)

@@ -27,7 +27,7 @@ import structlog
 from edge_agent.telemetry import journal
 from edge_agent.telemetry.backlog import Batch
 from edge_agent.telemetry.journal import Done
-from edge_agent.telemetry.keeper import EARLY, MEMORY_LIMIT, Keeper
+from edge_agent.telemetry.keeper import Keeper
 from edge_agent.telemetry.losses import Loss
 from edge_agent.telemetry.queue_files import QueueLocked
 
@@ -133,14 +133,14 @@ class Queue:
         self._keeper.ledger.subtract(reported)
         self.accepted += count
         self._ready.set()
-        if backlog.memory > EARLY:
+        if backlog.memory > self._keeper.early:
             self._relieve()
 
     def _relieve(self) -> None:
         """Bound the memory where the store does not take the events off it."""
         if not self._keeper.waiting_to_retry:
             self._pressure.set()
-        excess = self._keeper.backlog.memory - MEMORY_LIMIT
+        excess = self._keeper.backlog.memory - self._keeper.memory_limit
         if excess > 0:
             spans, first_ms, last_ms = self._keeper.backlog.drop_fresh(excess)
             if count := sum(end - start for start, end in spans):
@@ -266,6 +266,6 @@ class Queue:
 
     def configure(self, *, max_size: int, commit_interval: float) -> None:
         """Take over changed settings. They count from the next tick on."""
-        self._keeper.max_size = max_size
+        self._keeper.limit(max_size)
         self._commit_interval = commit_interval
         self._keeper.unsaved.set()

@@ -100,24 +100,26 @@ async def until(condition: Callable[[], bool], meanwhile: Callable[[], None] = l
 
 
 class Holder:
-    """A named pipe that scripts open for writing, to tell how far they are and that they live."""
+    """A named pipe that programs open for writing, to tell how far they are and that they live."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         os.mkfifo(path)
 
     async def ready(self) -> None:
-        """Returns when a script has opened the pipe and written "ready"."""
-        self._file = await asyncio.to_thread(self.path.open, "rb", buffering=0)
+        """Returns when a program has opened the pipe and written "ready"."""
+        pipe = open(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: ASYNC230, PTH123, SIM115
+        self._reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(self._reader)
+        await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
         await self.says("ready")
 
     async def says(self, word: str) -> None:
-        assert await asyncio.to_thread(self._file.read, len(word) + 1) == f"{word}\n".encode()
+        assert await self._reader.readline() == f"{word}\n".encode()
 
     async def gone(self) -> None:
         """Returns when no process has the pipe open any more."""
-        assert await asyncio.to_thread(self._file.read, 1) == b""
-        self._file.close()
+        assert await self._reader.read() == b""
 
 
 @pytest.fixture
@@ -198,18 +200,32 @@ def test_a_program_that_cannot_start_gives_one_warning_that_says_what_to_do(
 
 # Says so when it gets SIGTERM, but goes on; what it has started in the background does not even say so.
 STUBBORN = """
-exec > {path}
-(trap '' TERM; exec sleep 1000) &
-trap 'echo told' TERM
-echo ready
-while :; do sleep 1000; done 2>/dev/null
+import signal, subprocess, sys
+sys.stdout = open(sys.argv[1], "w")
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+subprocess.Popen(["sleep", "1000"], stdout=sys.stdout)
+print("ready", flush=True)
+while signal.sigwait({signal.SIGTERM}):
+    print("told", flush=True)
 """
+OBEDIENT = """
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+with open(sys.argv[1], "w") as holder:
+    print("ready", file=holder)
+signal.sigwait({signal.SIGTERM})
+print("told")
+"""
+
+
+def python(code: str, holder: Holder, timeout: float = NEVER) -> Rule:
+    return program(sys.executable, "-c", code, str(holder.path), timeout=timeout)
 
 
 def test_the_time_limit_ends_the_whole_group_even_where_sigterm_is_ignored(holder: Holder, log: Log) -> None:
     async def main(forward: Callable[[float], None]) -> None:
         runner = ActionRunner(grace=NEVER)
-        runner.submit(shell(STUBBORN.format(path=holder.path), timeout=60), EVENT)
+        runner.submit(python(STUBBORN, holder, timeout=60), EVENT)
         await holder.ready()
         told = asyncio.create_task(holder.says("told"))
         await until(told.done, lambda: forward(60))
@@ -224,11 +240,9 @@ def test_the_time_limit_ends_the_whole_group_even_where_sigterm_is_ignored(holde
 
 
 def test_the_time_limit_first_asks_with_sigterm(holder: Holder, log: Log) -> None:
-    script = f"trap 'echo told; exit 0' TERM; echo ready > {holder.path}; while :; do sleep 1000; done"
-
     async def main(forward: Callable[[float], None]) -> None:
         runner = ActionRunner(grace=NEVER)
-        runner.submit(shell(script, timeout=60), EVENT)
+        runner.submit(python(OBEDIENT, holder, timeout=60), EVENT)
         await holder.ready()
         await holder.gone()
         await until(lambda: bool(log), lambda: forward(60))
@@ -236,7 +250,7 @@ def test_the_time_limit_first_asks_with_sigterm(holder: Holder, log: Log) -> Non
 
     run_with_clock(main)
     assert problems(log) == ["it did not end within 60 s and was ended"]
-    assert log[0]["output"].splitlines()[-1] == "told"
+    assert log[0]["output"] == "told"
 
 
 def test_a_process_left_behind_neither_delays_the_end_nor_is_killed(holder: Holder, tmp_path: Path, log: Log) -> None:
@@ -288,10 +302,10 @@ def test_only_so_many_run_at_once(holder: Holder, log: Log) -> None:
         for n in range(MAX_RUNNING + 2):
             runner.submit(shell(f"echo ready > {holder.path}", name=f"alarm{n}"), EVENT)
         assert runner.skipped == {f"alarm{MAX_RUNNING}": 1, f"alarm{MAX_RUNNING + 1}": 1}
-        with holder.path.open("r+b", buffering=0) as both_ends:
-            for _ in range(MAX_RUNNING):
-                assert await asyncio.to_thread(both_ends.read, 6) == b"ready\n"
+        reading = os.open(holder.path, os.O_RDONLY | os.O_NONBLOCK)  # from now on the programs can go on
         await runner.stop(NEVER)
+        assert os.read(reading, 1000) == b"ready\n" * MAX_RUNNING
+        os.close(reading)
 
     asyncio.run(main())
     assert [line["event"] for line in log].count("action done") == MAX_RUNNING
@@ -300,7 +314,7 @@ def test_only_so_many_run_at_once(holder: Holder, log: Log) -> None:
 def test_stop_waits_then_asks_then_kills_and_takes_nothing_more(holder: Holder, log: Log) -> None:
     async def main(forward: Callable[[float], None]) -> None:
         runner = ActionRunner()
-        runner.submit(shell(STUBBORN.format(path=holder.path)), EVENT)
+        runner.submit(python(STUBBORN, holder), EVENT)
         await holder.ready()
         stopping = asyncio.create_task(runner.stop(2000))
         await asyncio.sleep(0)

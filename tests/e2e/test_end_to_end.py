@@ -181,17 +181,17 @@ def test_events_of_an_offline_time_arrive_although_the_agent_was_killed(
     agent.wait_for("now=failure")
     agent.kill()
     agent.start()
-    agent.wait_for("now=normal", times=2)
+    agent.wait_for("now=failure")
     agent.wait_for_notice("events wait")
     agent.kill()
 
     line.start()
     agent.start()
-    agent.wait_for_notice("all events sent")
-    accepted = agent.stop()
-    assert accepted == 0
-    consumer.pull_until(lambda c: c.numbers() == list(range(1, len(c.events) + 1)) and len(c.events) > 500)
-    assert_no_hole(consumer.numbers())
+    agent.wait_for("prediction")
+    agent.wait_for_notice("events are sent")
+    assert agent.stop() == 0
+    # All lives of the agent counted on in one epoch, so an event that was lost would leave a hole.
+    consumer.pull_until(lambda c: c.numbers() == list(range(1, len(c.events) + 1)) and len(c.events) > 1500)
     # At least once: what was in flight at the kill may come twice, and is known by its id.
     assert consumer.messages - len(consumer.events) <= 3 * 2000
 
@@ -202,9 +202,9 @@ def test_a_good_reload_is_applied_and_a_bad_one_refused(agent: AgentProcess, con
 
     agent.configure(SETTINGS.replace("rate = 200", 'rate = "fast"').replace("linger", "lingr"))
     agent.reload()
-    agent.wait_for("the old ones go on", times=2)
+    agent.wait_for("the old settings go on", times=2)
     agent.wait_for_notice("reload refused")
-    assert f'{agent.config}:8: [source].rate: expected a number, not "fast"' in agent.said
+    assert f'{agent.config}:7: [source].rate: expected a number, not "fast"' in agent.said
     assert "[telemetry].lingr: unknown key (did you mean 'linger'?)" in agent.said
     seen = len(consumer.events)
     consumer.pull_until(lambda c: len(c.events) > seen + 50)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from edge_agent.settings.faults import SettingsError
 from tests.settings.distributions import install
 
 Check = Callable[..., SourceCheck]
+
+ROOT = Path(__file__).parents[2]
 
 SENSOR = """
 import dataclasses
@@ -52,7 +55,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
     """Install a plugin "sensor" of distribution acme with this code, for child processes alone."""
     folder = tmp_path / "site-packages"
     folder.mkdir()
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
 
     def put(code: str) -> None:
         install(folder, "acme", modules={"acme_sensor": code}, plugins={"sensor": "acme_sensor:Sensor"})
@@ -183,9 +186,14 @@ def has_ended(pid: int) -> bool:
 
 def test_a_plugin_that_talks_without_end_takes_no_memory(check: Check) -> None:
     code = "import sys\nfor _ in range(100_000): print('noise ' * 20)\nsys.exit(3)"
-    [(_, message)] = faults_of(check({}, code))
+    tracemalloc.start()
+    try:
+        [(_, message)] = faults_of(check({}, code))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert message.startswith("the check of the plugin's options ended with exit status 3; its last lines: noise")
-    assert len(message) < 1000
+    assert peak < 3_000_000  # of the 12 MB that it said
 
 
 def test_a_child_that_hangs_at_exit_does_not_matter(check: Check) -> None:

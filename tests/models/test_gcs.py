@@ -283,17 +283,23 @@ def test_without_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert "let GOOGLE_APPLICATION_CREDENTIALS name the key file" in caught.value.what_to_do
 
 
-def test_credentials_put_right_are_taken_up(
-    gcs_server: GcsServer, uploaded: StoredObject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_after_a_refusal_the_surroundings_are_read_anew(
+    gcs_server: GcsServer, uploaded: StoredObject, monkeypatch: pytest.MonkeyPatch, store: GcsStore
 ) -> None:
-    key = tmp_path / "key.json"
-    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
-    store = GcsStore("bucket", NAME)
-    with pytest.raises(StoreNeedsPerson, match=r"no usable Google credentials: File .*key\.json was not found"):
-        store.stat()
+    with GcsServer() as elsewhere:
+        elsewhere.fault("status", status=403)
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", elsewhere.url)
+        with pytest.raises(StoreNeedsPerson):
+            store.stat()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.url)
     assert store.stat().version == "v1.3"
+
+
+def test_a_missing_key_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    with pytest.raises(StoreNeedsPerson, match=r"no usable Google credentials: File .*key\.json was not found"):
+        GcsStore("bucket", NAME).stat()
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,21 @@ def test_a_waiting_model_survives_a_restart_but_the_committed_one_comes_first(de
     assert device.downloads() == 2
 
 
+def test_a_waiting_model_is_not_tried_before_the_store_confirms_it(device: Device) -> None:
+    _committed(device, "v1")
+    device.upload("v2")
+    device.worker.answers["v2"] = [NO_WORKER]
+
+    async def story(_: Rollout, clock: Clock) -> None:
+        assert await clock.pause() == 5
+
+    device.live(story)
+    device.worker.loaded.clear()
+    device.server.fault("status", times=-1)
+    device.live(story)
+    assert device.worker.loaded == ["v1"]
+
+
 def test_a_waiting_model_is_dropped_when_the_store_goes_back(device: Device) -> None:
     _committed(device, "v1")
     device.upload("v2")

@@ -126,6 +126,7 @@ def test_damaged_committed_model_falls_back_to_the_previous(slots: Slots, tmp_pa
         slots.path(second).write_bytes(damage)
     again = _open(tmp_path)
     assert (again.committed, again.previous) == (first, None)
+    assert json.loads((_home(tmp_path) / "state.json").read_text())["committed"]["version"] == "v1"
     assert _folders(tmp_path) == {first.id}
 
 
@@ -160,6 +161,40 @@ def test_both_states_damaged_is_a_new_beginning(slots: Slots, tmp_path: Path) ->
         "state.json.bak.damaged",
     }
     assert _commit(again, "v1") == _open(tmp_path).committed
+
+
+def test_everything_is_on_the_disk_before_a_name_points_to_it(
+    slots: Slots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    sync, replace, rename = os.fsync, os.replace, os.rename
+
+    def synced(handle: int) -> None:
+        steps.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink().relative_to(_home(tmp_path))}")
+        sync(handle)
+
+    def moved(source: Path, target: Path) -> None:
+        steps.append(f"{source.name} -> {target.name}")
+        (replace if source.is_file() else rename)(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", moved)
+    monkeypatch.setattr(os, "rename", moved)
+    release = _download(slots, "v1")
+    state = ["sync state.json.new", "state.json.new -> state.json", "sync ."]
+    copy = ["sync state.json.bak.new", "state.json.bak.new -> state.json.bak", "sync ."]
+    part = f"{release.id}.part"
+    assert steps == [
+        f"sync releases/{part}/model.tflite",
+        f"sync releases/{part}",
+        f"{part} -> {release.id}",
+        "sync releases",
+        *state,
+        *copy,
+    ]
+    steps.clear()
+    slots.commit(release, previous=None)
+    assert steps == [*state, *copy]
 
 
 def test_state_is_json_for_people(slots: Slots, tmp_path: Path) -> None:

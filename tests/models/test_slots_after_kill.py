@@ -43,6 +43,7 @@ def test_kill_at_every_step_of_a_commit(tmp_path: Path, when: str) -> None:
         assert committed is not None
         assert slots.path(committed).read_bytes() == slots_child.DATA[committed.version]
         assert committed.version == "v2" or slots.previous is None
+        assert not list(slots.path(committed).parents[2].glob("*.damaged")), "no file is ever half written"
         seen.add((committed.version, candidate.version if candidate else None))
         kept = {path.name for path in slots.path(committed).parents[1].iterdir()}
         assert kept == {one.id for one in (committed, slots.previous, candidate) if one}

@@ -131,6 +131,11 @@ def test_pacer_does_not_burst_after_being_late(clock: Clock) -> None:
     assert taken == pytest.approx([0.0, 0.1, 0.2, 0.77, 0.8, 0.9])
 
 
+def test_pacer_gives_one_sample_when_late_by_whole_periods(clock: Clock) -> None:
+    taken = beats(10, clock, 4, lambda n: 0.3 if n == 1 else 0.0)
+    assert taken == pytest.approx([0.0, 0.3, 0.4, 0.5])
+
+
 def test_pacer_waits_at_most_the_timeout(clock: Clock) -> None:
     beat = pacer(0.1, clock)
     assert beat.wait(0.5)

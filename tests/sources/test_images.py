@@ -9,11 +9,13 @@ from typing import Protocol
 import numpy as np
 import pytest
 from PIL import Image
+from watchdog.events import FileClosedEvent, FileMovedEvent
 from watchdog.observers.inotify import InotifyObserver
 
 from edge_agent.records import Sample
 from edge_agent.sources import folder as folder_module
 from edge_agent.sources.base import Pacer, Source, SourceEnded, SourceError, build
+from edge_agent.sources.folder import Arrivals
 from edge_agent.sources.images import SCAN_INTERVAL, Images
 
 GENEROUS = 30.0
@@ -103,6 +105,8 @@ def test_a_pattern_and_a_single_file(tmp_path: Path, read_all: type_of_read_all)
     for name in ("cam1-a.png", "cam1-b.raw", "cam2-a.png", ".cam1-c.png", "x[1].png"):
         picture(tmp_path / name)
     assert names(read_all(images(tmp_path / "cam1-*", watch=False))) == ["cam1-a.png", "cam1-b.raw"]
+    assert names(read_all(images(tmp_path / "*.png", watch=False))) == ["cam1-a.png", "cam2-a.png", "x[1].png"]
+    assert names(read_all(images(tmp_path / ".c*", watch=False))) == [".cam1-c.png"]
     assert names(read_all(images(tmp_path / "cam2-a.png", watch=False))) == ["cam2-a.png"]
     assert names(read_all(images(tmp_path / "x[1].png", watch=False))) == ["x[1].png"]
 
@@ -334,6 +338,26 @@ def test_only_complete_files_are_taken(tmp_path: Path) -> None:
         source.close()
 
 
+def test_what_was_worked_on_and_did_not_change_is_no_new_image(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png")
+    source = images(tmp_path)
+    try:
+        assert position(source) == "a.png"
+        path.open("ab").close()
+        picture(tmp_path / "b.png")
+        assert position(source) == "b.png"
+    finally:
+        source.close()
+
+
+def test_a_file_that_leaves_is_none(tmp_path: Path) -> None:
+    arrivals = Arrivals(Images.Options(path=tmp_path / "*").selection())
+    # What inotify tells of a file that is moved to a folder nobody watches.
+    arrivals.on_moved(FileMovedEvent(str(tmp_path / "a.png"), ""))
+    assert arrivals.take(0) == []
+    arrivals.stop()
+
+
 def test_a_file_written_again_is_a_new_image(tmp_path: Path) -> None:
     path = picture(tmp_path / "latest.png", 1)
     source = images(path)
@@ -386,6 +410,12 @@ def test_a_flood_is_bounded_and_the_rest_found_by_scanning(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folder_module, "MAX_ARRIVALS", 3)
+    arrivals = Arrivals(Images.Options(path=tmp_path).selection())
+    for number in range(10):
+        arrivals.on_closed(FileClosedEvent(str(tmp_path / f"{number}.png")))
+    assert arrivals.take(0) == ["0.png", "1.png", "2.png"]
+    arrivals.stop()
+
     source = Images(Images.Options(path=tmp_path), clock=clock)
     source.open(None)
     try:

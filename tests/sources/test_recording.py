@@ -54,6 +54,7 @@ SAME_IN_OTHER_WORDS = {
     "tabs": "0.5\t1\t2.5\n-1.5\t0\t1e3\n",
     "blanks": "0.5 1   2.5\n-1.5 0 1.000e+03\n",
     "quoted": '"0.5","1","2.5"\n"-1.5","0","1e3"\n',
+    "quoted, with blanks": '"0.5", "1", "2.5"\n"-1.5", "0", "1e3"\n',
     "header": "x,y,z\n0.5,1,2.5\n-1.5,0,1e3\n",
     "header after empty lines": "\n\nx;y;z\n0.5;1;2.5\n-1.5;0;1e3\n",
     "pandas without index": "0,1,2\n0.5,1,2.5\n-1.5,0,1e3\n",
@@ -222,9 +223,14 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_a_line_without_end(tmp_path: Path) -> None:
     path = tmp_path / "endless"
-    path.write_bytes(b"1,2\n" + b"1," * (9 * 1024 * 1024))
+    path.write_bytes(b"1,2\n3,")
+    os.truncate(path, 200_000_000)
+    tracemalloc.start()
     with pytest.raises(SourceError, match="endless:2: the line is longer than 16 MiB"):
         recording(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000_000
 
 
 def test_check_accepts_a_good_file(write: type_of_write) -> None:
@@ -340,6 +346,7 @@ def test_repeat_takes_what_the_file_holds_by_then(write: type_of_write) -> None:
     assert first is not None
     assert second is not None
     assert (first.data.tolist(), second.data.tolist()) == ([1, 2], [3, 4, 5])
+    assert (first.position, second.position) == ("0:1:4", "1:1:6")
     source._options.path.unlink()
     with pytest.raises(SourceError, match="no such file or directory"):
         source.read(1)

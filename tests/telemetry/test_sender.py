@@ -105,6 +105,7 @@ class ListSink:
         self.most = max(self.most, self._under_way)
         try:
             self.waiting.set()
+            await asyncio.sleep(0)
             await self.gate.wait()
         finally:
             self._under_way -= 1
@@ -437,7 +438,7 @@ def test_stop_while_offline_tries_once_more() -> None:
                 offline.set()
                 await asyncio.Event().wait()
 
-        sending: Sender[Batch] = Sender(queue, sink, linger=0.25, sleep=sleep, clock=Clock())
+        sending: Sender[Batch] = Sender(queue, sink, linger=0, sleep=sleep, clock=Clock())
         running = asyncio.create_task(sending.run())
         await offline.wait()
         await sending.stop(LIMIT)
@@ -483,7 +484,7 @@ def test_new_sink_takes_over_at_once_and_the_old_one_is_closed() -> None:
                 asked.set()
                 await asyncio.Event().wait()
 
-        sending: Sender[Batch] = Sender(queue, old, linger=0.25, sleep=sleep, clock=Clock())
+        sending: Sender[Batch] = Sender(queue, old, linger=0, sleep=sleep, clock=Clock())
         running = asyncio.create_task(sending.run())
         await asked.wait()
         await sending.replace_sink(new)
@@ -556,14 +557,14 @@ def _with_disk_queue(
     assert "pubsub" not in {thread.name for thread in threading.enumerate()}
 
 
-async def _emptied(queue: DiskQueue) -> None:
-    while queue.depth:
-        await asyncio.sleep(0.01)
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  # neither the queue nor the sender tells when; LIMIT ends it
+        await asyncio.sleep(0.001)
 
 
 def test_through_the_disk_queue_to_the_server(tmp_path: Path, pubsub: PubSubServer) -> None:
     async def work(queue: DiskQueue, sending: Sender[Any]) -> None:
-        await _emptied(queue)
+        await _until(lambda: queue.depth == 0)
 
     pubsub.refuse(lambda message: message.data in {b'{"n":7}', b'{"n":1234}'})
     _with_disk_queue(tmp_path, pubsub, work, 3000)
@@ -584,7 +585,7 @@ def test_through_the_disk_queue_to_the_server(tmp_path: Path, pubsub: PubSubServ
 )
 def test_nothing_is_lost_on_a_bad_server(tmp_path: Path, pubsub: PubSubServer, faults: list[Any]) -> None:
     async def work(queue: DiskQueue, sending: Sender[Any]) -> None:
-        await _emptied(queue)
+        await _until(lambda: queue.depth == 0)
 
     pubsub.script(*faults)
     _with_disk_queue(tmp_path, pubsub, work, 1500)
@@ -596,11 +597,10 @@ def test_server_away_and_back(tmp_path: Path, pubsub: PubSubServer) -> None:
     pubsub.stop()
 
     async def work(queue: DiskQueue, sending: Sender[Any]) -> None:
-        while sending.state.status != "offline":
-            await asyncio.sleep(0.01)
+        await _until(lambda: sending.state.status == "offline")
         assert "Connection refused" in sending.state.reason
         pubsub.start()
-        await _emptied(queue)
+        await _until(lambda: queue.depth == 0)
 
     _with_disk_queue(tmp_path, pubsub, work, 1500)
 
@@ -615,11 +615,9 @@ def test_days_offline_cost_no_threads(pubsub: PubSubServer) -> None:
         sink = PubSubSink("project", "events", emulator=pubsub.address)
         sending: Sender[Batch] = Sender(queue, sink, linger=0.25, clock=clock, sleep=clock.sleep)
         running = asyncio.create_task(sending.run())
-        while sending.state.failures < 20:
-            await asyncio.sleep(0)
+        await _until(lambda: sending.state.failures >= 20)
         before = _threads()
-        while sending.state.failures < 500:
-            await asyncio.sleep(0)
+        await _until(lambda: sending.state.failures >= 500)
         assert _threads() <= before + 1
         await sending.stop(LIMIT)
         await running

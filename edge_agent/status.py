@@ -8,7 +8,6 @@ from edge_agent.records import ResultEvent
 from edge_agent.settings.units import format_duration
 from edge_agent.telemetry.sender import SenderState
 
-
 FRESH = 5.0
 
 

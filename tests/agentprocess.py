@@ -70,6 +70,7 @@ class AgentProcess:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=self._folder,
             env=environ,
             start_new_session=True,
         )

@@ -44,7 +44,7 @@ class Connection:
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                "-m",
+                *("-P", "-m"),
                 "edge_agent.inference.worker",
                 str(theirs.fileno()),
                 str(page.descriptor),

@@ -19,7 +19,7 @@ async def check_model(path: str, *, deadline: float = CHECK_DEADLINE) -> str | N
     """Return why the file cannot be used, or None when the runtime gets along with it."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
+        *("-P", "-m"),
         "edge_agent.inference.model_check",
         path,
         stdin=asyncio.subprocess.DEVNULL,

@@ -24,10 +24,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from edge_agent import plugins
-from edge_agent.settings.document import Document, read
-from edge_agent.settings.faults import Fault, SettingsError, explain, unknown
-from edge_agent.settings.loading import check
-from edge_agent.settings.schema import Settings
+from edge_agent.settings.document import Document
+from edge_agent.settings.faults import Fault, explain, unknown
 from edge_agent.settings.showing import show
 from edge_agent.settings.units import format_duration
 
@@ -55,27 +53,6 @@ class SourceCheck:
 
 
 # ------------------------------------------------------------------------------------------ in the agent
-
-
-async def load_checked(path: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settings, dict[str, object]]:
-    """Return the settings and the complete options of the source. Raises SettingsError with all faults at once."""
-    document = await asyncio.to_thread(read, path, environ)
-    faults: list[Fault] = []
-    settings = None
-    try:
-        settings = check(document)
-    except SettingsError as error:
-        faults += error.faults
-    options: dict[str, object] = {}
-    plugin = document.at(("source", "plugin"))
-    if isinstance(plugin, str) and plugin:
-        given = {key: value for key, value in document.at(("source",)).items() if key != "plugin"}
-        found = await check_source(plugin, given, document.folder)
-        faults += source_faults(document, found)
-        options = found.options
-    if faults or settings is None:
-        raise SettingsError(faults)
-    return settings, options
 
 
 def source_faults(document: Document, found: SourceCheck) -> list[Fault]:

@@ -27,7 +27,6 @@ NAME = "queue.db"
 _FREE_PAGES = 256  # pages of 4 KiB; fewer are not worth giving back
 _PRAGMAS = (
     "locking_mode=EXCLUSIVE",  # before the first access: the index of the WAL stays off the card
-    "auto_vacuum=INCREMENTAL",
     "cell_size_check=ON",
     "journal_mode=WAL",
     "synchronous=FULL",
@@ -237,7 +236,7 @@ class Store:
         if self.meta.size == 0:
             (free,) = self._execute("PRAGMA freelist_count").fetchone()
             if free > _FREE_PAGES:
-                self._execute("PRAGMA incremental_vacuum").fetchall()
+                self._connection.executescript("PRAGMA incremental_vacuum")  # `execute` stops after one page
 
     # -- reading
 
@@ -300,6 +299,7 @@ class Store:
         found, done = _Found(), Intervals(known.done if known else ())
         path = salvage.new_file(self.path)
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("PRAGMA auto_vacuum=INCREMENTAL")
             db.execute("PRAGMA journal_mode=OFF").fetchall()  # the file counts only once it is complete
             db.execute("PRAGMA synchronous=OFF")
             _create(db)
@@ -342,8 +342,11 @@ class _Found(msgspec.Struct):
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    fresh = not path.exists() or not path.stat().st_size
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
     try:
+        if fresh:  # later it would be a write, which must not be needed to read a full disk
+            db.execute("PRAGMA auto_vacuum=INCREMENTAL")
         db.text_factory = bytes  # damaged text must not raise
         for pragma in _PRAGMAS:
             db.execute(f"PRAGMA {pragma}").fetchall()

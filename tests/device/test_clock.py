@@ -71,9 +71,10 @@ def test_a_clock_set_by_the_network_is_trusted_from_then_on(board: Board, is_set
     is_set(board)
     board.monotonic += 10 * S
     assert clock.time_source() == "synchronized"
-    board.max_error = UNSET
+    asked, board.max_error = board.asked, UNSET
     board.monotonic += 10 * S
     assert clock.time_source() == "synchronized"
+    assert board.asked == asked
 
 
 def test_it_looks_once_in_ten_seconds(board: Board) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from edge_agent.inference.source_check import SourceCheck, check_source, load_checked
-from edge_agent.settings.faults import SettingsError
+from edge_agent.inference.source_check import SourceCheck, check_source, source_faults
+from edge_agent.settings.document import read
 from tests.settings.distributions import install
 
 Check = Callable[..., SourceCheck]
@@ -218,60 +218,15 @@ def test_a_cancelled_check_leaves_no_process(plugin: Callable[[str], None], tmp_
         os.kill(asyncio.run(cancel()), signal.SIGCONT)
 
 
-# ------------------------------------------------------------------------------------------ together with the file
-
-
-def checked(file: Path, text: str, environ: dict[str, str] | None = None) -> list[str]:
-    file.write_text(text)
-    with pytest.raises(SettingsError) as caught:
-        asyncio.run(load_checked(file, environ or {}))
-    return str(caught.value).replace(f"{file.parent}/", "").splitlines()
-
-
-def test_a_good_file_gives_settings_and_options(tmp_path: Path) -> None:
-    file = tmp_path / "edge-agent.toml"
-    (tmp_path / "samples.csv").write_text("1,2\n3,4\n")
-    file.write_text(
-        '[source]\nplugin = "recording"\npath = "samples.csv"\nrate = 10\n'
-        '[model]\nurl = "m.tflite"\n[telemetry]\nsink = "e.jsonl"\n'
-    )
-    settings, options = asyncio.run(load_checked(file, {"EDGE_AGENT_SOURCE__REPEAT": "true"}))
-    assert settings.source.plugin == "recording"
-    assert options == {"path": f"{tmp_path}/samples.csv", "rate": 10.0, "repeat": True}
-
-
-def test_faults_of_the_source_stand_among_the_others(tmp_path: Path) -> None:
-    text = '[source]\nrate = "fast"\nplugin = "vibration"\nsed = 1\n[model]\nurl = 5\n[telemetry]\nsink = "e.jsonl"\n'
-    assert checked(tmp_path / "x.toml", text, {"EDGE_AGENT_SOURCE__NORMAL": "10 parsecs"}) == [
-        'x.toml:2: [source].rate: expected a number, not "fast"',
-        "x.toml:4: [source].sed: unknown key (did you mean 'seed'?)",
-        "x.toml:6: [model].url: expected gs://BUCKET/OBJECT or a path in quotes, not 5",
-        (
-            "environment variable EDGE_AGENT_SOURCE__NORMAL: [source].normal: "
-            '"10 parsecs" is no duration; write for instance "200ms", "10s" or "1h30m"'
-        ),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ('plugin = "vibratoin"', "x.toml:2: [source].plugin: no such plugin (did you mean 'vibration'?)"),
-        ('\nplugin = "recording"\npath = "none.csv"', "x.toml:1: [source]: none.csv: no such file or directory"),
-        ('plugin = "recording"', "x.toml:1: [source].path: is missing"),
-        ("plugin = 5", "x.toml:2: [source].plugin: expected text in quotes, not 5"),
-        ('plugin = ""', "x.toml:2: [source].plugin: must not be empty"),
-    ],
-)
-def test_one_fault_of_the_source(tmp_path: Path, source: str, message: str) -> None:
-    text = f'[source]\n{source}\n[model]\nurl = "m.tflite"\n[telemetry]\nsink = "e.jsonl"\n'
-    assert checked(tmp_path / "x.toml", text) == [message]
-
-
 def test_a_message_of_many_lines_becomes_one(plugin: Callable[[str], None], tmp_path: Path) -> None:
     plugin(SENSOR)
-    text = '[model]\nurl = "m"\n[telemetry]\nsink = "e"\n[source]\nplugin = "sensor"\npath = "x"\nmode = "wrong"\n'
-    assert checked(tmp_path / "x.toml", text) == ["x.toml:5: [source]: mode 'wrong' does not fit the path"]
+    file = tmp_path / "x.toml"
+    file.write_text('[source]\nplugin = "sensor"\npath = "x"\nmode = "wrong"\n')
+    document = read(file, {})
+    found = asyncio.run(check_source("sensor", {"path": "x", "mode": "wrong"}, tmp_path))
+    assert [str(fault) for fault in source_faults(document, found)] == [
+        f"{file}:1: [source]: mode 'wrong' does not fit the path"
+    ]
 
 
 def test_the_agent_side_loads_no_numpy_and_no_plugin() -> None:

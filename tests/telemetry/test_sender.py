@@ -419,9 +419,11 @@ def test_stop_gives_up_what_hangs_and_keeps_it() -> None:
         sending: Sender[Batch] = Sender(queue, sink, linger=0)
         running = asyncio.create_task(sending.run())
         await sink.waiting.wait()
-        await sending.stop(0.01)
-        await running
+        with capture_logs() as lines:
+            await sending.stop(0.01)
+            await running
 
+        assert lines == []
         assert sorted(queue.waiting) == sorted(numbered(5000))
         assert (queue.out, sink.requests) == ([], [])
 
@@ -527,12 +529,14 @@ def test_request_that_hangs_is_released_to_the_new_sink(monkeypatch: pytest.Monk
         sending: Sender[Batch] = Sender(queue, old, linger=0)
         running = asyncio.create_task(sending.run())
         await old.waiting.wait()
-        await sending.replace_sink(new)
-        await queue.emptied()
-        await sending.stop(LIMIT)
-        await running
+        with capture_logs() as lines:
+            await sending.replace_sink(new)
+            await queue.emptied()
+            await sending.stop(LIMIT)
+            await running
 
         assert (old.events, new.events) == ([], numbered(5))
+        assert lines == []  # the old sink's failure is not the new one's
 
     run(work)
 

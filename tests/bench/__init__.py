@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench`. Ratios are taken in one run, because machines are noisy."""

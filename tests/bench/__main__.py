@@ -1,0 +1,161 @@
+"""`python -m tests.bench` measures the whole agent against bare loops and writes build/bench.json.
+
+Speed is compared in turns within this run: bare, agent, bare, agent. The Pub/Sub server runs on the same machine in a
+process of its own, whose work is not counted but takes its share of the processors.
+"""
+
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from edge_agent.inference.protocol import Configure
+from edge_agent.records import ModelFile
+from tests.agentprocess import AgentProcess
+from tests.bench import swap
+from tests.bench.processes import cpu_seconds, pss_mib
+from tests.bench.publisher import counting_server
+
+ROOT = Path(__file__).parents[2]
+VIBRATION = ROOT / "edge_agent/demo/vibration_classifier.tflite"
+MOBILENET = ROOT.parent / "shared/models/mobilenet_v2_1.0_224_quant.tflite"
+ROUNDS = 3
+SECONDS = 6.0
+WARM_UP = 4.0
+IMAGE_SIZE = 224
+ROWS = 50_000
+
+SETTINGS = """
+[source]
+{source}
+[model]
+url = "{model}"
+[inference]
+accelerator = "cpu"
+[telemetry]
+sink = "pubsub://project/topic"
+[log]
+level = "warning"
+"""
+
+
+def bare(model: Path, seconds: float, *more: str) -> float:
+    """Run the bare loop in a process of its own."""
+    command = [sys.executable, "-m", "tests.bench.bare", str(model), str(seconds), *more]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+    return float(answer.stdout)
+
+
+def whole_agent(folder: Path, model: Path, source: str) -> dict[str, float]:
+    """Run the agent at full speed against the counting server."""
+    folder.mkdir(parents=True)
+    with counting_server(folder) as (address, counter):
+        toml = SETTINGS.format(source=source, model=model)
+        with AgentProcess(folder / "agent", toml, {"PUBSUB_EMULATOR_HOST": address}) as agent:
+            while not counter.value:
+                time.sleep(0.1)
+            time.sleep(WARM_UP)
+            pids = agent.pids
+            count, cpu, start = counter.value, cpu_seconds(pids), time.perf_counter()
+            time.sleep(SECONDS)
+            samples, elapsed = counter.value - count, time.perf_counter() - start
+            used = cpu_seconds(pids) - cpu
+            memory = pss_mib(pids)
+            assert agent.stop() == 0, agent.said
+    return {"samples_per_s": samples / elapsed, "cpu_us": used / samples * 1e6, "pss_mib": memory}
+
+
+def compare(folder: Path, name: str, model: Path, source: str) -> dict[str, Any]:
+    """Bare loop and agent in turns."""
+    loops, agents = [], []
+    for number in range(ROUNDS):
+        loops.append(bare(model, SECONDS))
+        agents.append(whole_agent(folder / f"{name}-{number}", model, source))
+    ratios = [agent["samples_per_s"] / loop for agent, loop in zip(agents, loops, strict=True)]
+    median = {key: statistics.median(agent[key] for agent in agents) for key in agents[0]}
+    return {
+        "bare_samples_per_s": statistics.median(loops),
+        **median,
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "script_pss_mib": bare(model, 1.0, "script"),
+    }
+
+
+def images(folder: Path) -> Path:
+    """Make images of the model's own size."""
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    for number in range(20):
+        pixels = random.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03}.bmp")
+    return folder
+
+
+def recording(folder: Path) -> Path:
+    """Make a recording of vibration samples."""
+    file = folder / "samples.npy"
+    np.save(file, np.random.default_rng(1).normal(0.5, 0.1, (ROWS * 4, 128)).astype(np.float32))
+    return file
+
+
+def worker(plugin: str, **options: object) -> Configure:
+    """Return the settings of a worker for the swap."""
+    return Configure(plugin, options, "cpu", "", 3, "bilinear", 127.5, 127.5, None, 0)
+
+
+def main() -> None:
+    """Measure everything."""
+    report: dict[str, Any] = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        report["vibration"] = compare(folder, "vibration", VIBRATION, 'plugin = "vibration"\nrate = 0')
+        source = worker("recording", path=str(recording(folder)), repeat=False)
+        gaps = asyncio.run(swap.measure(source, ModelFile(str(VIBRATION), "vibration", "v0")))
+        report["vibration_swap"] = vars(gaps)
+        if MOBILENET.exists():
+            pictures = images(folder / "images")
+            source_toml = f'plugin = "images"\npath = "{pictures}"\nrepeat = true\nwatch = false'
+            report["mobilenet_v2"] = compare(folder, "mobilenet", MOBILENET, source_toml)
+        else:
+            report["mobilenet_v2"] = f"not measured: {MOBILENET} is missing"
+    show(report)
+    (ROOT / "build").mkdir(exist_ok=True)
+    (ROOT / "build/bench.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the figures for a person."""
+    for name in ("vibration", "mobilenet_v2"):
+        found = report[name]
+        if isinstance(found, str):
+            print(f"{name:13} {found}")
+            continue
+        print(
+            f"{name:13} agent {found['samples_per_s']:8.0f}/s  bare invoke() {found['bare_samples_per_s']:8.0f}/s  "
+            f"ratio {found['ratio']:.3f}  CPU {found['cpu_us']:7.1f} us/sample  "
+            f"memory {found['pss_mib']:.0f} MiB (one script with the same libraries: {found['script_pss_mib']:.0f} MiB)"
+        )
+    gaps = report["vibration_swap"]
+    print(
+        f"swap          longest gap {gaps['with_swap']:.1f} ms, without a swap {gaps['without']:.1f} ms, "
+        f"{gaps['lost']} samples lost ({gaps['build_ms']})"
+    )
+
+
+if __name__ == "__main__":
+    main()

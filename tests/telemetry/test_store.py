@@ -1,0 +1,320 @@
+import os
+import random
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge_agent.telemetry import salvage
+from edge_agent.telemetry.groups import Group, parse, to_row
+from edge_agent.telemetry.intervals import Intervals, Span
+from edge_agent.telemetry.losses import Loss
+from edge_agent.telemetry.store import Commit, Meta, Store
+from tests.telemetry.queue_kit import BIG, Disk, drain, left_for_dead, lost, put, run, ticks
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path)
+    yield store
+    store.close()
+
+
+def group(seq: int, count: int, *, ms: int = 0) -> Group:
+    return Group(seq, count, ms or seq, ms or seq + count, [b"event %d" % i for i in range(seq, seq + count)])
+
+
+def commit(
+    store: Store,
+    groups: list[Group],
+    *,
+    done: list[Span] | None = None,
+    damaged: list[int] | None = None,
+    droppable: Span = (0, 0),
+    out: list[Span] | None = None,
+    max_size: int = BIG,
+) -> Loss | None:
+    depth = store.meta.depth + sum(g.count for g in groups)
+    end = max([store.meta.next_seq, *(g.end for g in groups)])
+    meta = msgspec.structs.replace(store.meta, depth=depth, next_seq=end, done=done or [])
+    return store.commit(
+        Commit(
+            meta=meta,
+            groups=groups,
+            damaged=damaged or [],
+            droppable=droppable,
+            out=Intervals(out or []),
+            max_size=max_size,
+        )
+    )
+
+
+def seqs(store: Store) -> list[Span]:
+    return [(g.seq, g.end) for g in store.load(0, BIG, BIG, BIG)]
+
+
+def test_groups_come_back_in_order_and_only_those_asked_for(store: Store) -> None:
+    groups = [group(1, 10), group(11, 1), group(20, 1000)]
+    commit(store, groups)
+    assert store.load(0, BIG, BIG, BIG) == groups
+    assert store.load(5, 11, BIG, BIG) == groups[:1]
+    assert store.load(11, BIG, BIG, BIG) == groups[1:]
+    assert store.load(0, BIG, 11, BIG) == groups[:2]
+    assert store.load(0, BIG, 1, BIG) == groups[:1]
+    assert store.load(0, BIG, BIG, 1) == groups[:1]
+    assert store.load(12, 20, BIG, BIG) == []
+    assert store.overlap([(5, 12), (15, 21)]) == 6 + 1 + 1
+
+
+def test_finished_groups_are_deleted_and_parts_of_others_remembered(store: Store) -> None:
+    commit(store, [group(1, 10), group(11, 10), group(21, 10), group(31, 10)])
+    size = store.meta.size
+    commit(store, [], done=[(1, 15), (25, 28), (60, 70)])
+    assert seqs(store) == [(11, 21), (21, 31), (31, 41)]
+    assert store.meta.done == [(11, 15), (25, 28)]
+    assert 0 < store.meta.size < size
+    commit(store, [], done=[(11, 41)])
+    assert (seqs(store), store.meta.size, store.meta.done) == ([], 0, [])
+
+
+def test_the_oldest_groups_are_dropped_but_not_those_that_are_out(store: Store) -> None:
+    commit(store, [group(1, 10, ms=5), group(11, 10, ms=6), group(21, 10, ms=7), group(31, 10, ms=8)])
+    size = store.meta.size
+    dropped = commit(store, [], done=[(22, 25)], droppable=(1, 41), out=[(15, 16)], max_size=size // 2)
+    assert dropped == Loss("queue_full", 10 + 7, 5, 7)
+    assert seqs(store) == [(11, 21), (31, 41)]
+    assert store.meta.losses == [dropped]
+    assert (store.meta.size <= size // 2, store.meta.done) == (True, [])
+
+
+def test_a_transaction_that_fails_changes_nothing(store: Store) -> None:
+    commit(store, [group(1, 10)])
+    before = store.meta
+    with pytest.raises(sqlite3.IntegrityError):
+        commit(store, [group(11, 10), group(1, 10)], done=[(1, 11)])
+    assert (store.meta, seqs(store)) == (before, [(1, 11)])
+    commit(store, [group(11, 10)])
+    assert seqs(store) == [(1, 11), (11, 21)]
+
+
+def test_a_row_with_any_bit_flipped_is_not_believed() -> None:
+    row = to_row(group(1, 50))
+    assert parse(row).events
+    for position in range(5):
+        for bit in range(40):
+            flipped = [*row]
+            flipped[position] = row[position] ^ 1 << bit  # type: ignore[operator]  # the first five are numbers
+            assert parse(tuple(flipped)).events == []
+    for bit in range(len(row[5]) * 8):
+        data = bytearray(row[5])
+        data[bit // 8] ^= 1 << bit % 8
+        assert parse((*row[:5], bytes(data))).events == []
+    assert parse((1, "x", 0, 0, 0, b"")).events == []
+    assert parse((None, None, None, None, None, None)).events == []
+
+
+def test_a_replacement_that_a_crash_has_interrupted_is_ended_or_dropped(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    commit(store, [group(1, 10)])
+    store.close()
+    new = salvage.new_file(store.path)
+    new.write_bytes(b"half")
+    store = Store(tmp_path)
+    assert seqs(store) == [(1, 11)]
+    store.close()
+    assert not new.exists()
+    store.path.rename(new)  # the crash came between the two renames
+    store = Store(tmp_path)
+    assert seqs(store) == [(1, 11)]
+    store.close()
+
+
+def test_no_more_than_two_damaged_files_are_kept(tmp_path: Path) -> None:
+    for _ in range(4):
+        store = Store(tmp_path)
+        store.close()
+        store.path.write_bytes(b"rubbish" * 1000)
+    store = Store(tmp_path)
+    store.close()
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["queue.damaged-3.db", "queue.damaged-4.db", "queue.db"]
+
+
+# -- damage, seen through the queue
+
+
+async def backlog(disk: Disk, groups: int = 200, size: int = 50) -> tuple[list[bytes], Disk]:
+    """Return the events of a stored backlog, and a copy of the disk after a clean end."""
+    async with disk.queue() as queue:
+        events: list[bytes] = []
+        for _ in range(groups):
+            events += put(queue, size, noise=40)
+            await ticks(queue)
+    return events, disk.copy()
+
+
+def flip(path: Path, dice: random.Random, flips: int) -> None:
+    data = bytearray(path.read_bytes())
+    for _ in range(flips):
+        data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("flips", [1, 5, 50, 500])
+@pytest.mark.parametrize("seed", range(4))
+def test_flipped_bits_never_deliver_a_wrong_event_and_the_loss_is_counted(
+    tmp_path: Path, flips: int, seed: int
+) -> None:
+    async def body() -> None:
+        events, disk = await backlog(Disk(tmp_path))
+        flip(disk.database, random.Random(seed), flips)
+        async with disk.queue(boot_id="boot-2") as queue:
+            delivered = await drain(queue)
+            assert not set(delivered) - set(events)
+            assert len(delivered) == len(set(delivered))
+            assert delivered == sorted(delivered, key=events.index)
+            assert sum(lost(queue).values()) == len(events) - len(delivered) or flips == 500
+            assert (lost(queue) != {}) == (len(events) != len(delivered))
+            assert queue.depth == 0
+            assert flips > 5 or len(delivered) >= 0.9 * len(events)
+            new = put(queue, 10)
+            await ticks(queue)
+            assert await drain(queue) == new
+
+    run(body())
+
+
+@pytest.mark.parametrize("what", ["rubbish", "zeroed", "truncated", "empty", "header"])
+def test_a_database_that_is_destroyed_does_not_stop_the_queue(tmp_path: Path, what: str) -> None:
+    async def body() -> None:
+        events, disk = await backlog(Disk(tmp_path), groups=20)
+        data = disk.database.read_bytes()
+        disk.database.write_bytes(
+            {
+                "rubbish": os.urandom(len(data)),
+                "zeroed": bytes(len(data)),
+                "truncated": data[: len(data) // 2],
+                "empty": b"",
+                "header": bytes(100) + data[100:],
+            }[what]
+        )
+        async with disk.queue(boot_id="boot-2", clock=lambda: 1_700_000_001.0) as queue:
+            first = put(queue, 1)
+            assert not set(first) & set(events)
+            delivered = await drain(queue)
+            assert not set(delivered) - {*events, *first}
+            assert lost(queue) or what == "empty"  # an empty file is what a crash at the very first start leaves
+            await ticks(queue)
+        async with disk.queue(boot_id="boot-2") as queue:
+            assert queue.trouble is None
+
+    run(body())
+
+
+@pytest.mark.parametrize("what", ["zeroed", "truncated", "rubbish", "missing"])
+def test_a_damaged_wal_is_noticed_by_what_the_journal_knows(tmp_path: Path, what: str) -> None:
+    disk = Disk(tmp_path)
+
+    async def body() -> None:
+        async with left_for_dead(disk.queue()) as queue:
+            events = put(queue, 50)
+            await ticks(queue)
+            events += put(queue, 50)
+            await ticks(queue)
+            events += put(queue, 50)
+            copy = disk.copy()
+        wal = copy.state / "queue.db-wal"
+        data = wal.read_bytes()
+        if what == "missing":
+            wal.unlink()
+        else:
+            half = data[: len(data) // 2]
+            wal.write_bytes(
+                {"zeroed": bytes(len(data)), "truncated": half, "rubbish": half + os.urandom(len(half))}[what]
+            )
+        async with copy.queue() as queue:
+            counted = sum(lost(queue).values())
+            delivered = await drain(queue)
+            assert delivered == [event for event in events if event in set(delivered)]
+            assert counted == len(events) - len(delivered) > 0
+            assert not set(put(queue, 50)) & set(events)
+
+    run(body())
+
+
+def test_damage_that_shows_while_the_queue_runs(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+
+    async def body() -> None:
+        events, copy = await backlog(disk)
+        pages = copy.database.stat().st_size // 4096
+        async with copy.queue(boot_id="boot-2") as queue:
+            with copy.database.open("r+b") as file:
+                for page in range(pages // 2, pages // 2 + 10):
+                    file.seek(page * 4096)
+                    file.write(os.urandom(4096))
+            new = put(queue, 10)
+            delivered = await drain(queue)
+            assert len(delivered) > len(events) / 2
+            assert delivered == [event for event in events + new if event in set(delivered)]
+            assert sum(lost(queue).values()) == len(events) + 10 - len(delivered) > 0
+            assert (queue.depth, queue.trouble) == (0, None)
+            await ticks(queue)
+            assert queue.size == 0
+        assert (copy.state / "queue.damaged-1.db").exists()
+
+    run(body())
+
+
+def test_a_flipped_bit_in_the_journal_costs_one_record_and_is_counted(tmp_path: Path) -> None:
+    async def body() -> None:
+        for seed in range(20):
+            disk = Disk(tmp_path / str(seed))
+            async with left_for_dead(disk.queue()) as queue:
+                events = []
+                for _ in range(40):
+                    events += put(queue, 5)
+                await queue.tick()
+                for _ in range(40):
+                    events += put(queue, 5)
+                copy = disk.copy()
+            flip(copy.journals()[0], random.Random(seed), 1)
+            async with copy.queue() as queue:
+                counted = sum(lost(queue).values())
+                delivered = await drain(queue)
+                assert delivered == [event for event in events if event in set(delivered)]
+                assert counted == len(events) - len(delivered)
+                assert counted in {0, 5}  # 0 where the header of the file was hit
+                assert not set(put(queue, 5)) & set(events)
+
+    run(body())
+
+
+def test_an_old_state_means_that_something_is_missing(tmp_path: Path) -> None:
+    """Somebody has put back a copy of the state directory while the journal is of today."""
+
+    async def body() -> None:
+        disk = Disk(tmp_path)
+        async with left_for_dead(disk.queue()) as queue:
+            old = disk.copy()
+            put(queue, 100)
+            await ticks(queue)
+            new = disk.copy()
+        assert old.runtime is not None
+        assert new.runtime is not None
+        for path in old.journals():
+            path.unlink()
+        for path in new.journals():
+            path.rename(old.runtime / path.name)
+        async with old.queue() as queue:
+            assert (lost(queue), queue.depth, queue.next_number) == ({"damaged": 100}, 0, 101)
+
+    run(body())
+
+
+def test_the_state_of_a_new_file_is_empty(store: Store) -> None:
+    assert store.meta == Meta()
+    assert store.load(0, BIG, 1, 1) == []
+    assert store.oldest_ms() is None

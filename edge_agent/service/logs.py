@@ -44,6 +44,10 @@ def configure(level: Level, format: Format, stream: TextIO = sys.stderr) -> None
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_Forward()], force=True)
     logging.captureWarnings(capture=True)
+    # Google's libraries cut their logger off from all others when it has no level of its own.
+    google = logging.getLogger("google")
+    google.setLevel(logging.WARNING)
+    google.propagate = True
 
 
 def is_journal(stream: TextIO) -> bool:

@@ -20,6 +20,7 @@ The script measures both faults beside the right way and writes what it measured
 import argparse
 import importlib.metadata
 import importlib.util
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ import numpy.typing as npt
 
 MODEL_NAME = "vibration_classifier.tflite"
 LABELS_NAME = "vibration_labels.txt"
+FACTS_NAME = f"{MODEL_NAME}.json"
+"""What the agent is told of the model, as `x-goog-meta-` headers would in a bucket."""
+VERSION = "v1"
 README_NAME = "README.md"
 TABLE_BEGIN, TABLE_END = "<!-- measured: begin -->\n", "<!-- measured: end -->"
 
@@ -215,6 +219,13 @@ def measure(trained: Any, model: bytes, seed: int) -> dict[str, str]:
     }
 
 
+def facts(measured: dict[str, str]) -> str:
+    """The JSON of the file beside the model."""
+    accuracy = float(measured["accuracy, uint8"])
+    labels = [condition.label for condition in CLASSES]
+    return json.dumps({"version": VERSION, "accuracy": accuracy, "labels": labels}, indent=2) + "\n"
+
+
 def table(measured: dict[str, str]) -> str:
     """The measured values as a Markdown table."""
     rows = [f"| {name} | {value} |\n" for name, value in measured.items()]
@@ -254,12 +265,14 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     trained = train(arguments.seed, arguments.epochs)
     model = convert(trained, calibration_set(arguments.seed))
-    new_table = table(measure(trained, model, arguments.seed))
+    measured = measure(trained, model, arguments.seed)
+    new_table = table(measured)
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / MODEL_NAME).write_bytes(model)
     labels = "".join(f"{condition.label}\n" for condition in CLASSES)
     (arguments.out / LABELS_NAME).write_text(labels, encoding="utf-8")
+    (arguments.out / FACTS_NAME).write_text(facts(measured), encoding="utf-8")
     update_readme(arguments.out / README_NAME, new_table)
     sys.stdout.write(f"\n{new_table}\nwritten to {arguments.out}\n")
     return 0

@@ -10,7 +10,7 @@ import structlog
 
 from edge_agent.inference.child import child_environment, describe_exit
 from edge_agent.inference.progress import ProgressPage, Stage, Track
-from edge_agent.inference.protocol import ToAgent, ToWorker, frame, read_message
+from edge_agent.inference.protocol import HEAD, ToAgent, ToWorker, decode_length, frame, to_agent
 
 log = structlog.get_logger()
 
@@ -72,7 +72,11 @@ class Connection:
 
     async def receive(self) -> ToAgent | None:
         """Wait for a message; None when the worker has closed its end. Raises ValueError for rubbish."""
-        return await read_message(self._reader)
+        try:
+            length = decode_length(await self._reader.readexactly(HEAD))
+            return to_agent.decode(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionResetError):
+            return None
 
     def hang_up(self) -> None:
         """Close our end: the worker ends by itself, and `receive` returns None."""

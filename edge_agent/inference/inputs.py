@@ -4,18 +4,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from edge_agent.inference.quantization import Quantizer
 
 Array = npt.NDArray[Any]
 
 _IMAGE_RANK = 4
-_RESIZE = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 class InputMismatch(ValueError):
@@ -34,7 +28,7 @@ class ModelInput:
         self.index: int = details["index"]
         self.shape = tuple(int(size) for size in details["shape"])
         self.dtype = np.dtype(details["dtype"])
-        self._resize = _RESIZE[resize]
+        self._resize = resize
         self._mean, self._std = np.float32(mean), np.float32(std)
         self._size = int(np.prod(self.shape))
         self._quantizer = self._make_quantizer(*details["quantization"])
@@ -82,13 +76,20 @@ class ModelInput:
             raise InputMismatch(f"the model takes {self._size} values ({self}), the source gives images")
         _, height, width, channels = self.shape
         if pixels.shape != (height, width, channels):
-            image = Image.fromarray(pixels)
-            if channels == 1:
-                image = image.convert("L")
-            pixels = np.asarray(image.resize((width, height), self._resize))
+            pixels = resize_image(pixels, width, height, grey=channels == 1, way=self._resize)
         pixels = pixels.reshape(self.shape)
         if self.dtype == np.uint8:
             return pixels
         if self.dtype == np.int8:
             return np.bitwise_xor(pixels, np.uint8(0x80)).view(np.int8)
         return (pixels - self._mean) / self._std
+
+
+def resize_image(pixels: Array, width: int, height: int, *, grey: bool, way: str) -> Array:
+    """Return the image (height, width, 3) in another size. `way` is nearest, bilinear or lanczos, as Pillow does it."""
+    from PIL import Image  # noqa: PLC0415  5 MiB that a worker on a sensor need not carry
+
+    image = Image.fromarray(pixels)
+    if grey:
+        image = image.convert("L")
+    return np.asarray(image.resize((width, height), Image.Resampling[way.upper()]))

@@ -4,7 +4,6 @@ A frame is a 4-byte little-endian length and that many bytes of msgpack. Both en
 there is no version to negotiate. Only small things cross: never a frame of a camera.
 """
 
-import asyncio
 import socket
 import struct
 import threading
@@ -15,6 +14,7 @@ import msgspec
 from edge_agent.records import LoadReport, ModelFile, Result
 
 MAX_FRAME = 16 * 1024 * 1024
+HEAD = 4
 _LENGTH = struct.Struct("<I")
 
 
@@ -116,22 +116,15 @@ class Channel:
 
     def receive(self) -> ToWorker | None:
         """Wait for the next message; None when the agent has closed its end."""
-        head = self._stream.read(_LENGTH.size)
-        if len(head) < _LENGTH.size:
+        head = self._stream.read(HEAD)
+        if len(head) < HEAD:
             return None
-        body = self._stream.read(_LENGTH.unpack(head)[0])
-        return to_worker.decode(body)
+        return to_worker.decode(self._stream.read(decode_length(head)))
 
 
-async def read_message(reader: asyncio.StreamReader) -> ToAgent | None:
-    """Wait for the worker's next message; None at the end of the stream.
-
-    Raises ValueError for a frame that is too long or no valid message.
-    """
-    try:
-        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        if length > MAX_FRAME:
-            raise ValueError(f"a frame of {length} bytes from the worker")
-        return to_agent.decode(await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionResetError):
-        return None
+def decode_length(head: bytes) -> int:
+    """Return how many bytes follow the head of a frame. Raises ValueError for a frame that cannot be right."""
+    length: int = _LENGTH.unpack(head)[0]
+    if length > MAX_FRAME:
+        raise ValueError(f"a frame of {length} bytes")
+    return length

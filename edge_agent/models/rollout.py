@@ -217,7 +217,7 @@ class Rollout:
         elif self._is_new(remote):
             await self._fetch(remote)
             self._offered = remote.id
-            self._found("info", f"{remote.version} is offered")
+            self._found("debug", f"{remote.version} is offered")
         else:
             await self._withdraw()
             self._found(*self._nothing_new(remote))
@@ -229,12 +229,12 @@ class Rollout:
             return True
         return committed.id in self._refused and remote.checksum != committed.checksum
 
-    def _nothing_new(self, remote: RemoteObject) -> tuple[Literal["info", "warning"], str]:
+    def _nothing_new(self, remote: RemoteObject) -> tuple[Literal["debug", "warning"], str]:
         committed = self._slots.committed
         if committed is not None and committed.id in self._refused:
             return "warning", f"{remote.version} is all there is, and the worker refuses it"
         if committed is None or committed.checksum == remote.checksum:
-            return "info", f"{remote.version} is the newest"
+            return "debug", f"{remote.version} is the newest"
         return "warning", (
             f"the object changed but its version is still {remote.version}, so it is not fetched:"
             " give each upload a version of its own (x-goog-meta-version)"
@@ -258,10 +258,10 @@ class Rollout:
         )
         await self._calls.run(lambda _: self._slots.finish(remote, path))
 
-    def _found(self, level: Literal["info", "warning"], what: str) -> None:
+    def _found(self, level: Literal["debug", "warning"], what: str) -> None:
         self._poll_failures = 0
         if what != self._last_poll:
-            getattr(_log, level)("asked the model store", found=what)
+            getattr(_log, level)("asked for a new model", found=what)
         self._last_poll = what
 
     def _failed(self, what: str, *, needs_person: bool) -> None:
@@ -301,9 +301,15 @@ class Rollout:
     async def _take(self, release: Release, report: LoadReport) -> None:
         change = RolloutChange(state="committed", release=release, previous=self._running, report=report)
         self._running, self._last_wait = release, ""
-        if release == self._slots.committed or release != self._slots.candidate:
-            _log.info("model in use", version=release.version, accelerator=report.accelerator)
+        facts = {"name": self._model_name, "version": release.version, "accelerator": report.accelerator}
+        if change.previous is not None:
+            facts["previous"] = change.previous.version
+        if report.degraded is not None:
+            _log.warning("model in use, but degraded", **facts, reason=report.degraded)
         else:
+            _log.info("model in use", **facts)
+        _log.debug("model loaded", version=release.version, detail=report.detail)
+        if release != self._slots.committed and release == self._slots.candidate:
             self._uncommitted = change
             await self._commit()
 
@@ -315,7 +321,7 @@ class Rollout:
         previous = change.previous or self._slots.committed
         await self._calls.run(lambda _: self._slots.commit(change.release, previous=previous))
         self._uncommitted = None
-        _log.info("model committed", version=change.release.version, previous=previous and previous.version)
+        _log.debug("model committed", version=change.release.version, previous=previous and previous.version)
         self._on_change(change)
 
     async def _refuse(self, release: Release, report: LoadReport) -> None:

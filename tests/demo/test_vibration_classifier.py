@@ -1,5 +1,6 @@
 """The demo model as it ships: its shape, its arithmetic, and whether README.md says the truth about it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,11 @@ def stated() -> dict[str, str]:
     table = text.partition(train.TABLE_BEGIN)[2].partition(train.TABLE_END)[0]
     rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table.splitlines()[2:]]
     return {name: value for name, value in rows}  # noqa: C416 - it checks that each row has two cells
+
+
+def test_the_facts_beside_the_model_are_those_of_the_readme(stated: dict[str, str]) -> None:
+    assert (FOLDER / train.FACTS_NAME).read_text() == train.facts(stated)
+    assert json.loads((FOLDER / train.FACTS_NAME).read_text())["labels"] == LABELS
 
 
 def test_is_small() -> None:

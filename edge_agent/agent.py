@@ -22,18 +22,18 @@ from edge_agent.configuration import Configuration, load_configuration
 from edge_agent.device.clock import Clock
 from edge_agent.device.identity import boot_id, device_id
 from edge_agent.inference.supervisor import Supervisor
+from edge_agent.models.open import open_store
 from edge_agent.models.rollout import Rollout, RolloutChange
 from edge_agent.models.slots import Slots
-from edge_agent.models.stores import open_store
 from edge_agent.pipeline import Pipeline
 from edge_agent.service.logs import configure as configure_logs
 from edge_agent.service.notify import ServiceManager
 from edge_agent.settings.faults import SettingsError
 from edge_agent.status import Snapshot, status_line
 from edge_agent.telemetry.envelope import Envelope
+from edge_agent.telemetry.open import open_sink
 from edge_agent.telemetry.queue import Loss, Queue
 from edge_agent.telemetry.sender import Sender
-from edge_agent.telemetry.sinks import open_sink
 
 log = structlog.get_logger()
 
@@ -158,7 +158,7 @@ class Agent:
         model = configuration.settings.model
         return Rollout(
             Slots(self._directories.state / "models", str(model.url)),
-            open_store(model.url.scheme, model.url.bucket, model.url.path),
+            open_store(model.url),
             self._supervisor,
             model_name=model.model_name,
             poll_interval=model.poll_interval,

@@ -62,16 +62,3 @@ def write_all(file: FileIO, data: bytes) -> None:
             rest = rest[file.write(rest) :]
     except OSError as error:
         raise FetchFailed(f"cannot write {file.name}: {error.strerror}") from error
-
-
-def open_store(scheme: str, bucket: str, path: str) -> Store:
-    """The store behind a `[model].url`: scheme `gs` with bucket and object name, or `file` with a path."""
-    # Here, not above: both modules raise this module's errors.
-    from edge_agent.models.directory import FileStore  # noqa: PLC0415
-    from edge_agent.models.gcs import GcsStore  # noqa: PLC0415
-
-    if scheme == "gs":
-        return GcsStore(bucket, path)
-    if scheme == "file":
-        return FileStore(Path(path))
-    raise ValueError(f"no model can be fetched from {scheme}://: use gs://bucket/object or file:///path")

@@ -8,8 +8,7 @@ import asyncio
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
@@ -61,29 +60,6 @@ class Sink(Protocol):
     async def close(self) -> None:
         """End within a second; calls of `send` that are still waiting raise SinkUnavailable."""
         ...
-
-
-class Destination(Protocol):
-    """What the settings say about where events go. `scheme` is "pubsub" or "file"."""
-
-    @property
-    def scheme(self) -> str: ...
-    @property
-    def project(self) -> str: ...
-    @property
-    def topic(self) -> str: ...
-    @property
-    def path(self) -> str: ...
-
-
-def open_sink(destination: Destination, environ: Mapping[str, str]) -> Sink:
-    """Make the sink for a destination; nothing is opened or connected before the first batch."""
-    from edge_agent.telemetry.filesink import FileSink  # noqa: PLC0415  # both import this module
-    from edge_agent.telemetry.pubsub import PubSubSink  # noqa: PLC0415
-
-    if destination.scheme == "file":
-        return FileSink(Path(destination.path))
-    return PubSubSink(destination.project, destination.topic, emulator=environ.get("PUBSUB_EMULATOR_HOST", ""))
 
 
 class DaemonThread:

@@ -7,7 +7,9 @@ import pytest
 
 from edge_agent.models.directory import FileStore
 from edge_agent.models.gcs import GcsStore
-from edge_agent.models.stores import FetchFailed, StoreNeedsPerson, StoreUnavailable, open_store
+from edge_agent.models.open import open_store
+from edge_agent.models.stores import FetchFailed, StoreNeedsPerson, StoreUnavailable
+from edge_agent.settings.location import parse_location
 
 MODEL = b"model one" * 1000
 
@@ -128,9 +130,7 @@ def test_a_damaged_sidecar_is_named(model: Path, text: str) -> None:
 
 
 def test_open_store_chooses_by_scheme(model: Path) -> None:
-    opened = open_store("file", "", str(model))
+    opened = open_store(parse_location(str(model)))
     assert isinstance(opened, FileStore)
     assert opened.stat().size == len(MODEL)
-    assert isinstance(open_store("gs", "bucket", "a/b"), GcsStore)
-    with pytest.raises(ValueError, match="s3://"):
-        open_store("s3", "bucket", "a/b")
+    assert isinstance(open_store(parse_location("gs://bucket/a/b")), GcsStore)

@@ -324,7 +324,8 @@ def test_what_the_token_service_says(error: Exception, kind: type[StoreError], s
 
 def test_the_client_library_is_not_imported_before_it_is_needed() -> None:
     code = (
-        "import sys; from edge_agent.models.stores import open_store; open_store('gs', 'b', 'o');"
+        "import sys; from edge_agent.models.open import open_store;"
+        "from edge_agent.settings.location import parse_location; open_store(parse_location('gs://bucket/o'));"
         "print([name for name in sys.modules if name.startswith(('google.cloud', 'google.auth', 'requests'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,22 +6,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edge_agent.settings.location import Destination
 from edge_agent.telemetry.filesink import FileSink
-from edge_agent.telemetry.sinks import DaemonThread, SinkError, SinkNeedsPerson, SinkUnavailable, open_sink
-
-
-@dataclass(frozen=True)
-class Destination:
-    scheme: str
-    project: str = ""
-    topic: str = ""
-    path: str = ""
+from edge_agent.telemetry.open import open_sink
+from edge_agent.telemetry.sinks import DaemonThread, SinkError, SinkNeedsPerson, SinkUnavailable
 
 
 def _send(path: Path, *batches: list[bytes]) -> None:

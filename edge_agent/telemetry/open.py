@@ -1,0 +1,16 @@
+"""Makes the sink that the settings name."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from edge_agent.settings.location import Destination
+from edge_agent.telemetry.filesink import FileSink
+from edge_agent.telemetry.pubsub import PubSubSink
+from edge_agent.telemetry.sinks import Sink
+
+
+def open_sink(destination: Destination, environ: Mapping[str, str]) -> Sink:
+    """Make the sink for a destination; nothing is opened or connected before the first batch."""
+    if destination.scheme == "file":
+        return FileSink(Path(destination.path))
+    return PubSubSink(destination.project, destination.topic, emulator=environ.get("PUBSUB_EMULATOR_HOST", ""))

@@ -147,16 +147,36 @@ def test_short_write_is_a_failure_and_is_repeated_whole(tmp_path: Path) -> None:
     assert path.read_bytes() == b"12345678\na\n12345678\nabcdefgh\n"
 
 
-def test_without_permission(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    tmp_path.chmod(0o500)
-    error = _refused(tmp_path / "events.jsonl")
+_AS_NOBODY = """
+import asyncio, os, pathlib, sys
+from edge_agent.telemetry.filesink import FileSink
+from edge_agent.telemetry.sinks import SinkError
 
-    assert isinstance(error, SinkNeedsPerson)
-    assert str(error) == (
-        f"cannot write {tmp_path}/events.jsonl: Permission denied; "
-        "let the service's user write there, or name another file in [telemetry] sink"
+async def work():
+    sink = FileSink(pathlib.Path(sys.argv[1]))
+    try:
+        await sink.send([b"{}"])
+    except SinkError as error:
+        print(type(error).__name__, error, sep=": ")
+    await sink.close()
+
+if os.geteuid() == 0:  # who may write everywhere
+    os.setuid(65534)
+asyncio.run(work())
+"""
+
+
+def test_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    path = tmp_path / "events.jsonl"
+    child = subprocess.run([sys.executable, "-c", _AS_NOBODY, str(path)], capture_output=True, text=True, check=False)
+
+    assert (child.stdout, child.stderr) == (
+        (
+            f"SinkNeedsPerson: cannot write {path}: Permission denied; "
+            "let the service's user write there, or name another file in [telemetry] sink\n"
+        ),
+        "",
     )
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ai_edge_litert.interpreter import Interpreter
 
 from edge_agent.demo import train
 
@@ -68,15 +67,3 @@ def test_says_how_to_get_tensorflow(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "pip install 'edge-agent[train]'" in done.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(not TENSORFLOW, reason="TensorFlow is not installed: pip install 'edge-agent[train]'")
-def test_writes_a_model_that_runs(tmp_path: Path) -> None:
-    done = run("--out", str(tmp_path), "--epochs", "1", "--seed", "5")
-
-    assert done.returncode == 0, done.stderr
-    assert "| seed | 5 |" in done.stdout
-    assert (tmp_path / train.LABELS_NAME).read_text().split() == ["normal", "warning", "failure"]
-    interpreter = Interpreter(model_path=str(tmp_path / train.MODEL_NAME))
-    interpreter.allocate_tensors()
-    assert interpreter.get_input_details()[0]["dtype"] is np.uint8

@@ -2,10 +2,8 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,39 +11,12 @@ from typing import IO
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-VERSIONS = ("3.11", "3.13")
+from tests.system.conftest import ROOT, VERSIONS, find_python, fresh_clone
+
 PATIENCE = 600.0
 CTRL_C_LIMIT = 2.0
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
-
-
-def find_python(version: str) -> str:
-    """Return an interpreter of this version, or skip."""
-    candidates = [
-        sys.executable,
-        f"python{version}",
-        *map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python")),
-    ]
-    for candidate in candidates:
-        path = shutil.which(candidate)
-        if path is None:
-            continue
-        answer = subprocess.run(
-            [path, "-c", "import sys, venv; print(sys.version)"], capture_output=True, text=True, check=False
-        )
-        if answer.stdout.startswith(version + "."):
-            return path
-    pytest.skip(f"there is no Python {version} on this machine")
-
-
-@pytest.fixture(params=VERSIONS)
-def clone(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
-    """A fresh clone of what is committed, and a Python to use it with."""
-    python = find_python(request.param)
-    subprocess.run(["git", "clone", "--quiet", ROOT, tmp_path / "edge-agent"], check=True)
-    return tmp_path / "edge-agent", python
 
 
 @pytest.fixture
@@ -100,3 +71,13 @@ def test_make_run_shows_the_whole_pipeline(clone: tuple[Path, str], demo: subpro
     numbers = [int(event["event_id"].rpartition("/")[2]) for event in events]
     assert numbers == list(range(1, len(numbers) + 1))
     assert any(event["kind"] == "alarm" for event in events)
+
+
+def test_make_test_passes_on_a_fresh_clone_with_the_newest_python(tmp_path: Path) -> None:
+    folder = fresh_clone(tmp_path)
+    shared = ROOT.parent / "shared"
+    if shared.is_dir():
+        (tmp_path / "shared").symlink_to(shared)
+    make = ["make", "test", f"PYTHON={find_python(VERSIONS[-1])}"]
+    done = subprocess.run(make, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-10000:]

@@ -18,7 +18,7 @@ def test_the_demo_model_can_be_trained_again(tmp_path: Path) -> None:
     python = environment / "bin/python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", f"{folder}[train]"], check=True)
 
-    command = [python, "-m", "edge_agent.demo.train", "--out", tmp_path / "trained", "--seed", "7"]
+    command = [str(python), "-m", "edge_agent.demo.train", "--out", str(tmp_path / "trained"), "--seed", "7"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr

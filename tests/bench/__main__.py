@@ -23,8 +23,9 @@ from edge_agent.inference.protocol import Configure
 from edge_agent.records import ModelFile
 from tests.agentprocess import AgentProcess
 from tests.bench import swap
-from tests.bench.processes import cpu_seconds, pss_mib
+from tests.bench.processes import cpu_seconds, memory_mib
 from tests.bench.publisher import counting_server
+from tests.servers.gcs import GcsServer
 
 ROOT = Path(__file__).parents[2]
 VIBRATION = ROOT / "edge_agent/demo/vibration_classifier.tflite"
@@ -49,11 +50,26 @@ level = "warning"
 """
 
 
-def bare(model: Path, seconds: float, *more: str) -> float:
-    """Run the bare loop in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.bare", str(model), str(seconds), *more]
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+def program(name: str, *arguments: object, **environ: str) -> float:
+    """Run a program of this folder in a process of its own; returns the number that it prints."""
+    command = [sys.executable, "-m", f"tests.bench.{name}", *map(str, arguments)]
+    answer = subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environ},
+    )
     return float(answer.stdout)
+
+
+def guide_memory(folder: Path, model: Path) -> float:
+    """Weigh the guides' loop while it talks to the same kind of servers."""
+    with counting_server(folder) as (address, _), GcsServer() as gcs:
+        gcs.upload("bucket", "model.tflite", b"model", {"version": "v1.2"})
+        return program("guide", model, PUBSUB_EMULATOR_HOST=address, STORAGE_EMULATOR_HOST=gcs.url)
 
 
 def whole_agent(folder: Path, model: Path, source: str) -> dict[str, float]:
@@ -70,16 +86,16 @@ def whole_agent(folder: Path, model: Path, source: str) -> dict[str, float]:
             time.sleep(SECONDS)
             samples, elapsed = counter.value - count, time.perf_counter() - start
             used = cpu_seconds(pids) - cpu
-            memory = pss_mib(pids)
+            memory = memory_mib(pids)
             assert agent.stop() == 0, agent.said
-    return {"samples_per_s": samples / elapsed, "cpu_us": used / samples * 1e6, "pss_mib": memory}
+    return {"samples_per_s": samples / elapsed, "cpu_us": used / samples * 1e6, "memory_mib": memory}
 
 
 def compare(folder: Path, name: str, model: Path, source: str) -> dict[str, Any]:
     """Bare loop and agent in turns."""
     loops, agents = [], []
     for number in range(ROUNDS):
-        loops.append(bare(model, SECONDS))
+        loops.append(program("bare", model, SECONDS))
         agents.append(whole_agent(folder / f"{name}-{number}", model, source))
     ratios = [agent["samples_per_s"] / loop for agent, loop in zip(agents, loops, strict=True)]
     median = {key: statistics.median(agent[key] for agent in agents) for key in agents[0]}
@@ -88,7 +104,7 @@ def compare(folder: Path, name: str, model: Path, source: str) -> dict[str, Any]
         **median,
         "ratio": statistics.median(ratios),
         "ratios": ratios,
-        "script_pss_mib": bare(model, 1.0, "script"),
+        "guide_memory_mib": guide_memory(folder, model),
     }
 
 
@@ -148,7 +164,7 @@ def show(report: dict[str, Any]) -> None:
         print(
             f"{name:13} agent {found['samples_per_s']:8.0f}/s  bare invoke() {found['bare_samples_per_s']:8.0f}/s  "
             f"ratio {found['ratio']:.3f}  CPU {found['cpu_us']:7.1f} us/sample  "
-            f"memory {found['pss_mib']:.0f} MiB (one script with the same libraries: {found['script_pss_mib']:.0f} MiB)"
+            f"memory {found['memory_mib']:.0f} MiB (the guides' script: {found['guide_memory_mib']:.0f} MiB)"
         )
     gaps = report["vibration_swap"]
     print(

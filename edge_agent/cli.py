@@ -12,6 +12,7 @@ import structlog
 from edge_agent import __version__
 from edge_agent.agent import Agent, Directories
 from edge_agent.configuration import load_configuration
+from edge_agent.device.identity import IdentityError
 from edge_agent.service.logs import configure as configure_logs
 from edge_agent.settings.faults import SettingsError
 from edge_agent.telemetry.queue import QueueLocked
@@ -71,7 +72,7 @@ async def _run_agent(config: Path, directories: Directories) -> int:
     except QueueLocked as locked:
         log.error("another edge-agent uses the same state", reason=str(locked))
         return os.EX_TEMPFAIL
-    except OSError as error:
+    except (OSError, IdentityError) as error:
         log.error("the state directory cannot be used", reason=str(error))
         return os.EX_CANTCREAT
 

@@ -36,7 +36,11 @@ def problems(now: Snapshot) -> list[str]:
     """Return what is wrong, most important first."""
     found = []
     if now.model.version is None:
-        found.append(f"no model yet ({now.model.last_poll})")
+        found.append(f"no model yet ({now.model.refusal or now.model.last_poll})")
+    elif now.model.refusal:
+        found.append(f"model {now.model.refusal}")
+    elif now.model.failures or "rejected" in now.model.last_poll:
+        found.append(f"model: {now.model.last_poll}")
     if now.worker.state == "restarting":
         found.append(f"the worker died and is started again ({now.worker.last_death})")
     if now.worker.source.startswith(("trouble", "ended")):

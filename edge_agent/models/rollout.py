@@ -49,11 +49,15 @@ class RolloutChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """For people. `version` runs, `waiting` is to be tried; `next_poll` is in seconds from now."""
+    """For people. `version` runs, `waiting` is to be tried; `next_poll` is in seconds from now.
+
+    `refusal` is why the worker cannot take a model now, with its version, and empty if it can.
+    """
 
     state: Literal["no model", "waiting for the worker", "running", "stopped"]
     version: str | None
     waiting: str | None
+    refusal: str
     last_poll: str
     failures: int
     next_poll: float | None
@@ -116,6 +120,7 @@ class Rollout:
             state=self._state(),
             version=self._running.version if self._running else None,
             waiting=candidate.version if candidate else None,
+            refusal=self._last_wait,
             last_poll=self._last_poll,
             failures=self._poll_failures,
             next_poll=None if self._next_poll is None else max(0.0, self._next_poll - self._clock()),
@@ -335,9 +340,10 @@ class Rollout:
         self._on_change(change)
 
     def _wait_for_worker(self, release: Release, report: LoadReport) -> None:
-        if report.reason != self._last_wait:
+        refusal = f"{release.version} waits: {report.reason}"
+        if refusal != self._last_wait:
             _log.warning("model waits for the worker", version=release.version, reason=report.reason)
-        self._last_wait = report.reason
+        self._last_wait = refusal
 
 
 def _backoff(failures: int) -> float:

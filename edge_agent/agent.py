@@ -149,7 +149,7 @@ class Agent:
         settings = self._configuration.settings
         log.info("edge-agent starting", version=__version__, config=str(self._config_file))
         log.info("device", id=self._envelope.device_id, state=str(self._directories.state))
-        log.info("source", plugin=settings.source.plugin, **self._configuration.options)
+        log.info("source", plugin=settings.source.plugin, **settings.source.options)
         log.info("events go to", sink=str(settings.telemetry.sink), waiting=self._queue.depth)
 
     # -- what happens

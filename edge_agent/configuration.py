@@ -1,34 +1,46 @@
-"""The settings as the parts need them: checked, complete, with the labels read."""
+"""The settings as the parts need them: checked, complete, with the labels read.
 
-import asyncio
+The check needs pydantic and runs plugin code, neither of which the agent's process may hold for as long as it lives.
+It is done by `python -m edge_agent.configuration_check FILE`, which answers with `Answer` as JSON and ends.
+"""
+
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.inference.labels import LabelsError, read_labels
+from edge_agent.inference.child import child_environment
 from edge_agent.inference.protocol import Configure
-from edge_agent.inference.source_check import check_source, source_faults
-from edge_agent.settings.document import Document, read
+from edge_agent.inference.throwaway import NoAnswerError, ask
 from edge_agent.settings.faults import Fault, SettingsError
-from edge_agent.settings.loading import check
-from edge_agent.settings.schema import Settings
+from edge_agent.settings.schema import PREFIX, Settings
+
+MODULE = "edge_agent.configuration_check"
+# Above the time limit for the check of the plugin's options, which tells more; loading pydantic from a slow SD card
+# takes its time, too.
+CHECK_DEADLINE = 120.0
+# The check needs a moment to end the check of the plugin's options, when it is told to end.
+CHECK_GRACE = 1.0
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Settings that have been found good. `options` are the source's, `labels` the names of the classes."""
+    """Settings that have been found good.
+
+    The options of the source are complete. `source` is its class, as "module:Class", and `labels` the names of the
+    classes.
+    """
 
     settings: Settings
-    options: dict[str, object]
+    source: str
     labels: list[str] | None
 
     def worker(self) -> Configure:
         """Return what the worker has to know."""
         inference = self.settings.inference
         return Configure(
-            plugin=self.settings.source.plugin,
-            options=self.options,
+            plugin=self.source,
+            options=self.settings.source.options,
             accelerator=inference.accelerator,
             device=inference.device,
             top_k=inference.top_k,
@@ -40,40 +52,32 @@ class Configuration:
         )
 
 
-async def load_configuration(path: Path, environ: Mapping[str, str] = os.environ) -> Configuration:
+@dataclass(frozen=True)
+class Answer:
+    """What the check found: either faults or a configuration."""
+
+    faults: list[Fault]
+    configuration: Configuration | None = None
+
+
+async def load_configuration(
+    path: Path,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    timeout: float = CHECK_DEADLINE,  # noqa: ASYNC109
+) -> Configuration:
     """Read and check everything the file says. Raises SettingsError with all faults at once."""
-    document = await asyncio.to_thread(read, path, environ)
-    faults: list[Fault] = []
-    settings = None
     try:
-        settings = check(document)
-    except SettingsError as error:
-        faults += error.faults
-    options = await _check_source(document, faults)
-    labels = _read_labels(document, faults)
-    if faults or settings is None:
-        raise SettingsError(faults)
-    return Configuration(settings, options, labels)
+        answer = await ask(
+            Answer, MODULE, str(path), environment=_environment(environ), timeout=timeout, grace=CHECK_GRACE
+        )
+    except NoAnswerError as error:
+        raise SettingsError([Fault(str(path), None, "", f"the check of the settings {error}")]) from error
+    if answer.configuration is None:
+        raise SettingsError(answer.faults)
+    return answer.configuration
 
 
-async def _check_source(document: Document, faults: list[Fault]) -> dict[str, object]:
-    plugin = document.at(("source", "plugin"))
-    if not isinstance(plugin, str) or not plugin:
-        return {}
-    given = {key: value for key, value in document.at(("source",)).items() if key != "plugin"}
-    found = await check_source(plugin, given, document.folder)
-    faults += source_faults(document, found)
-    return found.options
-
-
-def _read_labels(document: Document, faults: list[Fault]) -> list[str] | None:
-    labels = document.at(("inference", "labels"))
-    if isinstance(labels, list):
-        return labels
-    if not isinstance(labels, str) or not labels:
-        return None
-    try:
-        return read_labels(Path(labels))
-    except LabelsError as error:
-        faults.append(document.fault(("inference", "labels"), str(error)))
-        return None
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    inherited = {name: value for name, value in child_environment().items() if not name.upper().startswith(PREFIX)}
+    return inherited | {name: value for name, value in environ.items() if name.upper().startswith(PREFIX)}

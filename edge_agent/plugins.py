@@ -5,6 +5,7 @@ with a plugin is told by name and distribution, so that somebody can remove or u
 """
 
 import difflib
+import pkgutil
 from collections import defaultdict
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -19,10 +20,10 @@ class PluginError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A plugin as its distribution announces it. `target` is "module:Class"."""
+    """A plugin as its distribution announces it. `reference` is "module:Class"."""
 
     name: str
-    target: str
+    reference: str
     distribution: str
 
 
@@ -31,22 +32,26 @@ def available(group: str) -> dict[str, Plugin]:
     return {name: _describe(points[0]) for name, points in _points(group).items()}
 
 
-def load(group: str, name: str) -> type[Any]:
-    """Import the plugin `name` of `group` and return its class. Raises PluginError."""
+def find(group: str, name: str) -> Plugin:
+    """Return the installed plugin `name` of `group`, without importing it. Raises PluginError."""
     points = _points(group)
     if name not in points:
         raise PluginError(_not_found(name, list(points)))
-    plugin = _describe(points[name][0])
     if len(points[name]) > 1:
         claims = " and ".join(_describe(point).distribution for point in points[name])
         raise PluginError(f"plugin '{name}' comes from {claims}; uninstall one of them")
+    return _describe(points[name][0])
+
+
+def load(plugin: Plugin) -> type[Any]:
+    """Import the plugin and return its class. Raises PluginError."""
     try:
-        found = points[name][0].load()
+        found = pkgutil.resolve_name(plugin.reference)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise PluginError(f"plugin '{name}' of {plugin.distribution} cannot be imported: {reason}") from error
+        raise PluginError(f"plugin '{plugin.name}' of {plugin.distribution} cannot be imported: {reason}") from error
     if not isinstance(found, type):
-        raise PluginError(f"plugin '{name}' of {plugin.distribution} is no class: {plugin.target}")
+        raise PluginError(f"plugin '{plugin.name}' of {plugin.distribution} is no class: {plugin.reference}")
     return found
 
 
@@ -59,7 +64,8 @@ def _points(group: str) -> dict[str, list[EntryPoint]]:
 
 def _describe(point: EntryPoint) -> Plugin:
     distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
-    return Plugin(point.name, point.value, distribution)
+    reference = "".join(point.value.partition("[")[0].split())  # the metadata allows for spaces and for [extras]
+    return Plugin(point.name, reference, distribution)
 
 
 def _not_found(name: str, installed: list[str]) -> str:

@@ -1,5 +1,7 @@
 """Fixtures that several test packages share."""
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,33 @@ from tests.servers import emulator
 from tests.servers.gcs import GcsServer
 from tests.servers.pubsub import PubSubServer
 from tests.standin import build as edgetpu_build
+
+
+LEAK_PATIENCE = 5.0
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """Fail a test that leaves threads or processes behind."""
+    threads, children = set(threading.enumerate()), child_processes()
+    yield
+    deadline = time.monotonic() + LEAK_PATIENCE
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    left = [thread.name for thread in set(threading.enumerate()) - threads]
+    assert not left, f"threads were left behind: {left}"
+    new = child_processes() - children
+    assert not new, f"processes were left behind: {[command_of(pid) for pid in new]}"
+
+
+def child_processes() -> set[int]:
+    """The children of this process, whichever thread started them."""
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def command_of(pid: int) -> str:
+    """The command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace") or f"zombie {pid}"
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,22 @@
 """The whole settings file, checked as `edge-agent check-config` does, with every class of mistake."""
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from edge_agent.configuration import load_configuration
+from edge_agent.configuration import Configuration, load_configuration
 from edge_agent.settings.faults import SettingsError
+from edge_agent.settings.loading import load
+from tests.settings.distributions import install
+
+ROOT = Path(__file__).parents[1]
+LEAST = '[source]\nplugin = "vibration"\n[model]\nurl = "m.tflite"\n[telemetry]\nsink = "e.jsonl"\n'
 
 
 def checked(file: Path, text: str, environ: dict[str, str] | None = None) -> list[str]:
@@ -26,7 +36,29 @@ def test_a_good_file_gives_settings_and_options(tmp_path: Path) -> None:
     loaded = asyncio.run(load_configuration(file, {"EDGE_AGENT_SOURCE__REPEAT": "true"}))
     assert loaded.settings.source.plugin == "recording"
     assert loaded.labels is None
-    assert loaded.options == {"path": f"{tmp_path}/samples.csv", "rate": 10.0, "repeat": True}
+    assert loaded.settings.source.options == {"path": f"{tmp_path}/samples.csv", "rate": 10.0, "repeat": True}
+    assert loaded.source == "edge_agent.sources.recording:Recording"
+    worker = loaded.worker()
+    assert (worker.plugin, worker.options) == (loaded.source, loaded.settings.source.options)
+
+
+def test_all_settings_arrive_as_they_were_checked(tmp_path: Path) -> None:
+    file = tmp_path / "config" / "edge-agent.toml"
+    file.parent.mkdir()
+    file.write_text(
+        '[device]\nid = "edge-001"\nlabels = { site = "lyon" }\n[source]\nplugin = "vibration"\n'
+        '[model]\nurl = "gs://b/pumps/model.tflite"\npoll_interval = "5m"\n'
+        '[inference]\nlabels = ["ä", "b"]\nimage_std = 1\n[telemetry]\nsink = "../events.jsonl"\n'
+        '[telemetry.queue]\nmax_size = "1GiB"\n'
+        '[[actions]]\nname = "a"\nwhen = { label = "x", hold = "2s" }\nrun = ["beep", "-v"]\n'
+        '[[actions]]\nname = "b"\nwhen = { label = "y" }\nrun = ["boop"]\ncooldown = "100ms"\n'
+    )
+    loaded = asyncio.run(load_configuration(file, {})).settings
+    source = loaded.source
+    assert source.options.keys() == {"rate", "seed", "normal", "warning", "failure", "values"}
+    source.options.clear()
+    assert loaded == load(file, {})
+    assert loaded.telemetry.sink.path == f"{tmp_path}/events.jsonl"
 
 
 def test_faults_of_the_source_stand_among_the_others(tmp_path: Path) -> None:
@@ -72,3 +104,131 @@ def test_labels_are_read_with_the_settings(tmp_path: Path) -> None:
     assert checked(file, rest + 'labels = "none.txt"\n') == [
         "x.toml:8: [inference].labels: none.txt: No such file or directory"
     ]
+
+
+def test_only_the_given_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(LEAST)
+    monkeypatch.setenv("EDGE_AGENT_LOG__LEVEL", "debug")
+    assert asyncio.run(load_configuration(file)).settings.log.level == "debug"
+    assert asyncio.run(load_configuration(file, {})).settings.log.level == "info"
+    assert asyncio.run(load_configuration(file, {"EDGE_AGENT_LOG__LEVEL": "error"})).settings.log.level == "error"
+
+
+def test_a_file_with_a_name_that_is_no_text(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9.toml")
+    assert checked(file, LEAST + "[log]\nlevel = 5\n") == [
+        f'{file.name}:8: [log].level: expected "debug", "info", "warning" or "error", not 5'
+    ]
+
+
+# ------------------------------------------------------------------------------------------ a check that goes wrong
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Check a good file while pydantic-settings is installed with this code; returns the faults."""
+    (tmp_path / "site-packages").mkdir()
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site-packages'}:{ROOT}")
+
+    def run(code: str, **limits: float) -> list[str]:
+        file = tmp_path / "x.toml"
+        file.write_text(LEAST)
+        (tmp_path / "site-packages" / "pydantic_settings.py").write_text(code)
+        with pytest.raises(SettingsError) as caught:
+            asyncio.run(load_configuration(file, {}, **limits))
+        return str(caught.value).replace(f"{tmp_path}/", "").splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os; os.abort()", "was killed by SIGABRT"),
+        ("raise SystemExit('no memory')", "ended with exit status 1; its last lines: no memory"),
+        ("import os; os._exit(0)", "gave an answer that is not understood"),
+        ("import os; print('{}', flush=True); os._exit(0)", "gave an answer that is not understood"),
+    ],
+)
+def test_a_check_that_crashes_or_talks_nonsense(broken: Callable[..., list[str]], code: str, message: str) -> None:
+    assert broken(code) == [f"x.toml: the check of the settings {message}"]
+
+
+def test_a_check_that_hangs(broken: Callable[..., list[str]]) -> None:
+    found = broken("import time; time.sleep(600)", timeout=0.5)
+    assert found == ["x.toml: the check of the settings did not finish within 500ms"]
+
+
+def test_a_check_that_cannot_be_started(tmp_path: Path) -> None:
+    environ = {"EDGE_AGENT_DEVICE__ID": "x" * 1_000_000}
+    assert checked(tmp_path / "x.toml", LEAST, environ) == [
+        "x.toml: the check of the settings could not be started: Argument list too long"
+    ]
+
+
+def test_a_plugin_that_crashes_hides_no_other_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "acme", modules={"acme": "import os; os.abort()"}, plugins={"sensor": "acme:Sensor"})
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    text = LEAST.replace("vibration", "sensor") + "[log]\nlevel = 5\n"
+    assert checked(tmp_path / "x.toml", text) == [
+        "x.toml:2: [source].plugin: the check of the plugin's options was killed by SIGABRT",
+        'x.toml:8: [log].level: expected "debug", "info", "warning" or "error", not 5',
+    ]
+
+
+def test_a_cancelled_check_takes_the_plugin_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = tmp_path / "pid"
+    os.mkfifo(pid)
+    code = f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
+    install(tmp_path, "acme", modules={"acme": code}, plugins={"sensor": "acme:Sensor"})
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    file = tmp_path / "x.toml"
+    file.write_text(LEAST.replace("vibration", "sensor"))
+
+    async def cancel() -> int:
+        task = asyncio.create_task(load_configuration(file, {}))
+        number = int(await asyncio.to_thread(pid.read_text))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return number
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(asyncio.run(cancel()), signal.SIGCONT)
+
+
+# ------------------------------------------------------------------------------------------ what stays in memory
+
+
+def modules_after(code: str) -> set[str]:
+    """Return the modules that a process has loaded after this code."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_the_agent_holds_neither_pydantic_nor_what_only_the_worker_needs(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(LEAST)
+    modules = modules_after(
+        "import asyncio, pathlib, edge_agent.cli\n"
+        "from edge_agent.configuration import Configuration, load_configuration\n"
+        f"found = asyncio.run(load_configuration(pathlib.Path({str(file)!r})))\n"
+        "assert isinstance(found, Configuration)"
+    )
+    assert "edge_agent.agent" in modules
+    assert not {"pydantic", "pydantic_core", "pydantic_settings", "numpy", "PIL", "edge_agent.sources"} & modules
+
+
+def test_the_worker_holds_neither_pydantic_nor_the_metadata_of_packages(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(LEAST)
+    configuration: Configuration = asyncio.run(load_configuration(file, {}))
+    modules = modules_after(
+        "import pkgutil, edge_agent.inference.worker, edge_agent.inference.runtimes as runtimes\n"
+        f"runtimes.find_runtime()\npkgutil.resolve_name({configuration.source!r})"
+    )
+    assert "edge_agent.sources.vibration" in modules
+    assert not {"pydantic", "pydantic_core", "importlib.metadata"} & modules

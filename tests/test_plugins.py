@@ -24,9 +24,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_built_in_sources_come_by_entry_points() -> None:
     found = plugins.available(plugins.SOURCES)
     assert {"images", "recording", "vibration"} <= set(found)
-    assert found["vibration"].target == "edge_agent.sources.vibration:Vibration"
+    assert found["vibration"].reference == "edge_agent.sources.vibration:Vibration"
     assert found["vibration"].distribution.startswith("edge-agent ")
-    assert plugins.load(plugins.SOURCES, "vibration").__name__ == "Vibration"
+    assert plugins.load(found["vibration"]).__name__ == "Vibration"
 
 
 def test_plugins_are_found_without_being_imported(folder: Path) -> None:
@@ -40,7 +40,7 @@ def test_plugins_are_found_without_being_imported(folder: Path) -> None:
 
 def test_a_plugin_is_loaded(folder: Path) -> None:
     install(folder, "acme", group=GROUP, modules={"acme_b": "class Thing: pass"}, plugins={"thing": "acme_b:Thing"})
-    assert plugins.load(GROUP, "thing").__module__ == "acme_b"
+    assert plugins.load(plugins.find(GROUP, "thing")).__module__ == "acme_b"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_two_distributions_with_a_plugin_of_the_same_name(folder: Path) -> None:
 
 def reason(name: str) -> str:
     with pytest.raises(PluginError) as caught:
-        plugins.load(GROUP, name)
+        plugins.load(plugins.find(GROUP, name))
     return str(caught.value)
 
 

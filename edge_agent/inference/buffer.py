@@ -55,8 +55,9 @@ class SampleBuffer:
                 self._consumer_waits = True
                 self._condition.wait(timeout)
                 self._consumer_waits = False
-            self._woken = False
             taken, self._samples = self._samples, deque()
+            # Who was woken looks around only when there is nothing to work on: that is still to come.
+            self._woken = self._woken and bool(taken)
             if self._producer_waits:
                 self._producer_waits = False
                 self._condition.notify_all()

@@ -21,14 +21,14 @@ class Classification:
     """Reads scores out of one tensor of shape (1, classes), float32, uint8 or int8."""
 
     def __init__(self, outputs: list[dict[str, Any]], labels: Sequence[str] | None, top_k: int) -> None:
+        shapes = [tuple(int(size) for size in output["shape"]) for output in outputs]
+        if len(shapes) != 1 or not shapes[0] or np.prod(shapes[0]) != shapes[0][-1]:
+            found = ", ".join("x".join(map(str, shape)) or "a single number" for shape in shapes) or "none"
+            raise OutputMismatch(f"no classifier: expected one output of shape 1xN, found {found}")
         details = outputs[0]
-        shape = tuple(int(size) for size in details["shape"])
         self.index: int = details["index"]
-        self.classes = int(np.prod(shape))
+        self.classes = shapes[0][-1]
         self._dtype = np.dtype(details["dtype"])
-        if len(outputs) != 1 or not shape or self.classes != shape[-1]:
-            shapes = ", ".join("x".join(map(str, output["shape"])) for output in outputs)
-            raise OutputMismatch(f"no classifier: expected one output of shape 1xN, found {shapes}")
         self._labels = fit_labels(labels, self.classes)
         self._top = min(top_k, self.classes)
         self._table = self._make_table(*details["quantization"])

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 import sys
 from collections import deque
@@ -111,8 +113,9 @@ class Connection:
         """End the process if it still lives, and give everything back."""
         self._writer.close()
         if self._process.returncode is None:
+            # Not Process.kill(): it reaps a process that has just ended, and asyncio then warns of an unknown child.
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+                os.kill(self._process.pid, signal.SIGKILL)
         await self._process.wait()
         # A grandchild may hold the pipe open; what it says is of no interest.
         await asyncio.wait([self._listener], timeout=1.0)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -96,20 +97,30 @@ class LoadedModel:
         self._delegates.clear()
 
 
-def build(runtime: Runtime, model: ModelFile, options: ModelOptions, last: Sample | None) -> LoadedModel:
-    """Build the model and warm it up with the last sample seen. Raises ModelRefused."""
+def build(
+    runtime: Runtime, model: ModelFile, options: ModelOptions, last: Sample | None, *, root: Path = Path("/")
+) -> LoadedModel:
+    """Build the model and warm it up with the last sample seen. Raises ModelRefused.
+
+    `root` is where /sys and /dev are looked for.
+    """
     try:
-        return _build(runtime, model, options, last)
-    except (ValueError, RuntimeError) as error:
-        if isinstance(error, RuntimeUnavailable):
-            raise ModelRefused(str(error), permanent=False) from error
-        raise ModelRefused(_in_words(error), permanent=True) from error
+        return _build(runtime, model, options, last, root)
+    except RuntimeUnavailable as error:
+        raise ModelRefused(str(error), permanent=False) from error
+    except ValueError as error:
+        # Labels that stand in the settings are mended there; all else is a matter of the file.
+        ours = isinstance(error, LabelsError) and model.labels is None
+        raise ModelRefused(_in_words(error), permanent=not ours) from error
+    except RuntimeError as error:
+        # What fails on an Edge TPU may be the fault of the device or its driver, and another time go well.
+        raise ModelRefused(_in_words(error), permanent=not is_edgetpu_model(model.path)) from error
     except OSError as error:
         raise ModelRefused(f"cannot be read: {error}", permanent=False) from error
 
 
-def _build(runtime: Runtime, model: ModelFile, options: ModelOptions, last: Sample | None) -> LoadedModel:
-    delegates, degraded = _open_accelerator(runtime, model, options)
+def _build(runtime: Runtime, model: ModelFile, options: ModelOptions, last: Sample | None, root: Path) -> LoadedModel:
+    delegates, degraded = _open_accelerator(runtime, model, options, root)
     interpreter = runtime.interpreter(model.path, delegates)
     interpreter.allocate_tensors()
     inputs = interpreter.get_input_details()
@@ -129,15 +140,17 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, InputMismatch | OutputMismatch | LabelsError):
         return str(error)
     text = " ".join(str(error).split())
-    if "valid Flatbuffer" in text or "Could not open" in text or "Mmap" in text:
+    if any(words in text for words in ("valid Flatbuffer", "Could not open", "model allocation is null")):
         return "is no TensorFlow Lite model, or is cut short"
     return f"the runtime cannot run it: {text[:300]}"
 
 
-def _open_accelerator(runtime: Runtime, model: ModelFile, options: ModelOptions) -> tuple[list[Any], str | None]:
+def _open_accelerator(
+    runtime: Runtime, model: ModelFile, options: ModelOptions, root: Path
+) -> tuple[list[Any], str | None]:
     """Return the delegates to use, and why the model runs on the CPU although an Edge TPU was to be expected."""
     if not is_edgetpu_model(model.path):
-        return [], _plain_model(options)
+        return [], _plain_model(options, root)
     if options.accelerator == "cpu":
         raise ModelRefused(
             "it is compiled for the Edge TPU, but [inference].accelerator is 'cpu'; "
@@ -147,15 +160,15 @@ def _open_accelerator(runtime: Runtime, model: ModelFile, options: ModelOptions)
     try:
         return [runtime.load_delegate({"device": options.device} if options.device else {})], None
     except (OSError, ValueError) as error:
-        reason = explain_failure(error, options.device, list_devices())
+        reason = explain_failure(error, options.device, list_devices(root))
         raise ModelRefused(f"it needs an Edge TPU, and {reason}", permanent=False) from error
 
 
-def _plain_model(options: ModelOptions) -> str | None:
+def _plain_model(options: ModelOptions, root: Path) -> str | None:
     not_compiled = "the model is not compiled for the Edge TPU (edgetpu_compiler)"
     if options.accelerator == "edgetpu":
         raise ModelRefused(f"{not_compiled}, but [inference].accelerator is 'edgetpu'", permanent=False)
-    return not_compiled if options.accelerator == "auto" and list_devices() else None
+    return not_compiled if options.accelerator == "auto" and list_devices(root) else None
 
 
 def try_file(path: str) -> None:

@@ -19,7 +19,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class Configure(msgspec.Struct, frozen=True, tag="configure"):
-    """Agent to worker, first message: what to read and how to run a model on it."""
+    """Agent to worker, first message: what to read (`plugin` is "module:Class") and how to run a model on it."""
 
     plugin: str
     options: dict[str, Any]

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +30,8 @@ FIRST_DELAY, LAST_DELAY = 0.5, 30.0
 STABLE_AFTER = 60.0
 # More deaths than this within an hour are reported as a state of their own; the worker is still started again.
 DEATHS_PER_HOUR = 20
+# One death over a model may be the device's fault. After so many, the model is not tried again.
+MAX_LOAD_DEATHS = 3
 
 _SAMPLE_STAGES = (Stage.PREPROCESS, Stage.INVOKE, Stage.DECODE)
 
@@ -97,8 +99,10 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._stopping = False
         self._position: str | None = configure.resume
+        self._trouble = ""
         self._verdict: asyncio.Future[str | None] | None = None
         self._deaths: deque[float] = deque(maxlen=DEATHS_PER_HOUR)
+        self._load_deaths: Counter[str] = Counter()
 
     # -- what the rest of the agent calls
 
@@ -134,6 +138,7 @@ class Supervisor:
         report = await self._request_load(model)
         if report.accepted:
             self._current = model
+            del self._load_deaths[model.path]
         return report
 
     async def reconfigure(self, configure: Configure, deadline: float) -> str | None:
@@ -196,14 +201,16 @@ class Supervisor:
         conversation = asyncio.create_task(self._converse(connection), name="worker conversation")
         watch = asyncio.create_task(self._watch(connection), name="worker watch")
         change = asyncio.create_task(self._wait_for_change(), name="worker change")
+        cause = None
         try:
             await asyncio.wait([conversation, watch, change], return_when=asyncio.FIRST_COMPLETED)
             if change.done() and not conversation.done():
                 await self._end(connection, conversation)
-                return None
-            return await self._find_cause(connection, conversation, watch)
+            else:
+                cause = await self._find_cause(connection, conversation, watch)
         finally:
-            await self._bury(connection, [conversation, watch, change])
+            await self._bury(connection, [conversation, watch, change], cause)
+        return cause
 
     async def _wait_for_change(self) -> None:
         await self._changed.wait()
@@ -253,6 +260,7 @@ class Supervisor:
         self.status.dropped += message.dropped
         self.status.failed += message.failed
         if message.results:
+            self._trouble = ""
             self._position = message.results[-1].position
         self._on_results(ResultBatch(message.results, model, report, message.dropped, message.failed, message.failure))
 
@@ -273,7 +281,10 @@ class Supervisor:
         self.status.source = f"{message.state}: {message.detail}" if message.detail else message.state
         if message.state == "trouble":
             log.warning("source has trouble, will be opened again", reason=message.detail)
-            self._on_health("source", message.state, message.detail)
+            # One event for a trouble, not one for each of the tries to open the source again.
+            if message.detail != self._trouble:
+                self._trouble = message.detail
+                self._on_health("source", message.state, message.detail)
         elif message.state == "ended":
             log.info("source has ended", reason=message.detail)
             self.source_ended.set()
@@ -301,10 +312,12 @@ class Supervisor:
             (Track.CAPTURE, (Stage.READ,), self._deadline),
             (Track.INFERENCE, _SAMPLE_STAGES, self._deadline),
         )
+        # Opening an Edge TPU holds the GIL for seconds: the other threads stand still through no fault of their own.
+        patience = LOAD_DEADLINE if page.stage(Track.CONTROL) is Stage.LOAD else 0.0
         for track, stages, limit in limits:
             stage = page.stage(track)
             seconds = page.seconds_in_stage(track, now)
-            if stage in stages and seconds > limit:
+            if stage in stages and seconds > max(limit, patience):
                 return f"hangs: {stage.words} for {seconds:.1f} s"
         return None
 
@@ -330,7 +343,7 @@ class Supervisor:
         output = connection.last_output()
         return f"{status} while {doing}" + (f"; it said: {output}" if output else "")
 
-    async def _bury(self, connection: Connection, tasks: Sequence[asyncio.Task[object]]) -> None:
+    async def _bury(self, connection: Connection, tasks: Sequence[asyncio.Task[object]], cause: str | None) -> None:
         self._connection = None
         self._ready.clear()
         loading = connection.page.stage(Track.CONTROL) is Stage.LOAD
@@ -340,14 +353,18 @@ class Supervisor:
         await connection.close()
         for pending in self._pending.values():
             if not pending.answer.done():
-                pending.answer.set_result(
-                    LoadReport(
-                        accepted=False,
-                        reason="the worker ended before it had loaded the model",
-                        permanent=loading and not self._stopping and pending.model != self._current,
-                    )
-                )
+                pending.answer.set_result(self._unanswered(pending.model, cause if loading else None))
+            # The worker loads one after the other: it was at the first of them.
+            loading = False
         self._pending.clear()
+
+    def _unanswered(self, model: ModelFile, cause: str | None) -> LoadReport:
+        """Report on a load that has got no answer; `cause` is what the worker died of over this model."""
+        if cause is None:
+            return LoadReport(accepted=False, reason="the worker ended before it had loaded the model")
+        self._load_deaths[model.path] += 1
+        permanent = self._load_deaths[model.path] >= MAX_LOAD_DEATHS and model != self._current
+        return LoadReport(accepted=False, reason=f"the worker died while loading it: {cause}", permanent=permanent)
 
     def _report_death(self, cause: str) -> None:
         now = time.monotonic()

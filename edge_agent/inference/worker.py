@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import pkgutil
 import signal
 import socket
 import sys
@@ -17,7 +18,6 @@ import time
 import traceback
 from collections.abc import Callable
 
-from edge_agent import plugins
 from edge_agent.inference.buffer import SampleBuffer
 from edge_agent.inference.classification import OutputMismatch
 from edge_agent.inference.inputs import InputMismatch
@@ -41,6 +41,10 @@ MAX_FAILURES = 5
 STOP_DEADLINE = 1.0
 EXIT_CRASHED = 70
 _PR_SET_PDEATHSIG = 1
+
+
+class InvokesFail(Exception):
+    """The model has failed again and again, so that the device is not trusted any more."""
 
 
 class Capture:
@@ -132,6 +136,7 @@ class Inference:
         self._failed = 0
         self._failures_in_a_row = 0
         self._failure = ""
+        self._told = ""
         self._stopping = False
 
     def offer(self, model: LoadedModel, loaded: Loaded) -> None:
@@ -204,12 +209,15 @@ class Inference:
 
     def _fail(self, error: RuntimeError) -> None:
         # The runtime's text grows with every failure of the same interpreter; its end is the newest.
-        self._failure = " ".join(str(error).split())[-200:]
+        text = str(error)
+        failure = " ".join(text.removeprefix(self._told).split())[-200:]
+        self._told, self._failure = text, failure
         self._failed += 1
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= MAX_FAILURES:
             self._flush()
-            raise error
+            self._progress.step(Stage.INVOKE)
+            raise InvokesFail(f"the model failed {MAX_FAILURES} times in a row: {failure}") from error
 
     def _flush(self) -> None:
         if not self._results and not self._failed:
@@ -241,8 +249,7 @@ class Worker:
             raw_data=configure.raw_data,
         )
         self._resume = configure.resume
-        source_class = plugins.load(plugins.SOURCES, configure.plugin)
-        source: Source = build_source(source_class, configure.options)
+        source: Source = build_source(pkgutil.resolve_name(configure.plugin), configure.options)
         self._buffer = SampleBuffer(live=source.live)
         self._capture = Capture(source, self._buffer, channel, Reporter(page, Track.CAPTURE))
         self._inference = Inference(self._buffer, channel, Reporter(page, Track.INFERENCE))
@@ -277,6 +284,8 @@ class Worker:
             detail=f"input {model.input}, {model.task.classes} classes, "
             f"built in {(time.monotonic() - start) * 1000:.0f} ms by {runtime}",
         )
+        # From here on the thread that runs the model has its say: what it does is no fault of the new model.
+        self._progress.begin(Stage.WAIT)
         # What was made while starting and loading stays: keep the collector from walking it again and again.
         gc.collect()
         gc.freeze()
@@ -315,6 +324,10 @@ def guarded(target: Callable[..., None], argument: object) -> Callable[[], None]
             target(argument)
         except AgentGone:
             os._exit(0)
+        except InvokesFail as error:
+            sys.stderr.write(f"{error}\n")
+            sys.stderr.flush()
+            os._exit(EXIT_CRASHED)
         except BaseException:  # noqa: BLE001  reported on stderr, which the agent keeps for its report of the death
             traceback.print_exc()
             sys.stderr.flush()

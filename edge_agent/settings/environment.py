@@ -6,31 +6,37 @@ names such as EDGE_AGENT_CONFIG that only begin alike, are not looked at.
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
-from pydantic_settings import EnvSettingsSource
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from edge_agent.settings.faults import VARIABLE, Fault, nearest
-from edge_agent.settings.schema import Settings, tables
+from edge_agent.settings.faults import VARIABLE, Fault
+from edge_agent.settings.schema import PREFIX, Settings, keys, tables
+from edge_agent.settings.wording import nearest
 
-PREFIX = "EDGE_AGENT_"
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _KEYS = {
     path
     for table, owner in tables().items()
     if table[:1] != ("actions",)  # a list can be given only as a whole
-    for path in (table, *((*table, name) for name in owner.model_fields))
+    for path in (table, *((*table, name) for name in keys(owner)))
 } | {("actions",)}
 _OPEN = (("source",), ("device", "labels"))  # tables whose keys anybody may invent
 _NAMES = {PREFIX + "__".join(path).upper(): path for path in sorted(_KEYS)}
+
+
+class _Base(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", defer_build=True)
 
 
 class _Variables(EnvSettingsSource):
     """pydantic's own reader, for variables that are handed over instead of those of this process."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
-        super().__init__(Settings)
+        super().__init__(_model(Settings, _Base))
         self.env_vars = {name.lower(): text for name, text in variables.items()}
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
@@ -39,6 +45,15 @@ class _Variables(EnvSettingsSource):
             return super().decode_complex_value(field_name, field, value)
         except ValueError:
             return value
+
+
+def _model(table: type, base: type[ModelT]) -> type[ModelT]:
+    """Return the table as a model: pydantic's reader looks for values of a table only in models."""
+    fields: dict[str, Any] = {
+        name: (_model(hint, BaseModel) if hint in tables().values() else hint, ...)
+        for name, hint in keys(table).items()
+    }
+    return create_model(table.__name__, __base__=base, **fields)
 
 
 def read_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[tuple[str, ...], str], list[Fault]]:

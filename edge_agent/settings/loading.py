@@ -4,13 +4,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from edge_agent.settings.document import Document, read
-from edge_agent.settings.faults import Fault, SettingsError, explain, nearest, unknown
+from edge_agent.settings.faults import Fault, SettingsError
 from edge_agent.settings.lines import KeyPath
-from edge_agent.settings.schema import Settings, tables
+from edge_agent.settings.schema import Settings, SourceSettings, description, keys, tables
+from edge_agent.settings.wording import explain, nearest, unknown
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -24,11 +25,12 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
 def check(document: Document) -> Settings:
     """Return the settings of a document. Raises SettingsError with all faults at once."""
     # A table that is missing is told by the keys that are missing in it.
-    required: dict[str, object] = {name: {} for name, field in Settings.model_fields.items() if field.is_required()}
-    values = {**required, **document.values}
+    empty: dict[str, object] = {path[0]: {} for path in tables() if len(path) == 1 and path != ("actions",)}
+    values = {**empty, **document.values}
+    values["source"] = _with_options(values["source"])
     faults = list(document.faults)
     try:
-        settings = Settings.model_validate(values)
+        settings = TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:
         faults += _faults(document, error.errors(include_url=False), values)
     if faults:
@@ -36,8 +38,16 @@ def check(document: Document) -> Settings:
     return settings
 
 
+def _with_options(source: object) -> object:
+    """Put the keys of [source] that are the plugin's into `options`."""
+    if not isinstance(source, dict):
+        return source
+    own = {key: value for key, value in source.items() if key in keys(SourceSettings)}
+    return {**own, "options": {key: value for key, value in source.items() if key not in own}}
+
+
 def _faults(document: Document, errors: list[ErrorDetails], values: Mapping[str, object]) -> list[Fault]:
-    ours = {"extra_forbidden": _unknown, "missing": _missing}
+    ours = {"unexpected_keyword_argument": _unknown, "missing": _missing}
     known = [(error["loc"], ours[error["type"]](document, error["loc"])) for error in errors if error["type"] in ours]
     others = explain([error for error in errors if error["type"] not in ours], values, Settings)
     return [document.fault(path, message) for path, message in known + others]
@@ -53,8 +63,7 @@ def _unknown(document: Document, path: KeyPath) -> str:
 
 
 def _missing(_document: Document, path: KeyPath) -> str:
-    field = tables().get(_table(path[:-1]), Settings).model_fields[str(path[-1])]
-    text = field.description or ""
+    text = description(keys(_owner(path[:-1]))[str(path[-1])])
     return f"is missing ({text[:1].lower()}{text[1:].rstrip('.')})"
 
 
@@ -63,7 +72,11 @@ def _table(path: KeyPath) -> tuple[str, ...]:
 
 
 def _keys(table: tuple[str, ...]) -> list[str]:
-    return list(tables().get(table, Settings).model_fields)
+    return list(keys(_owner(table)))
+
+
+def _owner(path: KeyPath) -> type:
+    return tables().get(_table(path), Settings)
 
 
 def _header(table: tuple[str, ...]) -> str:

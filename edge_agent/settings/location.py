@@ -1,5 +1,6 @@
 """Where a model comes from and where events go: what the URLs of the TOML file say."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def parse_destination(text: object) -> Destination:
 
 def absolute(text: str, folder: Path) -> str:
     """Return a plain path relative to `folder` as an absolute one; URLs, and what is no file, stay as they are."""
-    return text if "://" in text or not text or text.endswith("/") else str(folder / text)
+    return text if "://" in text or not text or text.endswith("/") else os.path.normpath(folder / text)
 
 
 def _split(text: object, *, others: str) -> tuple[str, str]:

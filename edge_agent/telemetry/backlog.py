@@ -182,13 +182,15 @@ class Backlog:
         self.finish(spans)
         return spans
 
-    def region_ended(self) -> int:
-        """Note that the store has no more. Return how many events it should have had."""
-        self.cursor = self.region_end
+    def region(self) -> tuple[list[Span], int]:
+        """Return the unsent seqs that only the store has, with gaps, and how many events there should be."""
+        claimed = Intervals([*self.done, *self.out_spans()])
         runs = [*self._front, *self._fresh, *(run for batch in self.out for run in batch.runs)]
-        wrong = self.depth - sum(len(run.events) for run in runs)
-        self.depth -= wrong
-        return max(0, wrong)
+        return claimed.gaps(self.cursor, self.region_end), self.depth - sum(len(run.events) for run in runs)
+
+    def stored(self) -> int:
+        """Return how many unsent events are in the store."""
+        return self.depth - sum(len(run.events) for run in self._unsaved())
 
     def unload(self) -> None:
         """Forget what was loaded: it is in the store."""

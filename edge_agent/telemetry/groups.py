@@ -30,6 +30,9 @@ class Group(msgspec.Struct, frozen=True):
     def end(self) -> int:
         return self.seq + self.count
 
+    def bounded(self, end: int) -> "Group":
+        return msgspec.structs.replace(self, count=min(self.count, end - self.seq))
+
 
 def parse(row: tuple[object, ...]) -> Group:
     """Check a row of `groups`. A damaged one comes without events and with what can be believed of the rest."""

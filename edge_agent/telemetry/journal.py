@@ -42,15 +42,15 @@ _NAME = re.compile(r"journal-(\d+)")
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """State of the queue when the file was begun. `stored` events were in the store after commit `commit`."""
+    """State of the queue when the file was begun. `stored` unsent events, all below `saved_end`, were in the store."""
 
     format: int = FORMAT
     boot_id: str
     epoch: int
     base: int
     next_seq: int
-    commit: int
     stored: int
+    saved_end: int
     losses: list[Loss]
     done: list[Span]
 
@@ -73,10 +73,10 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Committed(msgspec.Struct, frozen=True):
-    """Transaction `commit` of the store succeeded; `stored` events were in it then."""
+    """A transaction of the store succeeded. It holds `stored` unsent events now, all below `saved_end`."""
 
-    commit: int
     stored: int
+    saved_end: int
 
 
 Record = Header | Put | Done | Committed
@@ -188,8 +188,8 @@ class Journal:
         self.sealed: list[Sealed] = []
         self.trouble: str | None = None
         self.written = 0  # records since the header
+        self.size = 0  # bytes of the file in use
         self._fd: int | None = None
-        self._size = 0
         self._torn = False
 
     @property
@@ -209,7 +209,7 @@ class Journal:
     def begin(self, fd: int, header: Header) -> None:
         """Go on in the prepared file."""
         self._seal(header.next_seq)
-        self._fd, self._size, self._torn, self.trouble = fd, 0, False, None
+        self._fd, self.size, self._torn, self.trouble = fd, 0, False, None
         self.append(frame(header))
         self.written = 0
 
@@ -230,7 +230,7 @@ class Journal:
         """Write one frame. A failure is told by `trouble`, never raised: the event is in memory still."""
         if self._fd is None or self._torn:
             return
-        if self._size + len(data) > MAX_SIZE:
+        if self.size + len(data) > MAX_SIZE:
             self._fail(f"more than {MAX_SIZE >> 20} MB wait for the store")
             return
         try:
@@ -241,7 +241,7 @@ class Journal:
         if size != len(data):
             self._fail("no space left on device")
             return
-        self._size += size
+        self.size += size
         self.written += 1
 
     def _fail(self, reason: str | None) -> None:
@@ -252,7 +252,7 @@ class Journal:
         self._torn = True
         if self._fd is not None:
             with contextlib.suppress(OSError):  # there is no better mark left if this fails too
-                os.ftruncate(self._fd, self._size + 1)
+                os.ftruncate(self._fd, self.size + 1)
 
     def take_sealed(self, first_needed: int | None) -> list[Sealed]:
         """Give up the files whose events are all below `first_needed` (None: all of them), oldest first."""

@@ -26,7 +26,9 @@ from edge_agent.telemetry.store import Commit, Meta, Store
 
 MEMORY_LIMIT = 32 * 1024 * 1024
 
+_EARLY_JOURNAL = journal.MAX_SIZE // 8
 _MAX_BACKOFF = 64  # ticks between two tries of a store that fails
+_FAILURES_OF_DAMAGE = 8  # in succession: then it may be the file and not the disk
 _NO_NUMBER = 1 << 62
 
 T = TypeVar("T")
@@ -84,7 +86,7 @@ class Keeper:
         try:
             await self.in_thread(self._lock.take)
         except QueueLocked:
-            self._thread.shutdown()
+            await asyncio.to_thread(self._thread.shutdown)
             raise
         if not await self._recover():
             # Seqs far above those in the store, so that it can be taken in once it can be read.
@@ -101,7 +103,7 @@ class Keeper:
         """Write everything and the last number, and let go of the files."""
         await self.tick(closing=True)
         await self.in_thread(self._shut)
-        self._thread.shutdown()
+        await asyncio.to_thread(self._thread.shutdown)
 
     def abandon(self) -> None:
         """Close without waiting for the store thread. What it has not written is in the journal."""
@@ -165,6 +167,11 @@ class Keeper:
         self._journal.append(frame)
         self.unsaved.set()
 
+    @property
+    def full(self) -> bool:
+        """Whether so much is in memory or in the journal file that the next tick should not wait."""
+        return self.backlog.memory > self.early or self._journal.size > _EARLY_JOURNAL
+
     def lose(self, loss: Loss, spans: list[Span]) -> None:
         """Count events of the queue that are given up; `spans` as far as it is known which."""
         self.dropped += loss.count
@@ -194,7 +201,7 @@ class Keeper:
                 except (OSError, sqlite3.Error) as error:
                     self._failed(error)
                     return
-                self._count_damage(self._store.take_lost())
+                await self._check_damage(self._store)
                 self._loaded(groups)
 
     def _loaded(self, groups: list[Group]) -> None:
@@ -206,16 +213,27 @@ class Keeper:
             spans = self.backlog.unreadable(group)
             if count := sum(end - start for start, end in spans):
                 self.lose(Loss("damaged", count, group.first_ms, group.last_ms), spans)
-        if not groups and (missing := self.backlog.region_ended()):
+        if not groups:
+            self.backlog.cursor = self.backlog.region_end
+        if self.backlog.cursor >= self.backlog.region_end:  # what is left is in memory, so that it can be counted
+            _, missing = self.backlog.region()
+            self._correct(missing)
+
+    async def _check_damage(self, store: Store) -> None:
+        """Count what was lost if the store had to replace a damaged file."""
+        if store.damage is None:
+            return
+        store.damage = None
+        spans, expected = self.backlog.region()
+        self._correct(expected - await self.in_thread(store.overlap, spans))
+        log.error("the file of the queue was damaged and has been replaced", directory=str(self._directory))
+
+    def _correct(self, missing: int) -> None:
+        """Take off the depth what turned out to be missing from the store. It is not known which events it was."""
+        self.backlog.depth -= missing
+        if missing > 0:
             now = int(self._clock() * 1000)
             self.lose(Loss("damaged", missing, self._stored_oldest_ms or now, now), [])
-
-    def _count_damage(self, lost: Loss | None) -> None:
-        """Note what was lost when the store had to replace a damaged file."""
-        if lost is not None:
-            log.error("the file of the queue was damaged and has been replaced", lost=lost.count)
-            self.backlog.depth -= lost.count
-            self.lose(lost, [])
 
     # -- ticks
 
@@ -253,6 +271,9 @@ class Keeper:
         commit = self._commit(closing=closing)
         saved = self.backlog.done.copy()
         try:
+            if self._failures == _FAILURES_OF_DAMAGE:
+                self._failures = 0
+                await self.in_thread(store.check)
             dropped = await self.in_thread(store.commit, commit)
             self._stored_oldest_ms = await self.in_thread(store.oldest_ms)
         except (OSError, sqlite3.Error) as error:
@@ -266,8 +287,8 @@ class Keeper:
             self.backlog.depth -= dropped.count
             self.dropped += dropped.count
             self.ledger.add(dropped)
-        self._count_damage(store.take_lost())
-        self.record(journal.frame(Committed(store.meta.commit, store.meta.depth)))
+        await self._check_damage(store)
+        self.record(journal.frame(Committed(self.backlog.stored(), self.backlog.saved_end)))
         self._works()
 
     def _commit(self, *, closing: bool) -> Commit:
@@ -308,14 +329,13 @@ class Keeper:
         return healthy and not busy and self.backlog.first_unsaved() is None and not self._changed()
 
     def _header(self) -> Header:
-        stored = self._store.meta if self._store else Meta()
         return Header(
             boot_id=self._boot_id,
             epoch=self.epoch,
             base=self.base,
             next_seq=self.backlog.next_seq,
-            commit=stored.commit,
-            stored=stored.depth,
+            stored=self.backlog.stored(),
+            saved_end=self.backlog.saved_end,
             losses=self.ledger.entries(),
             done=list(self.backlog.done),
         )
@@ -346,7 +366,7 @@ class Keeper:
             f"cannot use {self._directory}: {error}; events are kept in memory, at most {self.memory_limit >> 20} MB"
         )
         self._skip = min(2**self._failures, _MAX_BACKOFF)
-        self._failures = min(self._failures + 1, _MAX_BACKOFF)
+        self._failures = min(self._failures + 1, _FAILURES_OF_DAMAGE)
         self.unsaved.set()
 
     def _works(self) -> None:

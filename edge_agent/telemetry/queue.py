@@ -133,11 +133,11 @@ class Queue:
         self._keeper.ledger.subtract(reported)
         self.accepted += count
         self._ready.set()
-        if backlog.memory > self._keeper.early:
+        if self._keeper.full:
             self._relieve()
 
     def _relieve(self) -> None:
-        """Bound the memory where the store does not take the events off it."""
+        """Bound the memory, and the journal, where they grow faster than the ticks come."""
         if not self._keeper.waiting_to_retry:
             self._pressure.set()
         excess = self._keeper.backlog.memory - self._keeper.memory_limit

@@ -17,22 +17,24 @@ from edge_agent.telemetry.groups import Group
 from edge_agent.telemetry.intervals import Intervals, Span
 from edge_agent.telemetry.journal import Committed, Done, Header, JournalFile, Put, Sealed
 from edge_agent.telemetry.losses import Ledger, Loss
-from edge_agent.telemetry.store import Meta, Store
+from edge_agent.telemetry.store import Damage, Meta, Store
 
 
 class Replay(msgspec.Struct):
     """State of the queue, to which journal files are applied one after the other.
 
-    `puts` are the events that only the journal has, `done` the seqs that are finished, of both kinds.
+    `puts` are the events that only the journal has, `done` the seqs that are finished, of both kinds. The store
+    should have `stored` unsent events below `saved_end`.
     """
 
     meta: Meta
+    damage: Damage | None
     ledger: Ledger
     done: Intervals
     next_seq: int
     number: int
     stored: int
-    commit: int
+    saved_end: int
     puts: list[Put]
     missing: Intervals
     clean: bool = True
@@ -53,6 +55,7 @@ class Replay(msgspec.Struct):
         if file.header is not None:
             self.ledger = Ledger(file.header.losses)
             self.done = Intervals([*self.done, *file.header.done])
+            self.stored, self.saved_end = file.header.stored, file.header.saved_end
         if not self.replayed:  # the files before were not needed any more: nothing is missing
             seqs = (r.next_seq if isinstance(r, Header) else r.seq for r in file.records if isinstance(r, Header | Put))
             self.next_seq = max(self.next_seq, next(seqs, 0))
@@ -61,25 +64,24 @@ class Replay(msgspec.Struct):
         match record:
             case Header():
                 self._begin(record)
-                self._note(record.commit, record.stored)
             case Put():
                 self._put(record)
             case Done(spans=spans, loss=loss):
-                for start, end in spans:
-                    self.done.add(start, end)
+                self._finish(spans)
                 if loss is not None:
                     self.ledger.add(loss)
-            case Committed(commit=commit, stored=stored):
-                self._note(commit, stored)
+            case Committed():
+                self.stored, self.saved_end = record.stored, record.saved_end
 
     def _begin(self, header: Header) -> None:
         if header.next_seq == header.base:  # a new epoch: the numbers between were never given out
             self.next_seq = max(self.next_seq, header.next_seq)
         self._reach(header.next_seq)
 
-    def _note(self, commit: int, stored: int) -> None:
-        if commit >= self.commit:
-            self.commit, self.stored = commit, stored
+    def _finish(self, spans: Sequence[Span]) -> None:
+        for start, end in spans:
+            self.stored -= sum(b - a for a, b in self.done.gaps(start, min(end, self.saved_end)))
+            self.done.add(start, end)
 
     def _reach(self, seq: int) -> None:
         """Go on at `seq`. What is skipped was given out, so it is missing unless it turns out to be finished."""
@@ -120,16 +122,17 @@ class Replay(msgspec.Struct):
         return self.clean and same
 
 
-def replay(meta: Meta, files: Sequence[JournalFile]) -> Replay:
+def replay(meta: Meta, damage: Damage | None, files: Sequence[JournalFile]) -> Replay:
     """Apply the files that are newer than `meta`, oldest first."""
     state = Replay(
         meta=meta,
+        damage=damage,
         ledger=Ledger(meta.losses),
         done=Intervals(meta.done),
         next_seq=meta.next_seq,
         number=meta.journal,
-        stored=meta.depth,
-        commit=meta.commit,
+        stored=damage.expected if damage else meta.depth,
+        saved_end=meta.next_seq,
         puts=[],
         missing=Intervals(),
     )
@@ -138,22 +141,15 @@ def replay(meta: Meta, files: Sequence[JournalFile]) -> Replay:
     return state
 
 
-def damage(meta: Meta, state: Replay, lost: Loss | None) -> Loss | None:
-    """Return what is known to be gone: from the store, and from the journal.
-
-    The journal knows how much the store held after its last transaction. Where the store knows of fewer
-    transactions it was damaged or put back, and the difference is lost.
-    """
-    stored = lost.count if lost else 0
-    if state.commit > meta.commit:
-        stored = max(state.stored - meta.depth, 0)
-    missing = sum(b - a for a, b in state.missing_spans())
-    if not stored + missing:
+def count_lost(state: Replay, depth: int) -> Loss | None:
+    """Return what is known to be gone: from the store, which has `depth` unsent events, and from the journal."""
+    count = max(0, state.stored - depth) + sum(end - start for start, end in state.missing_spans())
+    if not count:
         return None
     times = [ms for put in state.puts for ms in (put.first_ms, put.last_ms)]
-    if lost is not None:
-        times += [lost.first_ms, lost.last_ms]
-    return Loss("damaged", stored + missing, min(times, default=0), max(times, default=0))
+    if state.damage is not None:
+        times += [state.damage.first_ms, state.damage.last_ms]
+    return Loss("damaged", count, min(times, default=0), max(times, default=0))
 
 
 class Recovered(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,20 +187,24 @@ def recover(
     Raises OSError or sqlite3.Error where the disk cannot be read or written at all.
     """
     store = Store(directory)
-    meta = store.meta
     found = [(number, path) for number, path in journal.find(journal_directories) if number < before]
-    journal.remove(Sealed(number, path, 0) for number, path in found if number <= meta.journal)
-    left = [(number, path) for number, path in found if number > meta.journal]
-    state = replay(meta, [journal.read(number, path) for number, path in left if path.stat().st_size])
-    lost = damage(meta, state, store.take_lost())
+    covered = store.meta.journal
+    journal.remove(Sealed(number, path, 0) for number, path in found if number <= covered)
+    left = [(number, path) for number, path in found if number > covered]
+    files = [journal.read(number, path) for number, path in left if path.stat().st_size]
+    state, depth = _compare(store, files)
+    if state.damage is not store.damage:  # it was the comparison that found the damage
+        state, depth = _compare(store, files)
+    damage, store.damage = store.damage, None
+    lost = count_lost(state, depth)
     if lost is not None:
         state.ledger.add(lost)
-    epoch, base, fault = _settle_epoch(store, state, boot_id, next_epoch)
-    finished = [gap for a, b in state.done.clip(0, meta.next_seq) for gap in Intervals(meta.done).gaps(a, b)]
+    goes_on = damage is None and state.goes_on(boot_id)
+    epoch, base, fault = _settle_epoch(store, state, boot_id, next_epoch, goes_on=goes_on)
     return Recovered(
         store=store,
-        stored_end=meta.next_seq,
-        depth=meta.depth - store.overlap(finished),
+        stored_end=state.meta.next_seq,
+        depth=depth,
         oldest_ms=store.oldest_ms(),
         done=state.done,
         fresh=state.live(),
@@ -218,13 +218,21 @@ def recover(
     )
 
 
+def _compare(store: Store, files: Sequence[JournalFile]) -> tuple[Replay, int]:
+    """Replay the files, and return also how many unsent events the store has after that."""
+    meta = store.meta
+    state = replay(meta, store.damage, files)
+    finished = [gap for a, b in state.done.clip(0, meta.next_seq) for gap in Intervals(meta.done).gaps(a, b)]
+    return state, meta.depth - store.overlap(finished)
+
+
 def _settle_epoch(
-    store: Store, state: Replay, boot_id: str, next_epoch: Callable[[int], int]
+    store: Store, state: Replay, boot_id: str, next_epoch: Callable[[int], int], *, goes_on: bool
 ) -> tuple[int, int, sqlite3.Error | None]:
     """Go on in the epoch, or begin a new one. The store knows it before the first event has a number of it."""
     epoch, base = store.meta.epoch, store.meta.base
     known = max(epoch, state.header.epoch if state.header else 0)
-    if store.damaged or not state.goes_on(boot_id):
+    if not goes_on:
         epoch, base = next_epoch(known), state.next_seq
     meta = msgspec.structs.replace(store.meta, epoch=epoch, base=base, boot_id=boot_id, running=True)
     if meta == store.meta:

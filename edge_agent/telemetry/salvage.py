@@ -1,10 +1,12 @@
 """What is done with a damaged database: set it aside, and read of it what can still be read.
 
-SQLite gives up at the first damaged page. So the groups are read by ranges of their key: a range that fails
-is cut in two until the damage is cornered. Whether a row is whole is not decided here: its CRC is.
+SQLite gives up at the first damaged page. So the groups are read by ranges of their key: from both ends as far
+as it goes, and what lies between is cut in two, the widest range first, until the damage is cornered. Whether a
+row is whole is for its CRC to say.
 """
 
 import contextlib
+import heapq
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ from edge_agent.telemetry.groups import Row
 T = TypeVar("T")
 
 _KEPT = 2  # damaged files that are kept for a person to look at
-_MAX_PROBES = 100_000
+_MAX_PROBES = 20_000  # about a second
 _CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _SUFFIXES = ("-wal", "-shm", "")
 
@@ -78,11 +80,15 @@ def _remove(path: Path) -> None:
 class Reader:
     """Reads a damaged file."""
 
-    def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.text_factory = bytes
-        with contextlib.suppress(sqlite3.DatabaseError):
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
+    def __init__(self, path: Path, first_page: bytes) -> None:
+        """`first_page` is put in the place of the file's own one where that cannot be read."""
+        self._db = _open(path)
+        try:
+            self._read(0, 0, "ASC")
+        except sqlite3.DatabaseError:
+            self._db.close()
+            _put_first_page(path, first_page)
+            self._db = _open(path)
 
     def meta(self, read: Callable[[sqlite3.Connection], T]) -> T | None:
         """Return what `read` makes of the file, or None where that part of it is damaged too."""
@@ -92,35 +98,44 @@ class Reader:
             return None
 
     def rows(self) -> Iterator[Row]:
-        """Yield every row of `groups` that SQLite can still reach, by ascending key."""
-        bounds = self._bounds()
-        ranges = [bounds] if bounds else []
-        probes = _MAX_PROBES
-        while ranges and probes:
-            start, end = ranges.pop()
-            last = start - 1
+        """Yield every row of `groups` that SQLite can still reach, in no order."""
+        ranges = [_ranked(start, end) for start, end in self._bounds()]
+        for _ in range(_MAX_PROBES):
+            if not ranges:
+                return
+            _, start, end = heapq.heappop(ranges)
             try:
-                for row in self._read(start, end):
-                    if last < row[0] < end:  # a damaged page may hold any key
-                        last = row[0]
+                for row in self._read(start, end, "ASC"):
+                    if start <= row[0] < end:  # a damaged page may hold any key
+                        start = row[0] + 1
+                        yield row
+                continue
+            except sqlite3.DatabaseError:
+                pass  # try from the other end
+            try:
+                for row in self._read(start, end, "DESC"):
+                    if start <= row[0] < end:
+                        end = row[0]
                         yield row
             except sqlite3.DatabaseError:
-                probes -= 1
-                ranges += reversed(_halves(last + 1, end))
+                if end - start > 1:  # one key alone is given up
+                    middle = (start + end) // 2
+                    heapq.heappush(ranges, _ranked(start, middle))
+                    heapq.heappush(ranges, _ranked(middle, end))
 
     def close(self) -> None:
         self._db.close()
 
-    def _read(self, start: int, end: int) -> Iterator[Row]:
+    def _read(self, start: int, end: int, order: str) -> Iterator[Row]:
         # By position, because the names of the columns stand in the file too.
-        query = "SELECT rowid, * FROM groups WHERE rowid >= ? AND rowid < ? ORDER BY rowid"
+        query = f"SELECT rowid, * FROM groups WHERE rowid >= ? AND rowid < ? ORDER BY rowid {order}"  # noqa: S608
         return ((row[0], *row[2:]) for row in self._db.execute(query, (start, end)))
 
-    def _bounds(self) -> tuple[int, int] | None:
+    def _bounds(self) -> list[tuple[int, int]]:
         first, last = self._edge("ASC"), self._edge("DESC")
         if first is None and last is None:
-            return None
-        return (0 if first is None else first, 1 << 62 if last is None else last + 1)
+            return []
+        return [(0 if first is None else first, 1 << 62 if last is None else last + 1)]
 
     def _edge(self, order: str) -> int | None:
         with contextlib.suppress(sqlite3.DatabaseError):
@@ -130,9 +145,23 @@ class Reader:
         return None
 
 
-def _halves(start: int, end: int) -> list[tuple[int, int]]:
-    """Cut what is left of a range that failed. A range of one key is given up."""
-    if end - start <= 1:
-        return []
-    middle = (start + end) // 2
-    return [(start, middle), (middle, end)]
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.text_factory = bytes
+    with contextlib.suppress(sqlite3.DatabaseError):
+        db.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
+    return db
+
+
+def _put_first_page(path: Path, page: bytes) -> None:
+    """Write the page with the size of this file, and with the mark that says whether there is a WAL."""
+    pages = path.stat().st_size // len(page)
+    wal = path.with_name(path.name + "-wal").exists()
+    page = page[:18] + (b"\2\2" if wal else b"\1\1") + page[20:28] + pages.to_bytes(4, "big") + page[32:]
+    if pages:
+        with path.open("r+b") as file:
+            file.write(page)
+
+
+def _ranked(start: int, end: int) -> tuple[int, int, int]:
+    return start - end, start, end

@@ -1,7 +1,7 @@
 """The store: unsent events on the card, in one SQLite file. All methods run in the queue's store thread.
 
-Two tables. `groups` holds up to 1000 consecutive events a row (`groups.py`). `meta` holds one row: the state of
-the queue as of the last transaction. Invariants:
+Two tables. `groups` holds up to 1000 consecutive events a row (`groups.py`). `meta` holds the state of the
+queue as of the last transaction, twice, each with a CRC-32. Invariants:
 
 - A transaction (WAL, synchronous=FULL) holds all that the journal files up to `meta.journal` say, whole.
 - An event has a `seq`; seqs go on for as long as the file lives, across epochs. The key of a group is the seq
@@ -13,17 +13,20 @@ import contextlib
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from edge_agent.telemetry import salvage
-from edge_agent.telemetry.groups import Group, parse, to_row
+from edge_agent.telemetry.groups import MAX_EVENTS, Group, parse, to_row
 from edge_agent.telemetry.intervals import Intervals, Span
 from edge_agent.telemetry.losses import Ledger, Loss
 
 NAME = "queue.db"
+
+T = TypeVar("T")
 _FREE_PAGES = 256  # pages of 4 KiB; fewer are not worth giving back
 _PRAGMAS = (
     "locking_mode=EXCLUSIVE",  # before the first access: the index of the WAL stays off the card
@@ -40,10 +43,14 @@ _SCHEMA = (
     """CREATE TABLE groups (seq INTEGER PRIMARY KEY, count INTEGER NOT NULL, first_ms INTEGER NOT NULL,
        last_ms INTEGER NOT NULL, crc INTEGER NOT NULL, data BLOB NOT NULL)""",
 )
+# A damaged page may hold any type and any number. Only `parse` sees the CRC, so elsewhere they are bounded.
+_COUNT = f"min(max(CAST(count AS INTEGER), 1), {MAX_EVENTS})"
+_FIRST, _LAST = "CAST(first_ms AS INTEGER)", "CAST(last_ms AS INTEGER)"
+_SIZE = "coalesce(length(data), 0)"
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
-    """State of the queue as of transaction `commit`.
+    """State of the queue as of the last transaction.
 
     `depth` events in groups are unsent, `size` is the bytes of all groups, the epoch's number 1 has seq `base`.
     """
@@ -52,7 +59,6 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     base: int = 1
     next_seq: int = 1
     journal: int = 0
-    commit: int = 0
     depth: int = 0
     size: int = 0
     running: bool = False
@@ -76,15 +82,25 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
     max_size: int
 
 
+class Damage(msgspec.Struct, frozen=True):
+    """A file was damaged. It should have had `expected` unsent events; the times are of those that are left."""
+
+    expected: int
+    first_ms: int
+    last_ms: int
+
+
 class Store:
-    """`meta` is what the last transaction wrote. `lost` is what a damaged file cost, until `take_lost`."""
+    """`meta` is what the last transaction wrote.
+
+    `damage` is set where the file had to be replaced; `meta` counts only what is left then.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Open or create the file. Raises OSError or sqlite3.Error where the directory cannot be used."""
         self.path = directory / NAME
         self.meta = Meta()
-        self.damaged = False
-        self._lost: Loss | None = None
+        self.damage: Damage | None = None
         self._db: sqlite3.Connection | None = None
         salvage.finish(self.path)
         try:
@@ -95,10 +111,6 @@ class Store:
                 raise
             self._rebuild(None)
 
-    def take_lost(self) -> Loss | None:
-        lost, self._lost = self._lost, None
-        return lost
-
     def note(self, meta: Meta) -> None:
         """Write the state alone, durably."""
         with self._transaction():
@@ -107,33 +119,32 @@ class Store:
 
     def commit(self, commit: Commit) -> Loss | None:
         """Run one transaction and return what was dropped to hold `max_size`. After an error nothing has changed."""
-        try:
-            return self._commit(commit)
-        except sqlite3.Error as error:
-            if not salvage.is_damage(error):
-                raise
-            self._rebuild(self.meta)
-            gone = self._lost.count if self._lost else 0
-            meta = msgspec.structs.replace(commit.meta, depth=max(0, commit.meta.depth - gone))
-            return self._commit(msgspec.structs.replace(commit, meta=meta))
+        return self._repaired(self._commit, commit)
 
     def load(self, start: int, end: int, max_events: int, max_bytes: int) -> list[Group]:
         """Read groups that have events in `[start, end)`, oldest first: at least one, if there is one."""
+        return self._repaired(self._load, start, end, max_events, max_bytes)
+
+    def overlap(self, spans: Sequence[Span]) -> int:
+        """Return how many events of the spans stand in groups."""
+        return self._repaired(self._overlap, spans)
+
+    def oldest_ms(self) -> int | None:
+        """Return the time of the oldest event."""
+        return self._repaired(self._oldest_ms)
+
+    def check(self) -> None:
+        """Look for damage in the whole file, and replace it if there is some. Takes long."""
+        self._repaired(self._check)
+
+    def _repaired(self, function: Callable[..., T], *arguments: object) -> T:
         try:
-            return list(self._load(start, end, max_events, max_bytes))
+            return function(*arguments)
         except sqlite3.Error as error:
             if not salvage.is_damage(error):
                 raise
             self._rebuild(self.meta)
-            return list(self._load(start, end, max_events, max_bytes))
-
-    def overlap(self, spans: Sequence[Span]) -> int:
-        """Return how many events of the spans stand in groups."""
-        return sum(min(b, seq + count) - max(a, seq) for a, b in spans for seq, count in self._groups_within(a, b))
-
-    def oldest_ms(self) -> int | None:
-        row = self._execute("SELECT first_ms FROM groups ORDER BY seq LIMIT 1").fetchone()
-        return None if row is None else int(row[0])
+            return function(*arguments)
 
     def close(self) -> None:
         if self._db is not None:
@@ -172,9 +183,8 @@ class Store:
                 ledger.add(dropped)
             meta = msgspec.structs.replace(
                 meta,
-                size=size - freed,
+                size=max(0, size - freed) if self._any() else 0,
                 depth=meta.depth - (dropped.count if dropped else 0),
-                commit=self.meta.commit + 1,
                 losses=ledger.entries(),
                 done=self._remaining(meta.done),
             )
@@ -184,11 +194,14 @@ class Store:
         return dropped
 
     def _delete(self, done: Sequence[Span], damaged: Sequence[int]) -> int:
-        whole = "DELETE FROM groups WHERE seq >= ? AND seq < ? AND seq + count <= ? RETURNING length(data)"
-        one = "DELETE FROM groups WHERE seq = ? RETURNING length(data)"
+        whole = f"DELETE FROM groups WHERE seq >= ? AND seq < ? AND seq + count <= ? RETURNING {_SIZE}"  # noqa: S608
+        one = f"DELETE FROM groups WHERE seq = ? RETURNING {_SIZE}"  # noqa: S608
         freed = [self._execute(whole, (a, b, b)).fetchall() for a, b in done]
         freed += [self._execute(one, (seq,)).fetchall() for seq in damaged]
         return sum(size for rows in freed for (size,) in rows)
+
+    def _any(self) -> bool:
+        return self._execute("SELECT 1 FROM groups LIMIT 1").fetchone() is not None
 
     def _insert(self, groups: Sequence[Group]) -> int:
         size = 0
@@ -201,35 +214,35 @@ class Store:
     def _drop(self, commit: Commit, excess: int) -> tuple[int, Loss | None]:
         """Drop the oldest groups until `excess` bytes are free. Return what that freed and what was lost."""
         done, freed, ledger = Intervals(commit.meta.done), 0, Ledger()
-        columns = "seq, count, first_ms, last_ms, length(data)"
-        rows = self._groups_within(*commit.droppable, columns) if excess > 0 else iter(())
-        for seq, count, first_ms, last_ms, size in rows:
+        dropped: list[int] = []
+        for seq, count, first_ms, last_ms, size in self._groups_within(*commit.droppable):
             if freed >= excess:
                 break
-            if commit.out.overlap(seq, seq + count):
-                continue
+            if not commit.out.overlap(seq, seq + count):
+                dropped.append(seq)
+                freed += size
+                if lost := count - done.overlap(seq, seq + count):
+                    ledger.add(Loss("queue_full", lost, first_ms, last_ms))
+        for seq in dropped:
             self._execute("DELETE FROM groups WHERE seq = ?", (seq,))
-            freed += size
-            lost = count - done.overlap(seq, seq + count)
-            if lost:
-                ledger.add(Loss("queue_full", lost, first_ms, last_ms))
         return freed, next(iter(ledger.entries()), None)
 
     def _remaining(self, done: Sequence[Span]) -> list[Span]:
         """Return what of the finished seqs still stands in a group with others that are not finished."""
         left = Intervals()
         for a, b in done:
-            for seq, count in self._groups_within(a, b):
+            for seq, count, *_ in self._groups_within(a, b):
                 left.add(max(a, seq), min(b, seq + count))
         return list(left)
 
-    def _groups_within(self, start: int, end: int, columns: str = "seq, count") -> Iterator[tuple[int, ...]]:
+    def _groups_within(self, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+        """Yield seq, count, first_ms, last_ms and size of the groups that have events in `[start, end)`."""
         query = (
-            f"SELECT {columns} FROM groups WHERE seq < ?2"  # noqa: S608  # the columns are constants
+            f"SELECT seq, {_COUNT}, {_FIRST}, {_LAST}, {_SIZE} FROM groups WHERE seq < ?2"  # noqa: S608
             " AND seq >= coalesce((SELECT max(seq) FROM groups WHERE seq <= ?1), ?1) AND seq + count > ?1"
             " ORDER BY seq"
         )
-        return iter(self._execute(query, (start, end)).fetchall())
+        return iter(self._execute(query, (start, end)))
 
     def _give_back(self) -> None:
         """Shrink the file once it is empty. Before that it would mean to move pages, which wears the card."""
@@ -240,31 +253,36 @@ class Store:
 
     # -- reading
 
-    def _load(self, start: int, end: int, max_events: int, max_bytes: int) -> Iterator[Group]:
+    def _overlap(self, spans: Sequence[Span]) -> int:
+        return sum(min(b, seq + count) - max(a, seq) for a, b in spans for seq, count, *_ in self._groups_within(a, b))
+
+    def _oldest_ms(self) -> int | None:
+        row = self._execute(f"SELECT {_FIRST} FROM groups ORDER BY seq LIMIT 1").fetchone()  # noqa: S608
+        return None if row is None else row[0]
+
+    def _check(self) -> None:
+        if self._execute("PRAGMA quick_check(1)").fetchone()[0] not in {"ok", b"ok"}:
+            raise salvage.damage("the file is damaged")
+
+    def _load(self, start: int, end: int, max_events: int, max_bytes: int) -> list[Group]:
         query = (
             "SELECT seq, count, first_ms, last_ms, crc, data FROM groups WHERE seq < ?2"
             " AND seq >= coalesce((SELECT max(seq) FROM groups WHERE seq <= ?1), ?1) ORDER BY seq"
         )
+        groups: list[Group] = []
         events = size = 0
-        rows = self._execute(query, (start, end))
-        for row in rows:
-            group = parse(row)
-            if not group.events:
-                group = self._bounded(group)
-            if group.end <= start:
-                continue
-            yield group
-            events += group.count
-            size += sum(map(len, group.events))
+        for group in map(parse, self._execute(query, (start, end))):
+            if groups and group.seq <= groups[-1].seq:
+                raise salvage.damage("groups out of order")
+            if groups and not groups[-1].events:
+                groups[-1] = groups[-1].bounded(group.seq)
             if events >= max_events or size >= max_bytes:
-                rows.close()
-                return
-
-    def _bounded(self, damaged: Group) -> Group:
-        """Do not let a damaged count reach into the next group."""
-        (following,) = self._execute("SELECT min(seq) FROM groups WHERE seq > ?", (damaged.seq,)).fetchone()
-        count = damaged.count if following is None else min(damaged.count, following - damaged.seq)
-        return msgspec.structs.replace(damaged, count=count)
+                break
+            if group.end > start:
+                groups.append(group)
+                events += group.count
+                size += sum(map(len, group.events))
+        return groups
 
     # -- creation and damage
 
@@ -273,13 +291,14 @@ class Store:
         if _is_empty(self._db):
             _create(self._db)
             sync_directory(self.path.parent)
+        for edge in ("min", "max"):
+            self._execute(f"SELECT {edge}(seq) FROM groups").fetchall()  # noqa: S608
         return _read_meta(self._db)
 
     def _rebuild(self, known: Meta | None) -> None:
         """Go on with a new file that holds what could be read of the damaged one, which is set aside."""
         self.close()
-        self.damaged = True
-        with contextlib.closing(salvage.Reader(self.path)) as reader:
+        with contextlib.closing(salvage.Reader(self.path, _first_page())) as reader:
             known = known if known is not None else reader.meta(_read_meta)
             try:
                 found = self._copy(reader, known)
@@ -290,9 +309,8 @@ class Store:
         salvage.replace(self.path)
         sync_directory(self.path.parent)
         self.meta = self._open()
-        lost = (known.depth - found.depth) if known else max(1, found.holes)
-        if lost > 0:
-            self._lost = Loss("damaged", lost, found.first_ms, found.last_ms)
+        expected = known.depth if known else found.depth + max(1, found.holes())
+        self.damage = Damage(expected, found.first_ms, found.last_ms)
 
     def _copy(self, reader: salvage.Reader | None, known: Meta | None) -> "_Found":
         """Write the file that will replace the damaged one, with all rows whose CRC is right."""
@@ -306,7 +324,7 @@ class Store:
             db.execute("BEGIN")
             for row in reader.rows() if reader is not None else ():
                 group = parse(row)
-                if group.events and group.seq >= found.end:
+                if group.events and not found.spans.overlap(group.seq, group.end):
                     db.execute("INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?)", row)
                     found.add(group, len(row[5]), done)
             _write_meta(db, found.meta(known))
@@ -315,29 +333,32 @@ class Store:
         return found
 
 
-class _Found(msgspec.Struct):
+class _Found:
     """What was salvaged."""
 
-    end: int = 0
-    depth: int = 0
-    size: int = 0
-    holes: int = 0
-    first_ms: int = 0
-    last_ms: int = 0
+    def __init__(self) -> None:
+        self.spans = Intervals()
+        self.depth = self.size = self.first_ms = self.last_ms = 0
 
     def add(self, group: Group, size: int, done: Intervals) -> None:
-        if self.depth:  # between groups that are there: without the state, the best estimate of what is gone
-            self.holes += group.seq - self.end
-        self.first_ms = min(self.first_ms, group.first_ms) if self.depth else group.first_ms
+        self.first_ms = min(self.first_ms, group.first_ms) if self.spans else group.first_ms
         self.last_ms = max(self.last_ms, group.last_ms)
-        self.end = group.end
+        self.spans.add(group.seq, group.end)
         self.depth += group.count - done.overlap(group.seq, group.end)
         self.size += size
 
+    def _edges(self) -> Span:
+        spans = list(self.spans)
+        return (spans[0][0], spans[-1][1]) if spans else (1, 1)
+
+    def holes(self) -> int:
+        """Count the seqs between groups: without the state, the best estimate of what is gone."""
+        return sum(end - start for start, end in self.spans.gaps(*self._edges()))
+
     def meta(self, known: Meta | None) -> Meta:
         if known is None:
-            return Meta(next_seq=max(1, self.end), depth=self.depth, size=self.size, running=True)
-        next_seq = max(self.end, known.next_seq)
+            return Meta(next_seq=self._edges()[1], depth=self.depth, size=self.size, running=True)
+        next_seq = max(self._edges()[1], known.next_seq)
         return msgspec.structs.replace(known, next_seq=next_seq, depth=self.depth, size=self.size)
 
 
@@ -360,6 +381,14 @@ def _is_empty(db: sqlite3.Connection) -> bool:
     return not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
 
+def _first_page() -> bytes:
+    """Return the first page of every file of this schema: SQLite's header, and where the tables are."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        db.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        _create(db)
+        return db.serialize()[:4096]
+
+
 def _create(db: sqlite3.Connection) -> None:
     db.execute("BEGIN")
     for statement in _SCHEMA:
@@ -370,21 +399,23 @@ def _create(db: sqlite3.Connection) -> None:
 
 def _write_meta(db: sqlite3.Connection, meta: Meta) -> None:
     body = msgspec.json.encode(meta)
-    db.execute("INSERT OR REPLACE INTO meta VALUES (1, ?, ?)", (body, zlib.crc32(body)))
+    for copy in (1, 2):
+        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (copy, body, zlib.crc32(body)))
 
 
 def _read_meta(db: sqlite3.Connection) -> Meta:
     """Raises sqlite3.DatabaseError where it is damaged, or the tables are not those of this format."""
     try:
         db.execute("SELECT seq, count, first_ms, last_ms, crc, data FROM groups LIMIT 0").fetchall()
-        body, crc = db.execute("SELECT body, crc FROM meta WHERE id = 1").fetchone() or (None, None)
+        copies = db.execute("SELECT body, crc FROM meta ORDER BY id").fetchall()
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # no such table or column
             raise salvage.damage(str(error)) from error
         raise
-    if not isinstance(body, bytes) or zlib.crc32(body) != crc:
-        raise salvage.damage("the state is damaged")
-    return msgspec.json.decode(body, type=Meta)
+    for body, crc in copies:
+        if isinstance(body, bytes) and zlib.crc32(body) == crc:
+            return msgspec.json.decode(body, type=Meta)
+    raise salvage.damage("the state is damaged")
 
 
 def sync_directory(directory: Path) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import hypothesis.strategies as st
 from hypothesis import given
+from pydantic import TypeAdapter
 
 from edge_agent.actions.rules import Rule, RuleSet
 from edge_agent.settings.schema import ActionSettings
@@ -140,7 +141,7 @@ def test_agrees_with_a_naive_model(rules: list[Rule], results: list[tuple[str, f
 def test_takes_every_value_of_the_settings() -> None:
     table = {"name": "alarm", "when": {"label": "failure", "min_confidence": 0.8, "hold": "2s"}}
     table |= {"run": ["/usr/local/bin/alarm", "-v"], "cooldown": "5m", "timeout": "3s"}
-    assert Rule.from_settings(ActionSettings.model_validate(table)) == Rule(
+    assert Rule.from_settings(TypeAdapter(ActionSettings).validate_python(table)) == Rule(
         name="alarm",
         label="failure",
         min_confidence=0.8,

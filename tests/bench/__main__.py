@@ -140,7 +140,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         report["vibration"] = compare(folder, "vibration", VIBRATION, 'plugin = "vibration"\nrate = 0')
-        source = worker("recording", path=str(recording(folder)), repeat=False)
+        source = worker("edge_agent.sources.recording:Recording", path=str(recording(folder)), repeat=False)
         gaps = asyncio.run(swap.measure(source, ModelFile(str(VIBRATION), "vibration", "v0")))
         report["vibration_swap"] = vars(gaps)
         if MOBILENET.exists():

@@ -17,15 +17,18 @@ ROOT = Path(__file__).parents[2]
 DEMO_MODEL = ROOT / "edge_agent/demo/vibration_classifier.tflite"
 
 
+REFERENCES = {
+    "faulty": "tests.plugins.faulty:Faulty",
+    "images": "edge_agent.sources.images:Images",
+    "recording": "edge_agent.sources.recording:Recording",
+    "vibration": "edge_agent.sources.vibration:Vibration",
+}
+
+
 @pytest.fixture
-def faulty_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Install the plugin `faulty` as a third party would, for the children of this test."""
-    site = tmp_path / "site"
-    info = site / "faulty_plugin-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty-plugin\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[edge_agent.sources]\nfaulty = tests.plugins.faulty:Faulty\n")
-    monkeypatch.setenv("PYTHONPATH", f"{site}:{ROOT}")
+def faulty_plugin(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let the worker of this test import the plugin `faulty`."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return "faulty"
 
 
@@ -38,7 +41,7 @@ def demo_model() -> ModelFile:
 def settings(plugin: str = "vibration", **options: Any) -> Configure:
     """Return a worker's settings; `options` are the source's."""
     return Configure(
-        plugin=plugin,
+        plugin=REFERENCES[plugin],
         options=options,
         accelerator="auto",
         device="",

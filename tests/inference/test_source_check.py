@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from edge_agent.inference.source_check import SourceCheck, check_source, source_faults
+from edge_agent.inference.source_check import check_source, source_faults
+from edge_agent.inference.source_options import SourceCheck
 from edge_agent.settings.document import read
 from tests.settings.distributions import install
 
@@ -80,18 +81,19 @@ def faults_of(found: SourceCheck) -> list[tuple[str, str]]:
 
 
 def test_good_options_come_back_complete(check: Check, tmp_path: Path) -> None:
-    given = {"path": "a.csv", "others": ["b.csv", "/c.csv"], "rate": "5", "pause": "1m", "space": "1MB"}
+    given = {"path": "a.csv", "others": ["../b.csv", "/c.csv"], "rate": "5", "pause": "1m", "space": "1MB"}
     assert check(given) == SourceCheck(
         [],
         {
             "path": f"{tmp_path}/a.csv",
-            "others": [f"{tmp_path}/b.csv", "/c.csv"],
+            "others": [f"{tmp_path.parent}/b.csv", "/c.csv"],
             "rate": 5.0,
             "pause": 60.0,
             "space": 1_000_000,
             "channel": 0,
             "mode": None,
         },
+        "acme_sensor:Sensor",
     )
 
 
@@ -229,7 +231,7 @@ def test_a_message_of_many_lines_becomes_one(plugin: Callable[[str], None], tmp_
     ]
 
 
-def test_the_agent_side_loads_no_numpy_and_no_plugin() -> None:
+def test_the_parent_loads_no_numpy_and_no_plugin() -> None:
     code = """
 import asyncio, pathlib, sys
 from edge_agent.inference.source_check import check_source

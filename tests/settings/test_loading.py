@@ -318,6 +318,9 @@ def test_an_empty_file_tells_what_is_needed(faults: Faults) -> None:
         ("[inference]\ntop_k = 0", ":10: [inference].top_k: must be at least 1, not 0"),
         ("[inference]\nimage_mean = []", ":10: [inference].image_mean: expected a number, not []"),
         ("[inference]\nimage_mean = nan", ":10: [inference].image_mean: expected a finite number, not NaN"),
+        ("[inference]\nimage_mean = true", ":10: [inference].image_mean: expected a number, not true"),
+        ('[device]\nid = ""', ':10: [device].id: may hold 1 to 128 letters, digits and . _ ~ % + - only, not ""'),
+        ("options = 5", ":9: [telemetry].options: unknown key; known here: linger, queue, raw_data, sink"),
         ("[inference]\nimage_std = 0", ":10: [inference].image_std: must be more than 0, not 0"),
         ("[inference]\ndevice = 0", ":10: [inference].device: expected text in quotes, not 0"),
         ('[inference]\naccelerator = "gpu"',
@@ -375,6 +378,13 @@ labl = "x"
         "edge-agent.toml:17: [[actions]] number 2.run: must not be empty",
         "edge-agent.toml:18: [[actions]] number 2.when.label: is missing (the best class of the result)",
         "edge-agent.toml:19: [[actions]] number 2.when.labl: unknown key (did you mean 'label'?)",
+    ]
+
+
+def test_an_action_must_rest(faults: Faults, complete: str) -> None:
+    action = '[[actions]]\nname = "alarm"\nwhen = { label = "x" }\nrun = ["beep"]\ncooldown = "0s"\n'
+    assert faults(complete + action) == [
+        'edge-agent.toml:13: [[actions]] "alarm".cooldown: must be at least 100ms, not "0s"'
     ]
 
 

@@ -84,7 +84,14 @@ def test_the_name_of_a_model(url: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "result"),
-    [("m.tflite", "/etc/m.tflite"), ("/m.tflite", "/m.tflite"), ("gs://b/m", "gs://b/m"), ("", "")],
+    [
+        ("m.tflite", "/etc/m.tflite"),
+        ("../srv/./m.tflite", "/srv/m.tflite"),
+        ("/m.tflite", "/m.tflite"),
+        ("gs://b/../m", "gs://b/../m"),
+        ("../", "../"),
+        ("", ""),
+    ],
 )
 def test_relative_paths_start_from_the_folder(text: str, result: str) -> None:
     assert absolute(text, Path("/etc")) == result

@@ -14,8 +14,8 @@ HEADER = Header(
     epoch=7,
     base=1,
     next_seq=1,
-    commit=3,
     stored=9,
+    saved_end=1,
     losses=[Loss("damaged", 2, -1, 1)],
     done=[(4, 6)],
 )
@@ -112,7 +112,9 @@ def test_files_are_given_up_oldest_first_and_only_when_not_needed(tmp_path: Path
     for next_seq in (1, 10, 20, 30):
         fd = writer.prepare()
         assert fd is not None
-        writer.begin(fd, Header(boot_id="", epoch=1, base=1, next_seq=next_seq, commit=0, stored=0, losses=[], done=[]))
+        writer.begin(
+            fd, Header(boot_id="", epoch=1, base=1, next_seq=next_seq, stored=0, saved_end=1, losses=[], done=[])
+        )
     assert writer.take_sealed(9) == []
     given = writer.take_sealed(20)
     assert [sealed.number for sealed in given] == [1, 2]

@@ -82,18 +82,18 @@ def test_finished_groups_are_deleted_and_parts_of_others_remembered(store: Store
 def test_the_oldest_groups_are_dropped_but_not_those_that_are_out(store: Store) -> None:
     commit(store, [group(1, 10, ms=5), group(11, 10, ms=6), group(21, 10, ms=7), group(31, 10, ms=8)])
     size = store.meta.size
-    dropped = commit(store, [], done=[(22, 25)], droppable=(1, 41), out=[(15, 16)], max_size=size // 2)
+    dropped = commit(store, [], done=[(22, 25)], droppable=(1, 41), out=[(15, 16)], max_size=size * 6 // 10)
     assert dropped == Loss("queue_full", 10 + 7, 5, 7)
     assert seqs(store) == [(11, 21), (31, 41)]
     assert store.meta.losses == [dropped]
-    assert (store.meta.size <= size // 2, store.meta.done) == (True, [])
+    assert (store.meta.size <= size * 6 // 10, store.meta.done) == (True, [])
 
 
 def test_a_transaction_that_fails_changes_nothing(store: Store) -> None:
     commit(store, [group(1, 10)])
     before = store.meta
     with pytest.raises(sqlite3.IntegrityError):
-        commit(store, [group(11, 10), group(1, 10)], done=[(1, 11)])
+        commit(store, [group(11, 10), group(1, 10)], done=[(1, 5)])
     assert (store.meta, seqs(store)) == (before, [(1, 11)])
     commit(store, [group(11, 10)])
     assert seqs(store) == [(1, 11), (11, 21)]
@@ -175,6 +175,7 @@ def test_flipped_bits_never_deliver_a_wrong_event_and_the_loss_is_counted(
             assert not set(delivered) - set(events)
             assert len(delivered) == len(set(delivered))
             assert delivered == sorted(delivered, key=events.index)
+            # Hit 500 times, a file of 100 pages may not know any more how much it held.
             assert sum(lost(queue).values()) == len(events) - len(delivered) or flips == 500
             assert (lost(queue) != {}) == (len(events) != len(delivered))
             assert queue.depth == 0
@@ -205,7 +206,10 @@ def test_a_database_that_is_destroyed_does_not_stop_the_queue(tmp_path: Path, wh
             assert not set(first) & set(events)
             delivered = await drain(queue)
             assert not set(delivered) - {*events, *first}
-            assert lost(queue) or what == "empty"  # an empty file is what a crash at the very first start leaves
+            if what == "header":
+                assert (delivered, lost(queue)) == (events + first, {})
+            else:  # an empty file is what a crash at the very first start leaves
+                assert lost(queue) or what == "empty"
             await ticks(queue)
         async with disk.queue(boot_id="boot-2") as queue:
             assert queue.trouble is None
@@ -264,6 +268,30 @@ def test_damage_that_shows_while_the_queue_runs(tmp_path: Path) -> None:
             await ticks(queue)
             assert queue.size == 0
         assert (copy.state / "queue.damaged-1.db").exists()
+
+    run(body())
+
+
+def test_a_store_that_keeps_failing_is_looked_through_for_damage(tmp_path: Path) -> None:
+    async def body() -> None:
+        events, copy = await backlog(Disk(tmp_path))
+        aside = copy.state / "queue.damaged-1.db"
+        async with copy.queue(boot_id="boot-2") as queue:
+            with copy.database.open("r+b") as file:
+                file.seek(copy.database.stat().st_size // 2 // 4096 * 4096)
+                file.write(os.urandom(4096))
+            new = put(queue, 10)
+            await ticks(queue)
+            assert not aside.exists()  # a transaction touches other pages only
+            queue._keeper._failures = 8
+            new += put(queue, 10)
+            await ticks(queue)
+            assert aside.exists()
+            counted = sum(lost(queue).values())
+            assert queue.depth == len(events + new) - counted
+            delivered = await drain(queue)
+            assert len(delivered) == len(events + new) - counted
+            assert (queue.depth, sum(lost(queue).values())) == (0, counted)
 
     run(body())
 

@@ -1,0 +1,133 @@
+"""Checks the options of one source: `python -m edge_agent.inference.source_options`.
+
+Runs as a child of `edge_agent.inference.source_check`, because plugin code may be native and may crash. It reads one
+JSON object from its standard input,
+
+    {"plugin": "recording", "options": {"path": "samples.csv"}, "base_dir": "/etc"}
+
+and writes a `SourceCheck` to its standard output, where `options` is complete and ready for the worker, and
+`reference` is what the worker imports:
+
+    {"faults": [{"path": ["rate"], "message": "…"}], "options": {"path": "/etc/samples.csv", "rate": 0.0},
+     "reference": "edge_agent.sources.recording:Recording"}
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from edge_agent import plugins
+from edge_agent.settings.showing import show
+from edge_agent.settings.wording import explain, unknown
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SourceFault:
+    """One thing that is wrong.
+
+    `path` is relative to the table [source]: empty for the table as a whole, ("plugin",) for the plugin itself.
+    """
+
+    path: tuple[str | int, ...]
+    message: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SourceCheck:
+    """What the check found. Without faults, the worker can take `options` and the class at `reference`."""
+
+    faults: list[SourceFault]
+    options: dict[str, object] = dataclasses.field(default_factory=dict)
+    reference: str = ""
+
+
+def main() -> None:
+    """Answer one request and leave without cleaning up: a native library may hang at exit."""
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a plugin prints must not get into the answer
+    request = json.load(sys.stdin)
+    try:
+        plugin = _found(request["plugin"])
+        options = _complete(plugin, request["options"], Path(request["base_dir"]))
+        found = SourceCheck([], options, plugin.reference)
+    except _Refused as refused:
+        found = SourceCheck(refused.faults)
+    json.dump(dataclasses.asdict(found), answer)
+    answer.close()
+    os._exit(0)
+
+
+class _Refused(Exception):
+    def __init__(self, *faults: SourceFault) -> None:
+        super().__init__()
+        self.faults = list(faults)
+
+
+def _found(name: str) -> plugins.Plugin:
+    try:
+        return plugins.find(plugins.SOURCES, name)
+    except plugins.PluginError as error:
+        raise _Refused(SourceFault(("plugin",), str(error))) from error
+
+
+def _complete(plugin: plugins.Plugin, options: dict[str, Any], base_dir: Path) -> dict[str, object]:
+    """Return all options of the plugin, checked, with absolute paths, as JSON values."""
+    try:
+        kind = plugins.load(plugin).Options
+        names = [field.name for field in dataclasses.fields(kind)]
+        adapter: TypeAdapter[Any] = TypeAdapter(kind)
+    except plugins.PluginError as error:
+        raise _Refused(SourceFault(("plugin",), str(error))) from error
+    except Exception as error:
+        message = f"plugin '{plugin.name}' declares no usable Options: {type(error).__name__}: {error}"
+        raise _Refused(SourceFault(("plugin",), message)) from error
+    faults = [SourceFault((name,), unknown(name, names)) for name in options if name not in names]
+    try:
+        checked = adapter.validate_python({name: options[name] for name in names if name in options})
+        # pydantic takes true for 1, which nobody means.
+        switches = [name for name in names if isinstance(options.get(name), bool)]
+        wrong = [name for name in switches if not isinstance(getattr(checked, name), bool)]
+        faults += [SourceFault((name,), f"expected no {show(options[name])} here") for name in wrong]
+    except ValidationError as error:
+        told = explain(error.errors(include_url=False), options, kind)
+        faults += [SourceFault(path, message) for path, message in told]
+    if faults:
+        raise _Refused(*faults)
+    resolved = _absolute(checked, base_dir)
+    _run_check(plugin.name, resolved)
+    return dict(adapter.dump_python(resolved, mode="json"))
+
+
+def _absolute(value: Any, base_dir: Path) -> Any:
+    if isinstance(value, Path):
+        return Path(os.path.normpath(base_dir / value))
+    if isinstance(value, list | tuple):
+        return type(value)(_absolute(item, base_dir) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [field.name for field in dataclasses.fields(value)]
+        return dataclasses.replace(value, **{name: _absolute(getattr(value, name), base_dir) for name in fields})
+    return value
+
+
+def _run_check(plugin: str, options: Any) -> None:
+    """Call the options' own `check()`, if they have one; a ValueError or OSError is its verdict."""
+    try:
+        if hasattr(options, "check"):
+            options.check()
+    except OSError as error:
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise _Refused(SourceFault((), text)) from error
+    except ValueError as error:
+        raise _Refused(SourceFault((), str(error))) from error
+    except Exception as error:
+        message = f"the check of plugin '{plugin}' failed: {type(error).__name__}: {error}"
+        raise _Refused(SourceFault(("plugin",), message)) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""The command line as people and systemd use it: what it says, what it returns, and what signals do."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edge_agent import __version__
+from edge_agent.cli import main
+from tests.agentprocess import PATIENCE, AgentProcess
+
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "edge_agent/demo/vibration_classifier.tflite"
+
+GOOD = f"""\
+[source]
+plugin = "vibration"
+rate = 50
+
+[model]
+url = "{MODEL}"
+
+[telemetry]
+sink = "events.jsonl"
+"""
+
+
+def edge_agent(*arguments: object, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, to its end."""
+    command = [sys.executable, "-P", "-m", "edge_agent", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environ}, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    file = tmp_path / "edge-agent.toml"
+    file.write_text(GOOD)
+    return file
+
+
+# ------------------------------------------------------------------------------------------ version, help, mistakes
+
+
+def test_the_installed_command_tells_its_version(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("edge-agent")
+    if not command.exists():
+        pytest.skip(f"{command} is not there: the project is not installed in this environment")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"edge-agent {__version__}\n", "")
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in (
+        (["--help"], ["run", "check-config", "--version"]),
+        (["run", "--help"], ["--config FILE", "--state-dir DIR", "/etc/edge-agent.toml"]),
+        (["check-config", "--help"], ["[FILE]", "/etc/edge-agent.toml"]),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        shown = capsys.readouterr().out
+        assert [words for words in expected if words not in shown] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["rnu"], "invalid choice: 'rnu'"),
+        (["run", "--confg", "x"], "unrecognized arguments: --confg x"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2  # as argparse has it
+    assert message in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ check-config
+
+
+def test_a_good_file_is_good(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-config", str(good)]) == 0
+    assert capsys.readouterr() == (f"{good}: all settings are good\n", "")
+
+
+Edit = Callable[[str], str]
+
+
+def replaced(old: str, new: str) -> Edit:
+    def edit(text: str) -> str:
+        assert old in text
+        return text.replace(old, new)
+
+    return edit
+
+
+def added(text: str) -> Edit:
+    return lambda before: before + text
+
+
+@pytest.mark.parametrize(
+    ("edit", "faults"),
+    [
+        pytest.param(
+            added('lingr = "1s"\n'), [":10: [telemetry].lingr: unknown key (did you mean 'linger'?)"], id="unknown key"
+        ),
+        pytest.param(
+            replaced("rate = 50", "ratte = 50"),
+            [":3: [source].ratte: unknown key (did you mean 'rate'?)"],
+            id="unknown option of the source",
+        ),
+        pytest.param(
+            added("[telemetri]\nraw_data = 3\n"),
+            [":10: [telemetri]: unknown table (did you mean 'telemetry'?)"],
+            id="unknown table",
+        ),
+        pytest.param(
+            replaced("rate = 50", 'rate = "fast"'),
+            [':3: [source].rate: expected a number, not "fast"'],
+            id="wrong type",
+        ),
+        pytest.param(
+            added('[model.x]\n[inference]\ntop_k = "three"\n'),
+            [
+                ":10: [model].x: unknown key; known here: name, poll_interval, url",
+                ':12: [inference].top_k: expected a whole number, not "three"',
+            ],
+            id="wrong type in a table",
+        ),
+        pytest.param(
+            replaced("[telemetry]", 'poll_interval = "5 parsecs"\n[telemetry]'),
+            [(':8: [model].poll_interval: "5 parsecs" is no duration; write for instance "200ms", "10s" or "1h30m"')],
+            id="wrong unit",
+        ),
+        pytest.param(
+            added('[telemetry.queue]\nmax_size = "256 Megs"\n'),
+            [(':11: [telemetry.queue].max_size: "256 Megs" is no size; write for instance "500kB", "256MB" or "1GiB"')],
+            id="wrong unit of a size",
+        ),
+        pytest.param(
+            replaced('"vibration"\nrate = 50', '"recording"\npath = "none.csv"'),
+            [":1: [source]: none.csv: no such file or directory"],
+            id="missing recording",
+        ),
+        pytest.param(
+            replaced('"vibration"', '"vibratoin"'),
+            [":2: [source].plugin: no such plugin (did you mean 'vibration'?)"],
+            id="no such plugin",
+        ),
+        pytest.param(
+            added('[inference]\nlabels = "none.txt"\n'),
+            [":11: [inference].labels: none.txt: No such file or directory"],
+            id="missing labels file",
+        ),
+        pytest.param(
+            added('[inference]\nlabels = "labels.txt"\n'),
+            [":11: [inference].labels: labels.txt:2: an empty line between labels"],
+            id="bad labels file",
+        ),
+        pytest.param(
+            added('[inference]\nlabels = "binary.txt"\n'),
+            [":11: [inference].labels: binary.txt: not a text file in UTF-8"],
+            id="labels file that is no text",
+        ),
+        pytest.param(
+            replaced('"vibration"', "vibration"),
+            [
+                (
+                    ":2: no valid TOML, column 10: the value is not understood; "
+                    'text needs quotes, as in plugin = "vibration"'
+                )
+            ],
+            id="syntax error",
+        ),
+        pytest.param(
+            replaced('sink = "events.jsonl"', 'sink = "pubsub://project"'),
+            [':9: [telemetry].sink: "pubsub://project" names no topic; write pubsub://PROJECT/TOPIC'],
+            id="no place for events",
+        ),
+        pytest.param(
+            lambda _: '[log]\nlevel = "loud"\n[source]\nplugin = "vibration"\nsed = 1\n[inference]\nlabels = "none"\n',
+            [
+                (
+                    ": [model].url: is missing "
+                    "(where the model is fetched from: gs://BUCKET/OBJECT, file:///PATH or a path)"
+                ),
+                ": [telemetry].sink: is missing (where events go: pubsub://PROJECT/TOPIC, file:///PATH or a path)",
+                ':2: [log].level: expected "debug", "info", "warning" or "error", not "loud"',
+                ":5: [source].sed: unknown key (did you mean 'seed'?)",
+                ":7: [inference].labels: none: No such file or directory",
+            ],
+            id="several at once",
+        ),
+    ],
+)
+def test_a_bad_file_is_told_in_full(
+    good: Path, capsys: pytest.CaptureFixture[str], edit: Edit, faults: list[str]
+) -> None:
+    good.write_text(edit(GOOD))
+    (good.parent / "labels.txt").write_text("normal\n\nfailure\n")
+    (good.parent / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    assert main(["check-config", str(good)]) == os.EX_CONFIG
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.replace(f"{good.parent}/", "").splitlines() == [f"edge-agent.toml{fault}" for fault in faults]
+
+
+def test_a_missing_file_is_told_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "none.toml"
+    assert main(["check-config", str(file)]) == os.EX_CONFIG
+    hint = "there is no such file; write it, or name another one with --config FILE"
+    assert capsys.readouterr().err == f"{file}: {hint}\n"
+
+
+# ------------------------------------------------------------------------------------------ run
+
+
+def test_run_with_a_bad_file_creates_nothing(good: Path) -> None:
+    good.write_text(GOOD.replace("rate = 50", 'rate = "fast"'))
+    state = good.parent / "state"
+    done = edge_agent("run", "--config", good, "--state-dir", state, cwd=good.parent)
+    assert done.returncode == os.EX_CONFIG
+    assert done.stderr == f'{good}:3: [source].rate: expected a number, not "fast"\n'
+    assert [path.name for path in good.parent.iterdir()] == [good.name]
+
+
+@pytest.mark.parametrize("below", ["", "state"])
+def test_a_state_directory_that_cannot_be_made_is_told(good: Path, below: str) -> None:
+    obstacle = good.parent / "obstacle"
+    obstacle.touch()
+    done = edge_agent("run", "--config", good, "--state-dir", obstacle / below, cwd=good.parent)
+    assert done.returncode == os.EX_CANTCREAT
+    assert "ERROR the state directory cannot be used" in done.stderr
+    assert str(obstacle / below) in done.stderr
+
+
+def test_a_second_agent_leaves_the_state_of_the_first_alone(tmp_path: Path) -> None:
+    state = tmp_path / "given"
+    with AgentProcess(tmp_path / "agent", GOOD, {"STATE_DIRECTORY": f"{state}:{tmp_path}/other"}) as first:
+        first.wait_for("prediction")
+        # systemd's directory counts, not the option that AgentProcess gives.
+        assert sorted(path.name for path in state.iterdir()) == ["models", "queue"]
+        assert not (tmp_path / "agent/state").exists()
+        assert not (tmp_path / "other").exists()
+        assert first.process is not None
+
+        second = edge_agent("run", "--config", first.config, "--state-dir", state, cwd=tmp_path)
+
+        assert second.returncode == os.EX_TEMPFAIL
+        assert "ERROR another edge-agent uses the same state" in second.stderr
+        message = (
+            f"{state}/queue is used by another edge-agent (process {first.process.pid}): "
+            "stop it, or give this one a --state-dir of its own"
+        )
+        assert message in second.stderr
+        assert first.process.poll() is None
+        assert first.stop() == 0
+
+
+# ------------------------------------------------------------------------------------------ signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_right_after_the_start_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> None:
+    with AgentProcess(tmp_path, GOOD) as agent:
+        agent.wait_for("edge-agent starting")
+        assert agent.process is not None
+        agent.process.send_signal(number)
+        assert agent.process.wait(PATIENCE) == 0
+        agent.wait_for("stopped")
+        assert f"signal={number.name}" in agent.said
+
+
+def test_asking_twice_ends_it_at_once(tmp_path: Path) -> None:
+    with AgentProcess(tmp_path, GOOD) as agent:
+        agent.wait_for("prediction")
+        assert agent.process is not None
+        # Both signals are there when it goes on, so that it cannot be done before the second.
+        for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+            agent.process.send_signal(number)
+        assert agent.process.wait(PATIENCE) in {128 + signal.SIGINT, 128 + signal.SIGTERM}
+        assert "stopping" in agent.said
+        assert "stopped" not in agent.said
+
+
+@pytest.fixture
+def slow_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install a plugin whose options take forever to check; the returned pipe tells the process that is at it."""
+    site, pipe = tmp_path / "site", tmp_path / "pipe"
+    info = site / "slow_plugin-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[edge_agent.sources]\nslow = slow_plugin:Slow\n")
+    (site / "slow_plugin.py").write_text(
+        "import dataclasses, os, pathlib, signal\n"
+        "@dataclasses.dataclass(frozen=True, kw_only=True)\n"
+        "class Options:\n"
+        "    def check(self):\n"
+        f"        pathlib.Path({str(pipe)!r}).write_text(str(os.getpid()))\n"
+        "        signal.pause()\n"
+        "class Slow:\n"
+        "    Options = Options\n"
+    )
+    os.mkfifo(pipe)
+    monkeypatch.setenv("PYTHONPATH", f"{site}:{ROOT}")
+    return pipe
+
+
+def test_a_signal_while_the_settings_are_checked_leaves_nothing_behind(tmp_path: Path, slow_plugin: Path) -> None:
+    with AgentProcess(tmp_path / "agent", GOOD.replace('"vibration"\nrate = 50', '"slow"')) as agent:
+        checking = int(slow_plugin.read_text())
+        try:
+            assert agent.process is not None
+            agent.process.terminate()
+            assert agent.process.wait(PATIENCE) in {0, -signal.SIGTERM}
+            assert not (tmp_path / "agent/state").exists()
+            assert agent.lines == []
+        finally:
+            os.kill(checking, signal.SIGKILL)

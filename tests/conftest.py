@@ -1,5 +1,6 @@
 """Fixtures that several test packages share."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from tests.servers import emulator
 from tests.servers.gcs import GcsServer
 from tests.servers.pubsub import PubSubServer
 from tests.standin import build as edgetpu_build
-
 
 LEAK_PATIENCE = 5.0
 
@@ -31,8 +31,12 @@ def nothing_leaks() -> Iterator[None]:
 
 
 def child_processes() -> set[int]:
-    """The children of this process, whichever thread started them."""
-    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    """The children of this process, whichever of its threads started them."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            found.update(map(int, (task / "children").read_text().split()))
+    return found
 
 
 def command_of(pid: int) -> str:

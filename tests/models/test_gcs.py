@@ -330,3 +330,12 @@ def test_the_client_library_is_not_imported_before_it_is_needed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_nothing_is_asked_for_but_the_object(
+    store: GcsStore, gcs_server: GcsServer, uploaded: StoredObject, tmp_path: Path
+) -> None:
+    store.fetch(store.stat(), tmp_path / "m", threading.Event())
+    asked = {request.path.partition("?")[0] for request in gcs_server.requests}
+    assert asked
+    assert all("/o/" in path for path in asked), asked

@@ -21,7 +21,7 @@ run: $(RUN_STAMP)
 
 ## test       the fast tests, under five minutes
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 ## test-system  the slow tests on whole systems
 test-system: $(DEV_STAMP)

@@ -149,7 +149,8 @@ class Agent:
         settings = self._configuration.settings
         log.info("edge-agent starting", version=__version__, config=str(self._config_file))
         log.info("device", id=self._envelope.device_id, state=str(self._directories.state))
-        log.info("source", plugin=settings.source.plugin, **settings.source.options)
+        options = ", ".join(f"{name} {value}" for name, value in settings.source.options.items())
+        log.info("source", plugin=settings.source.plugin, options=options)
         log.info("events go to", sink=str(settings.telemetry.sink), waiting=self._queue.depth)
 
     # -- what happens

@@ -38,8 +38,10 @@ def test_plugins_are_found_without_being_imported(folder: Path) -> None:
     assert "acme_a" not in sys.modules
 
 
-def test_a_plugin_is_loaded(folder: Path) -> None:
-    install(folder, "acme", group=GROUP, modules={"acme_b": "class Thing: pass"}, plugins={"thing": "acme_b:Thing"})
+@pytest.mark.parametrize("target", ["acme_b:Thing", "acme_b : Thing", "acme_b:Thing [usb]"])
+def test_a_plugin_is_loaded(folder: Path, target: str) -> None:
+    install(folder, "acme", group=GROUP, modules={"acme_b": "class Thing: pass"}, plugins={"thing": target})
+    assert plugins.find(GROUP, "thing").reference == "acme_b:Thing"
     assert plugins.load(plugins.find(GROUP, "thing")).__module__ == "acme_b"
 
 

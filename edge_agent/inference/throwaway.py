@@ -109,14 +109,18 @@ async def _read(stream: asyncio.StreamReader, kept: bytearray, limit: int) -> No
 async def _end(child: asyncio.subprocess.Process, grace: float) -> None:
     try:
         if grace and child.returncode is None:
-            child.terminate()
+            _signal_group(child.pid, signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
                     await child.wait()
     finally:
-        with contextlib.suppress(ProcessLookupError):  # when it has ended, and so has all that it started
-            os.killpg(child.pid, signal.SIGKILL)
+        _signal_group(child.pid, signal.SIGKILL)
         await child.wait()
+
+
+def _signal_group(leader: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # when it has ended, and so has all that it started
+        os.killpg(leader, number)
 
 
 def _ending(status: int) -> str:

@@ -1,4 +1,4 @@
 """The TOML file: schema and defaults, loading, and errors a person can act on.
 
-This module stays empty: the worker imports `edge_agent.settings.units` and must not pay for pydantic.
+This module stays empty: the agent imports `schema` and `faults`, the worker `units`, and neither may pay for pydantic.
 """

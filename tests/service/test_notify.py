@@ -160,7 +160,7 @@ def test_without_systemd_nothing_happens() -> None:
     ("usec", "pid", "interval"),
     [
         ("30000000", None, 15.0),
-        ("30000000", str(os.getpid()), 15.0),
+        ("30000000", "own", 15.0),
         ("30000000", "1", None),
         ("0", None, None),
         ("soon", None, None),
@@ -172,5 +172,5 @@ def test_the_watchdog_interval(
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", usec)
     if pid:
-        monkeypatch.setenv("WATCHDOG_PID", pid)
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "own" else pid)
     assert ServiceManager().watchdog_interval == interval

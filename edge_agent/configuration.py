@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.inference.child import child_environment
-from edge_agent.inference.protocol import Configure
+from edge_agent.inference.protocol import Configure, ModelOptions
 from edge_agent.inference.throwaway import NoAnswerError, ask
 from edge_agent.settings.faults import Fault, SettingsError
 from edge_agent.settings.schema import PREFIX, Settings
@@ -38,9 +38,7 @@ class Configuration:
     def worker(self) -> Configure:
         """Return what the worker has to know."""
         inference = self.settings.inference
-        return Configure(
-            plugin=self.source,
-            options=self.settings.source.options,
+        model = ModelOptions(
             accelerator=inference.accelerator,
             device=inference.device,
             top_k=inference.top_k,
@@ -50,6 +48,7 @@ class Configuration:
             labels=self.labels,
             raw_data=self.settings.telemetry.raw_data,
         )
+        return Configure(plugin=self.source, options=self.settings.source.options, model=model)
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,9 @@ def explain_failure(error: Exception, wanted: str, devices: list[Device]) -> str
         return f"the Edge TPU runtime cannot be loaded ({error}); install libedgetpu1-std"
     if not devices:
         return "no Edge TPU is plugged in"
-    matching = [device for device in devices if wanted.partition(":")[0] in {"", device.bus}]
-    if not matching:
+    bus, _, index = wanted.partition(":")
+    matching = [device for device in devices if bus in {"", device.bus}]
+    if not matching or (index.isdecimal() and int(index) >= len(matching)):
         seen = ", ".join(f"{device.bus} {device.name}" for device in devices)
         return f"there is no Edge TPU at {wanted!r}; there is {seen}"
     forbidden = [device for device in matching if not device.accessible]

@@ -1,11 +1,9 @@
 """A model ready to run: interpreter, delegate, input and output, built and warmed up."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from edge_agent.inference.accelerators import explain_failure, is_edgetpu_model, list_devices
@@ -13,21 +11,9 @@ from edge_agent.inference.classification import Classification, OutputMismatch
 from edge_agent.inference.inputs import InputMismatch, ModelInput
 from edge_agent.inference.labels import LabelsError
 from edge_agent.inference.progress import Reporter, Stage
+from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.runtimes import Interpreter, Runtime, RuntimeUnavailable, find_runtime
 from edge_agent.records import Accelerator, ModelFile, Result, Sample
-
-
-class ModelOptions(msgspec.Struct, frozen=True):
-    """How models are to be run; the same for all versions."""
-
-    accelerator: str
-    device: str
-    top_k: int
-    resize: str
-    image_mean: float
-    image_std: float
-    labels: Sequence[str] | None
-    raw_data: int
 
 
 class ModelRefused(Exception):

@@ -18,11 +18,9 @@ HEAD = 4
 _LENGTH = struct.Struct("<I")
 
 
-class Configure(msgspec.Struct, frozen=True, tag="configure"):
-    """Agent to worker, first message: what to read (`plugin` is "module:Class") and how to run a model on it."""
+class ModelOptions(msgspec.Struct, frozen=True):
+    """How models are to be run; the same for all versions."""
 
-    plugin: str
-    options: dict[str, Any]
     accelerator: str
     device: str
     top_k: int
@@ -31,6 +29,18 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     image_std: float
     labels: list[str] | None
     raw_data: int
+
+
+class Configure(msgspec.Struct, frozen=True, tag="configure"):
+    """Agent to worker, first message: what to read, and how to run a model on it.
+
+    `plugin` is the source's class as "module:Class": finding it by its entry point costs memory that only the check
+    of the settings needs. `resume` is the position of the last sample that a worker before this one has finished.
+    """
+
+    plugin: str
+    options: dict[str, Any]
+    model: ModelOptions
     resume: str | None = None
 
 

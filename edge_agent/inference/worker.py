@@ -21,7 +21,7 @@ from collections.abc import Callable
 from edge_agent.inference.buffer import SampleBuffer
 from edge_agent.inference.classification import OutputMismatch
 from edge_agent.inference.inputs import InputMismatch
-from edge_agent.inference.model import LoadedModel, ModelOptions, ModelRefused, build
+from edge_agent.inference.model import LoadedModel, ModelRefused, build
 from edge_agent.inference.progress import ProgressPage, Reporter, Stage, Track
 from edge_agent.inference.protocol import AgentGone, Channel, Configure, Load, Loaded, Ready, Results, SourceState, Stop
 from edge_agent.inference.runtimes import Runtime, find_runtime
@@ -238,16 +238,7 @@ class Worker:
     def __init__(self, channel: Channel, page: ProgressPage, configure: Configure) -> None:
         self._channel = channel
         self._progress = Reporter(page, Track.CONTROL)
-        self._options = ModelOptions(
-            accelerator=configure.accelerator,
-            device=configure.device,
-            top_k=configure.top_k,
-            resize=configure.resize,
-            image_mean=configure.image_mean,
-            image_std=configure.image_std,
-            labels=configure.labels,
-            raw_data=configure.raw_data,
-        )
+        self._options = configure.model
         self._resume = configure.resume
         source: Source = build_source(pkgutil.resolve_name(configure.plugin), configure.options)
         self._buffer = SampleBuffer(live=source.live)
@@ -271,10 +262,13 @@ class Worker:
 
     def _load(self, runtime: Runtime, load: Load) -> None:
         start = time.monotonic()
+        model = None
         try:
             model = build(runtime, load.model, self._options, self._inference.last)
         except ModelRefused as refused:
             report = LoadReport(accepted=False, reason=str(refused), permanent=refused.permanent)
+        if model is None:
+            # Told only here: the exception keeps the refused model, and with it the device.
             self._channel.send(Loaded(load.request, report))
             return
         report = LoadReport(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edge_agent.inference.protocol import Configure
+from edge_agent.inference.protocol import Configure, ModelOptions
 from edge_agent.records import ModelFile
 from tests.agentprocess import AgentProcess
 from tests.bench import swap
@@ -127,7 +127,7 @@ def recording(folder: Path) -> Path:
 
 def worker(plugin: str, **options: object) -> Configure:
     """Return the settings of a worker for the swap."""
-    return Configure(plugin, options, "cpu", "", 3, "bilinear", 127.5, 127.5, None, 0)
+    return Configure(plugin, options, ModelOptions("cpu", "", 3, "bilinear", 127.5, 127.5, None, 0))
 
 
 def main() -> None:

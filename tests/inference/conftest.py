@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge_agent.inference.protocol import Configure
+from edge_agent.inference.protocol import Configure, ModelOptions
 from edge_agent.inference.supervisor import ResultBatch, Supervisor
 from edge_agent.records import ModelFile
 
@@ -40,9 +40,7 @@ def demo_model() -> ModelFile:
 
 def settings(plugin: str = "vibration", **options: Any) -> Configure:
     """Return a worker's settings; `options` are the source's."""
-    return Configure(
-        plugin=REFERENCES[plugin],
-        options=options,
+    model = ModelOptions(
         accelerator="auto",
         device="",
         top_k=3,
@@ -52,6 +50,12 @@ def settings(plugin: str = "vibration", **options: Any) -> Configure:
         labels=None,
         raw_data=0,
     )
+    return Configure(plugin=REFERENCES[plugin], options=options, model=model)
+
+
+def with_model(configure: Configure, **changes: Any) -> Configure:
+    """Return the settings with some of the model's options changed."""
+    return msgspec.structs.replace(configure, model=msgspec.structs.replace(configure.model, **changes))
 
 
 class Rig:
@@ -84,8 +88,8 @@ class Rig:
                 await self._news.wait()
 
     def replace(self, **changes: Any) -> Configure:
-        """Return the settings with some changed."""
-        return msgspec.structs.replace(self.supervisor._configure, **changes)
+        """Return the settings with some of the model's options changed."""
+        return with_model(self.supervisor._configure, **changes)
 
 
 @asynccontextmanager

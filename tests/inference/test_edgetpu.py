@@ -17,7 +17,7 @@ from edge_agent.inference.accelerators import explain_failure, list_devices
 from edge_agent.inference.connection import Connection
 from edge_agent.inference.progress import Stage, Track
 from edge_agent.records import ModelFile
-from tests.inference.conftest import DEMO_MODEL, ROOT, Rig, running, settings
+from tests.inference.conftest import DEMO_MODEL, ROOT, Rig, running, settings, with_model
 from tests.standin import build, models
 
 LABELS = ["normal", "warning", "failure"]
@@ -89,7 +89,7 @@ def test_a_compiled_model_runs_on_the_edge_tpu(
 
     async def scenario() -> None:
         source = settings("recording", path=str(tmp_path / "samples.npy"), rate=0, repeat=False)
-        async with running(msgspec.structs.replace(source, accelerator=accelerator)) as rig:
+        async with running(with_model(source, accelerator=accelerator)) as rig:
             report = await rig.supervisor.load(compiled)
             assert (report.accepted, report.accelerator, report.degraded) == (True, "edgetpu", None)
             assert "input uint8 of shape 1x128, 3 classes" in report.detail
@@ -137,7 +137,7 @@ def test_images_run_on_a_real_compiled_model(edgetpu: Use) -> None:
 def test_the_device_that_was_asked_for_is_opened_or_named(edgetpu: Use, compiled: ModelFile) -> None:
     async def scenario() -> None:
         for device, exists in (("usb:0", True), ("pci", True), ("usb:1", False), ("pci:7", False)):
-            async with running(msgspec.structs.replace(settings(rate=0), device=device)) as rig:
+            async with running(with_model(settings(rate=0), device=device)) as rig:
                 report = await rig.supervisor.load(compiled)
                 assert report.accepted is exists, device
                 assert report.reason == ("" if exists else refusal(device))
@@ -151,7 +151,7 @@ def test_without_a_device_the_model_waits(edgetpu: Use, compiled: ModelFile, acc
     edgetpu("absent")
 
     async def scenario() -> None:
-        async with running(msgspec.structs.replace(settings(rate=0), accelerator=accelerator)) as rig:
+        async with running(with_model(settings(rate=0), accelerator=accelerator)) as rig:
             report = await rig.supervisor.load(compiled)
             assert (report.accepted, report.permanent, report.reason) == (False, False, refusal())
             assert rig.supervisor.status.state == "ready"
@@ -195,7 +195,7 @@ def test_what_the_settings_forbid_is_refused_with_what_to_do(
 
     async def scenario() -> None:
         for accelerator, model, reason in cases:
-            async with running(msgspec.structs.replace(settings(rate=0), accelerator=accelerator)) as rig:
+            async with running(with_model(settings(rate=0), accelerator=accelerator)) as rig:
                 report = await rig.supervisor.load(model)
                 assert (report.accepted, report.permanent, report.reason) == (False, False, reason)
 
@@ -353,6 +353,31 @@ def test_a_device_that_hangs_while_a_model_is_loaded_ends_the_worker(
             report = await rig.supervisor.load(compiled)
             assert report.reason.startswith("the worker died while loading it: hangs: loading a model for")
             await rig.until(lambda: rig.health)
+
+    asyncio.run(scenario())
+
+
+def test_a_device_that_hangs_in_the_old_model_is_no_proof_against_the_new_one(
+    edgetpu: Use, faulty_plugin: str, compiled: ModelFile, demo_model: ModelFile
+) -> None:
+    edgetpu("hang", after=31)
+
+    async def scenario() -> None:
+        async with running(settings(faulty_plugin, at=0, total=10**6, pause=0.015), deadline=8.0) as rig:
+            assert (await rig.supervisor.load(compiled)).accepted
+            await rig.until(lambda: len(rig.positions) == 30)
+            loading = asyncio.create_task(rig.supervisor.load(msgspec.structs.replace(demo_model, version="v2")))
+            page = connection(rig).page
+            async with asyncio.timeout(60):
+                # Then the new model is built, and offered to the thread that hangs.
+                while page.stage(Track.CONTROL) is not Stage.WAIT:  # noqa: ASYNC110  a page of memory cannot notify
+                    await asyncio.sleep(0.005)
+            assert await rig.supervisor.reconfigure(rig.replace(), 1.0) is None
+            report = await loading
+            assert (report.accepted, report.permanent) == (False, False)
+            assert report.reason == "the worker ended before it had loaded the model"
+            await rig.until(lambda: rig.health)
+            assert "hangs: running the model for" in rig.health[0][2]
 
     asyncio.run(scenario())
 

@@ -17,8 +17,9 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from edge_agent.inference.inputs import ModelInput
-from edge_agent.inference.model import LoadedModel, ModelOptions, ModelRefused, build, try_file
+from edge_agent.inference.model import LoadedModel, ModelRefused, build, try_file
 from edge_agent.inference.progress import ProgressPage, Reporter, Stage, Track
+from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.runtimes import Runtime, RuntimeUnavailable, find_runtime
 from edge_agent.records import ModelFile, Sample
 from tests.inference.conftest import DEMO_MODEL, ROOT
@@ -36,7 +37,8 @@ NO_MODEL = "is no TensorFlow Lite model, or is cut short"
 CHILD = """
 import json, sys
 import msgspec
-from edge_agent.inference.model import ModelOptions, ModelRefused, build
+from edge_agent.inference.model import ModelRefused, build
+from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.runtimes import find_runtime
 from edge_agent.records import ModelFile
 from pathlib import Path
@@ -126,7 +128,7 @@ def test_a_plain_model_is_refused_where_the_edge_tpu_is_demanded(plugged_in: Pat
 
 
 BUSY = "usb 2-1 is plugged in but could not be opened; another process may hold it"
-ELSEWHERE = "there is no Edge TPU at 'pci'; there is usb 2-1"
+ELSEWHERE = "there is no Edge TPU at '{}'; there is usb 2-1"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,8 @@ ELSEWHERE = "there is no Edge TPU at 'pci'; there is usb 2-1"
         ("ok", "", ["edgetpu", None]),
         ("ok", "usb:0", ["edgetpu", None]),
         ("absent", "usb:0", ["refused", f"it needs an Edge TPU, and {BUSY}"]),
-        ("absent", "pci", ["refused", f"it needs an Edge TPU, and {ELSEWHERE}"]),
+        ("absent", "pci", ["refused", f"it needs an Edge TPU, and {ELSEWHERE.format('pci')}"]),
+        ("ok", "usb:1", ["refused", f"it needs an Edge TPU, and {ELSEWHERE.format('usb:1')}"]),
     ],
 )
 def test_a_compiled_model_opens_the_device_or_says_why_not(

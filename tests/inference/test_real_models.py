@@ -7,7 +7,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
@@ -15,7 +14,7 @@ from PIL import Image
 
 from edge_agent.inference.labels import read_labels
 from edge_agent.records import ModelFile, Score
-from tests.inference.conftest import ROOT, running, settings
+from tests.inference.conftest import ROOT, running, settings, with_model
 
 FOLDER = ROOT.parent / "shared" / "models"
 STEP = 1 / 256
@@ -50,7 +49,7 @@ def classify(model: Path, picture: Path, labels: list[str], *, resize: str) -> l
 
     async def scenario() -> list[Score]:
         source = settings("images", path=str(picture), rate=0.0, repeat=False, watch=False)
-        configure = msgspec.structs.replace(source, labels=labels, resize=resize, top_k=1001)
+        configure = with_model(source, labels=labels, resize=resize, top_k=1001)
         async with running(configure) as rig:
             report = await rig.supervisor.load(ModelFile(str(model), "mobilenet", "v1"))
             assert (report.accepted, report.accelerator, report.degraded) == (True, "cpu", None)

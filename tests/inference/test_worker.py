@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edge_agent.inference.buffer import SampleBuffer
-from edge_agent.inference.model import ModelOptions, build
+from edge_agent.inference.model import build
 from edge_agent.inference.progress import ProgressPage, Reporter, Stage, Track
 from edge_agent.inference.protocol import (
     HEAD,
@@ -21,6 +21,7 @@ from edge_agent.inference.protocol import (
     Configure,
     Load,
     Loaded,
+    ModelOptions,
     Ready,
     Results,
     SourceState,
@@ -36,7 +37,7 @@ from edge_agent.inference.worker import Capture, Inference
 from edge_agent.records import LoadReport, ModelFile, Sample
 from edge_agent.sources.base import SourceEnded
 from tests.inference.conftest import ROOT, settings
-from tests.plugins.faulty import Faulty, Options
+from tests.plugins.faulty import Faulty, FaultyOptions
 from tests.standin import build as edgetpu_build
 from tests.standin.models import edgetpu_model
 
@@ -99,7 +100,7 @@ def test_the_end_of_the_source_is_told_at_once_although_the_last_sample_came_wit
     reporter = Reporter(page, Track.INFERENCE)
     channel = Channel(theirs)
     inference = Inference(buffer, channel, reporter)
-    capture = Capture(Faulty(Options()), buffer, channel, Reporter(page, Track.CAPTURE))
+    capture = Capture(Faulty(FaultyOptions()), buffer, channel, Reporter(page, Track.CAPTURE))
     loaded = Loaded(1, LoadReport(accepted=True))
     model = build(find_runtime(), demo_model, OPTIONS, None)
     # All of this has happened before the thread looks around for the first time.

@@ -16,7 +16,7 @@ from edge_agent.sources.base import Source, SourceEnded, SourceError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class FaultyOptions:
     """`what` happens before sample number `at`; once only if a file `marker` is named."""
 
     at: int = 10
@@ -31,9 +31,9 @@ class Options:
 class Faulty(Source):
     """Counts, and misbehaves as told."""
 
-    Options = Options
+    Options = FaultyOptions
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: FaultyOptions) -> None:
         super().__init__(options)
         self.live = False
         self._options = options

@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,14 +25,15 @@ from edge_agent.records import ModelFile
 from tests.agentprocess import AgentProcess
 from tests.bench import swap
 from tests.bench.processes import cpu_seconds, memory_mib
-from tests.bench.publisher import counting_server
+from tests.bench.publisher import Counter, counting_server
 from tests.servers.gcs import GcsServer
 
 ROOT = Path(__file__).parents[2]
 VIBRATION = ROOT / "edge_agent/demo/vibration_classifier.tflite"
 MOBILENET = ROOT.parent / "shared/models/mobilenet_v2_1.0_224_quant.tflite"
-ROUNDS = 3
-SECONDS = 6.0
+ROUNDS = 9
+SECONDS = 2.5
+SETTLE = 1.0
 WARM_UP = 4.0
 IMAGE_SIZE = 224
 ROWS = 50_000
@@ -72,39 +74,43 @@ def guide_memory(folder: Path, model: Path) -> float:
         return program("guide", model, PUBSUB_EMULATOR_HOST=address, STORAGE_EMULATOR_HOST=gcs.url)
 
 
-def whole_agent(folder: Path, model: Path, source: str) -> dict[str, float]:
-    """Run the agent at full speed against the counting server."""
-    folder.mkdir(parents=True)
+def compare(folder: Path, name: str, model: Path, source: str) -> dict[str, Any]:
+    """Measure the agent at full speed and the bare loop in short turns, the agent stopped during the loop's."""
+    folder = folder / name
+    folder.mkdir()
     with counting_server(folder) as (address, counter):
         toml = SETTINGS.format(source=source, model=model)
         with AgentProcess(folder / "agent", toml, {"PUBSUB_EMULATOR_HOST": address}) as agent:
             while not counter.value:
                 time.sleep(0.1)
             time.sleep(WARM_UP)
-            pids = agent.pids
-            count, cpu, start = counter.value, cpu_seconds(pids), time.perf_counter()
-            time.sleep(SECONDS)
-            samples, elapsed = counter.value - count, time.perf_counter() - start
-            used = cpu_seconds(pids) - cpu
-            memory = memory_mib(pids)
+            rounds = [one_round(agent, counter, model) for _ in range(ROUNDS)]
+            memory = memory_mib(agent.pids)
             assert agent.stop() == 0, agent.said
-    return {"samples_per_s": samples / elapsed, "cpu_us": used / samples * 1e6, "memory_mib": memory}
+    median = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
+    ratios = sorted(each["ratio"] for each in rounds)
+    return {**median, "ratios": ratios, "memory_mib": memory, "guide_memory_mib": guide_memory(folder, model)}
 
 
-def compare(folder: Path, name: str, model: Path, source: str) -> dict[str, Any]:
-    """Bare loop and agent in turns."""
-    loops, agents = [], []
-    for number in range(ROUNDS):
-        loops.append(program("bare", model, SECONDS))
-        agents.append(whole_agent(folder / f"{name}-{number}", model, source))
-    ratios = [agent["samples_per_s"] / loop for agent, loop in zip(agents, loops, strict=True)]
-    median = {key: statistics.median(agent[key] for agent in agents) for key in agents[0]}
+def one_round(agent: AgentProcess, counter: Counter, model: Path) -> dict[str, float]:
+    """One turn of each."""
+    pids = agent.pids
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    loop = program("bare", model, SECONDS)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(SETTLE)
+    count, cpu, start = counter.value, cpu_seconds(pids), time.perf_counter()
+    time.sleep(SECONDS)
+    samples, elapsed = counter.value - count, time.perf_counter() - start
+    used = cpu_seconds(pids) - cpu
+    rate = samples / elapsed
     return {
-        "bare_samples_per_s": statistics.median(loops),
-        **median,
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
-        "guide_memory_mib": guide_memory(folder, model),
+        "samples_per_s": rate,
+        "bare_samples_per_s": loop,
+        "ratio": rate / loop,
+        "cpu_us": used / samples * 1e6,
     }
 
 

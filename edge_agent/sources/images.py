@@ -36,13 +36,16 @@ SCAN_INTERVAL = 30.0
 def decode(file: BinaryIO) -> Pixels:
     """Return the image as RGB of shape (height, width, 3), upright. Pillow raises nearly anything on damage."""
     with Image.open(file, formats=FORMATS) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):
+        # In place: else an image that stands upright already, as nearly all do, would be copied.
+        ImageOps.exif_transpose(image, in_place=True)
+        upright: Image.Image = image
+        if image.mode.startswith("I;16"):
             # Pillow would cut off everything above 255.
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            upright = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if upright.mode in {"I", "F"}:
             raise ValueError("its pixels are 32-bit numbers; expected 8 or 16 bits")
-        return np.asarray(upright.convert("RGB"))
+        # `convert` would copy an image that is RGB already.
+        return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
 
 
 class Images(Source):

@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class Agent:
         self._failed = False
         self._measured = (0, time.monotonic())
         self._rate = 0.0
-        self._dropped = 0
+        self._lost_samples: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
         self._clock = Clock()
         self._queue = Queue(
@@ -194,7 +195,7 @@ class Agent:
         interval = min(TICK, self._service.watchdog_interval or TICK)
         while True:
             self._measure_rate()
-            self._count_dropped()
+            self._count_lost_samples()
             self._queue.report_losses(self._describe_losses, self._clock.wall_ms(time.monotonic_ns()))
             self._service.status(status_line(self.snapshot()))
             if self._supervisor.making_progress:
@@ -207,13 +208,17 @@ class Agent:
         self._rate = (samples - before) / max(1e-3, now - then)
         self._measured = (samples, now)
 
-    def _count_dropped(self) -> None:
-        dropped = self._supervisor.status.dropped - self._dropped
-        if dropped:
-            self._dropped += dropped
-            now = self._clock.wall_ms(time.monotonic_ns())
-            log.warning("the model is too slow for the source, samples were dropped", count=dropped)
-            self._queue.count_loss("source_overrun", dropped, now, now)
+    def _count_lost_samples(self) -> None:
+        """Count what never became an event: samples that the model had no time for, or could not work on."""
+        status = self._supervisor.status
+        now = self._clock.wall_ms(time.monotonic_ns())
+        for cause, total in (("source_overrun", status.dropped), ("sample_failed", status.failed)):
+            count = total - self._lost_samples[cause]
+            self._lost_samples[cause] = total
+            if count:
+                self._queue.count_loss(cause, count, now, now)
+                if cause == "source_overrun":
+                    log.warning("the model is too slow for the source, samples were dropped", count=count)
 
     def _describe_losses(self, first_number: int, losses: Sequence[Loss]) -> list[bytes]:
         return [
@@ -285,7 +290,8 @@ class Agent:
         queue = settings.telemetry.queue
         self._queue.configure(max_size=queue.max_size, commit_interval=queue.commit_interval)
         self._sender.linger = settings.telemetry.linger
-        if settings.telemetry.sink != old.settings.telemetry.sink:
+        # A sink that waits for a person may have been mended: whoever reloads wants it tried now.
+        if settings.telemetry.sink != old.settings.telemetry.sink or self._sender.state.status == "needs_person":
             await self._sender.replace_sink(open_sink(settings.telemetry.sink, os.environ))
         await self._apply_model(old, new)
 
@@ -293,6 +299,7 @@ class Agent:
         before, after = old.settings.model, new.settings.model
         if (before.url, before.model_name) == (after.url, after.model_name):
             self._rollout.configure(poll_interval=after.poll_interval)
+            self._rollout.poll_now()
             return
         # The old model goes on until one from the new place has been accepted.
         await self._rollout.stop()

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options))
+    except KeyboardInterrupt:  # before the agent has taken the signals over
+        return 128 + signal.SIGINT
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.configuration import Answer, Configuration
+from edge_agent.inference.child import die_with_parent
 from edge_agent.inference.labels import LabelsError, read_labels
 from edge_agent.inference.source_check import check_source, source_faults
 from edge_agent.inference.source_options import SourceCheck
@@ -76,6 +77,7 @@ async def _answer(path: Path) -> Answer:
 
 def main() -> None:
     """Check the file named on the command line."""
+    die_with_parent()
     answer = asyncio.run(_answer(Path(sys.argv[1])))
     json.dump(msgspec.to_builtins(answer), sys.stdout)
 

@@ -9,6 +9,7 @@ from edge_agent.settings.units import format_duration
 from edge_agent.telemetry.sender import SenderState
 
 FRESH = 5.0
+BLOCKED = ("offline", "needs_person")
 
 
 @dataclass(frozen=True)
@@ -34,25 +35,35 @@ def status_line(now: Snapshot) -> str:
 
 def problems(now: Snapshot) -> list[str]:
     """Return what is wrong, most important first."""
+    sending = f"events are not sent: {now.sender.reason}" if now.sender.status in BLOCKED else ""
+    degraded = now.latest.degraded if now.latest is not None else None
+    found = [
+        *_model_problem(now.model),
+        *_worker_problems(now.worker),
+        f"degraded: {degraded}" if isinstance(degraded, str) else "",
+        sending,
+        f"queue: {now.queue_trouble}" if now.queue_trouble else "",
+        f"reload refused: {now.reload_problem}" if now.reload_problem else "",
+    ]
+    return [problem for problem in found if problem]
+
+
+def _model_problem(model: RolloutStatus) -> list[str]:
+    if model.version is None:
+        return [f"no model yet ({model.refusal or model.last_poll})"]
+    if model.refusal:
+        return [f"model {model.refusal}"]
+    return [f"model: {model.last_poll}"] if model.failures or "rejected" in model.last_poll else []
+
+
+def _worker_problems(worker: WorkerStatus) -> list[str]:
     found = []
-    if now.model.version is None:
-        found.append(f"no model yet ({now.model.refusal or now.model.last_poll})")
-    elif now.model.refusal:
-        found.append(f"model {now.model.refusal}")
-    elif now.model.failures or "rejected" in now.model.last_poll:
-        found.append(f"model: {now.model.last_poll}")
-    if now.worker.state == "restarting":
-        found.append(f"the worker died and is started again ({now.worker.last_death})")
-    if now.worker.source.startswith(("trouble", "ended")):
-        found.append(f"source {now.worker.source}")
-    if now.latest is not None and isinstance(now.latest.degraded, str):
-        found.append(f"degraded: {now.latest.degraded}")
-    if now.sender.status in {"offline", "needs_person"}:
-        found.append(f"events are not sent: {now.sender.reason}")
-    if now.queue_trouble is not None:
-        found.append(f"queue: {now.queue_trouble}")
-    if now.reload_problem is not None:
-        found.append(f"reload refused: {now.reload_problem}")
+    if worker.state == "restarting":
+        found.append(f"the worker died and is started again ({worker.last_death})")
+    if worker.source.startswith(("trouble", "ended")):
+        found.append(f"source {worker.source}")
+    if worker.failure:
+        found.append(f"no sample can be worked on: {worker.failure}")
     return found
 
 
@@ -67,6 +78,6 @@ def _running(now: Snapshot) -> str:
 
 def _waiting(now: Snapshot) -> list[str]:
     # What has waited less than this is on its way: under load there is always something.
-    if now.waiting == 0 or (now.oldest < FRESH and now.sender.status not in {"offline", "needs_person"}):
+    if now.waiting == 0 or (now.oldest < FRESH and now.sender.status not in BLOCKED):
         return ["events are sent"]
     return [f"{now.waiting} events wait, the oldest for {format_duration(round(now.oldest))}"]

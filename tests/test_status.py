@@ -99,6 +99,13 @@ def test_a_new_model_that_does_not_arrive_is_told_of() -> None:
     assert status_line(snapshot(model=offline)).startswith("model: the bucket does not answer; ")
 
 
+def test_samples_that_all_fail_are_told_of() -> None:
+    worker = WorkerStatus(state="running", source="open", failure="the model takes 128 values, the source gives 64")
+    assert status_line(snapshot(worker=worker, latest=None)).startswith(
+        "no sample can be worked on: the model takes 128 values, the source gives 64; "
+    )
+
+
 def test_events_that_are_offline_wait_however_young_they_are() -> None:
     now = snapshot(sender=SenderState("needs_person", "no permission", 0.0, 0, 0, 1), waiting=3, oldest=0.2)
     assert status_line(now).endswith("3 events wait, the oldest for 0s")

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from edge_agent import plugins
+from edge_agent.inference.child import die_with_parent
 from edge_agent.settings.showing import show
 from edge_agent.settings.wording import explain, unknown
 
@@ -48,6 +49,7 @@ class SourceCheck:
 
 def main() -> None:
     """Answer one request and leave without cleaning up: a native library may hang at exit."""
+    die_with_parent()
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a plugin prints must not get into the answer
     request = json.load(sys.stdin)

@@ -60,6 +60,8 @@ class WorkerStatus:
     samples: int = 0
     dropped: int = 0
     failed: int = 0
+    failure: str = ""
+    """Why no sample can be worked on at the moment; empty when some can."""
 
 
 @dataclass
@@ -127,9 +129,9 @@ class Supervisor:
     async def load(self, model: ModelFile) -> LoadReport:
         """Take a model into use beside the running one. Never raises; a refusal says why."""
         if self._current is not None:
-            reason = await check_model(model.path)
-            if reason is not None:
-                return LoadReport(accepted=False, reason=reason, permanent=True)
+            verdict = await check_model(model.path)
+            if verdict.reason:
+                return LoadReport(accepted=False, reason=verdict.reason, permanent=verdict.permanent)
         try:
             async with asyncio.timeout(START_DEADLINE):
                 await self._ready.wait()
@@ -260,8 +262,10 @@ class Supervisor:
         self.status.dropped += message.dropped
         self.status.failed += message.failed
         if message.results:
-            self._trouble = ""
+            self._trouble = self.status.failure = ""
             self._position = message.results[-1].position
+        elif message.failed:
+            self.status.failure = message.failure
         self._on_results(ResultBatch(message.results, model, report, message.dropped, message.failed, message.failure))
 
     def _take_report(self, message: Loaded) -> None:

@@ -27,8 +27,18 @@ _CHUNK = 65536
 AnswerT = TypeVar("AnswerT")
 
 
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+
+
 class NoAnswerError(Exception):
-    """There is no answer. The message goes on behind a subject: "was killed by SIGABRT; its last lines: …"."""
+    """There is no answer. The message goes on behind a subject: "was killed by SIGABRT; its last lines: …".
+
+    `crashed` tells a child that its own code brought down from one that was killed from outside or took too long.
+    """
+
+    def __init__(self, message: str, *, crashed: bool = False) -> None:
+        super().__init__(message)
+        self.crashed = crashed
 
 
 async def ask(
@@ -53,7 +63,7 @@ async def ask(
             await _end(child, grace)
         return msgspec.convert(json.loads(answer), kind)
     except NoAnswerError as error:
-        raise NoAnswerError(f"{error}{_last_lines(errors)}") from None
+        raise NoAnswerError(f"{error}{_last_lines(errors)}", crashed=error.crashed) from None
     except ValueError as error:
         raise NoAnswerError(f"gave an answer that is not understood{_last_lines(errors)}") from error
 
@@ -86,7 +96,7 @@ async def _talk(
     except TimeoutError:
         raise NoAnswerError(f"did not finish within {format_duration(seconds)}") from None
     if status != 0:
-        raise NoAnswerError(_ending(status))
+        raise NoAnswerError(_ending(status), crashed=-status in _CRASHES)
 
 
 async def _write(stream: asyncio.StreamWriter, question: bytes) -> None:

@@ -6,7 +6,6 @@ built and warmed up while the old one goes on; the inference thread then takes i
 """
 
 import contextlib
-import ctypes
 import gc
 import os
 import pkgutil
@@ -19,6 +18,7 @@ import traceback
 from collections.abc import Callable
 
 from edge_agent.inference.buffer import SampleBuffer
+from edge_agent.inference.child import die_with_parent
 from edge_agent.inference.classification import OutputMismatch
 from edge_agent.inference.inputs import InputMismatch
 from edge_agent.inference.model import LoadedModel, ModelRefused, build
@@ -40,7 +40,6 @@ MAX_FAILURES = 5
 # Below the agent's own deadline for the worker (supervisor.STOP_DEADLINE).
 STOP_DEADLINE = 1.0
 EXIT_CRASHED = 70
-_PR_SET_PDEATHSIG = 1
 
 
 class InvokesFail(Exception):
@@ -328,14 +327,6 @@ def guarded(target: Callable[..., None], argument: object) -> Callable[[], None]
             os._exit(EXIT_CRASHED)
 
     return run
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the agent dies, so that the device is free for the next one."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(EXIT_CRASHED)
 
 
 def main() -> None:

@@ -136,11 +136,13 @@ def test_samples_that_do_not_fit_the_model_are_told_and_others_are_taken(folder:
     with AgentProcess(folder, SETTINGS, WATCHED) as agent:
         agent.wait_for("samples could not be worked on")
         assert "the model takes 128 values (uint8 of shape 1x128), the source gives 64" in agent.said
-        wait_for_status(agent, "source ended", "no result yet")
+        wait_for_status(agent, "source ended", "no sample can be worked on", "no result yet")
         agent.configure(SETTINGS.replace("samples.npy", "right.npy"))
         agent.reload()
         agent.wait_for("settings reloaded")
-        all_events(agent, 20, folder / "events/events.jsonl")
+        found = all_events(agent, 20, folder / "events/events.jsonl")
+    [loss] = [event for event in found if event["kind"] == "loss"]
+    assert (loss["cause"], loss["count"]) == ("sample_failed", 20)
 
 
 def test_labels_that_do_not_fit_can_be_mended_without_another_upload(folder: Path) -> None:

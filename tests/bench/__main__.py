@@ -24,7 +24,7 @@ from edge_agent.inference.protocol import Configure, ModelOptions
 from edge_agent.records import ModelFile
 from tests.agentprocess import AgentProcess
 from tests.bench import swap
-from tests.bench.processes import cpu_seconds, memory_mib
+from tests.bench.processes import cpu_seconds, memory_mib, pss_mib
 from tests.bench.publisher import Counter, counting_server
 from tests.servers.gcs import GcsServer
 
@@ -86,11 +86,16 @@ def compare(folder: Path, name: str, model: Path, source: str) -> dict[str, Any]
                 time.sleep(0.1)
             time.sleep(WARM_UP)
             rounds = [one_round(agent, counter, model) for _ in range(ROUNDS)]
-            memory = memory_mib(agent.pids)
+            agent_pid, worker_pid = agent.pids
+            memory = {
+                "memory_mib": memory_mib(agent.pids),
+                "agent_pss_mib": pss_mib(agent_pid),
+                "worker_pss_mib": pss_mib(worker_pid),
+            }
             assert agent.stop() == 0, agent.said
     median = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
     ratios = sorted(each["ratio"] for each in rounds)
-    return {**median, "ratios": ratios, "memory_mib": memory, "guide_memory_mib": guide_memory(folder, model)}
+    return {**median, "ratios": ratios, **memory, "guide_memory_mib": guide_memory(folder, model)}
 
 
 def one_round(agent: AgentProcess, counter: Counter, model: Path) -> dict[str, float]:
@@ -171,7 +176,8 @@ def show(report: dict[str, Any]) -> None:
         print(
             f"{name:13} agent {found['samples_per_s']:8.0f}/s  bare invoke() {found['bare_samples_per_s']:8.0f}/s  "
             f"ratio {found['ratio']:.3f}  CPU {found['cpu_us']:7.1f} us/sample  "
-            f"memory {found['memory_mib']:.0f} MiB (the guides' script: {found['guide_memory_mib']:.0f} MiB)"
+            f"memory {found['memory_mib']:.0f} MiB (the guides' script: {found['guide_memory_mib']:.0f} MiB), "
+            f"PSS {found['agent_pss_mib']:.0f} + {found['worker_pss_mib']:.0f} MiB"
         )
     gaps = report["vibration_swap"]
     print(

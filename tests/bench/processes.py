@@ -35,6 +35,12 @@ def memory_mib(pids: Iterable[int | str]) -> float:
     return (anonymous + sum(files.values())) / 1024
 
 
+def pss_mib(pid: int) -> float:
+    """Memory of a process, its shared pages split between all that share them (proportional set size)."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) / 1024
+
+
 def _mappings(smaps: str) -> Iterator[tuple[str | None, int, int]]:
     """Yield the file and place that is mapped, or None, and in KiB what is resident and what is private and dirty."""
     file: str | None = None

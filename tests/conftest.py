@@ -14,6 +14,7 @@ from tests.servers.pubsub import PubSubServer
 from tests.standin import build as edgetpu_build
 
 LEAK_PATIENCE = 5.0
+BUCKET_LOOKS = "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,8 @@ def gcs_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[GcsServer]:
     with GcsServer() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+        # The client library would look at the bucket in threads of its own, which outlive the test.
+        monkeypatch.setenv(BUCKET_LOOKS, "true")
         yield server
 
 

@@ -333,8 +333,9 @@ def test_the_client_library_is_not_imported_before_it_is_needed() -> None:
 
 
 def test_nothing_is_asked_for_but_the_object(
-    store: GcsStore, gcs_server: GcsServer, uploaded: StoredObject, tmp_path: Path
+    store: GcsStore, gcs_server: GcsServer, uploaded: StoredObject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.delenv("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA")  # which the other tests set
     store.fetch(store.stat(), tmp_path / "m", threading.Event())
     asked = {request.path.partition("?")[0] for request in gcs_server.requests}
     assert asked

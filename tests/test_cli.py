@@ -1,6 +1,7 @@
 """The command line as people and systemd use it: what it says, what it returns, and what signals do."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -304,12 +305,13 @@ def slow_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_signal_while_the_settings_are_checked_leaves_nothing_behind(tmp_path: Path, slow_plugin: Path) -> None:
     with AgentProcess(tmp_path / "agent", GOOD.replace('"vibration"\nrate = 50', '"slow"')) as agent:
-        checking = int(slow_plugin.read_text())
+        checking = os.pidfd_open(int(slow_plugin.read_text()))
         try:
             assert agent.process is not None
             agent.process.terminate()
             assert agent.process.wait(PATIENCE) in {0, -signal.SIGTERM}
             assert not (tmp_path / "agent/state").exists()
             assert agent.lines == []
+            assert select.select([checking], [], [], PATIENCE)[0], "the check of the settings outlives the agent"
         finally:
-            os.kill(checking, signal.SIGKILL)
+            os.close(checking)

@@ -9,15 +9,14 @@ REQUIREMENTS := packaging/requirements
 RUN_STAMP := $(VENV)/.run-installed
 DEV_STAMP := $(VENV)/.dev-installed
 
-.PHONY: help run test test-system lint bench lock clean
+.PHONY: help run test test-system lint bench deb docs lock clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
 ## run        start the demo in the foreground; Ctrl-C ends it
 run: $(RUN_STAMP)
-	@mkdir -p build/demo
-	@exec $(BIN)/edge-agent run --config config/demo.toml --state-dir build/demo
+	@exec $(BIN)/edge-agent demo --state-dir build/demo
 
 ## test       the fast tests, under five minutes
 test: $(DEV_STAMP)
@@ -37,6 +36,16 @@ lint: $(DEV_STAMP)
 ## bench      speed, CPU, memory and the gap at a model swap; also written to build/bench.json
 bench: $(DEV_STAMP)
 	$(BIN)/python -m tests.bench
+
+## deb        the Debian packages, into build/deb; only one with DIST=bookworm|trixie ARCH=amd64|arm64
+deb:
+	/usr/bin/python3 packaging/build_deb.py $(DIST) $(ARCH)
+
+## docs       write again what is made from the code: man pages, bash completion, schema of the events
+docs: $(RUN_STAMP)
+	$(BIN)/python packaging/manpages.py docs/man
+	$(BIN)/python packaging/completion.py packaging/edge-agent.bash-completion
+	$(BIN)/python -m edge_agent.telemetry.schema > docs/event.schema.json
 
 ## lock       pin the dependencies again (needs uv)
 lock:

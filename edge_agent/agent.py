@@ -6,10 +6,8 @@ sender, which flushes what it can; the queue last, which keeps the rest on disk.
 
 import asyncio
 import os
-import signal
 import time
-from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +20,22 @@ from edge_agent.actions.runner import ActionRunner
 from edge_agent.configuration import Configuration, load_configuration
 from edge_agent.device.clock import Clock
 from edge_agent.device.identity import boot_id, device_id
+from edge_agent.housekeeping import Housekeeping
+from edge_agent.inference.accelerators import find_library, list_devices
 from edge_agent.inference.supervisor import Supervisor
+from edge_agent.lifecycle import Lifecycle
 from edge_agent.models.open import open_store
 from edge_agent.models.rollout import Rollout, RolloutChange
 from edge_agent.models.slots import Slots
 from edge_agent.pipeline import Pipeline
+from edge_agent.report import StatusReport
+from edge_agent.service.control_client import CONTROL_SOCKET
 from edge_agent.service.logs import configure as configure_logs
-from edge_agent.service.notify import ServiceManager
 from edge_agent.settings.faults import SettingsError
-from edge_agent.status import Snapshot, status_line
+from edge_agent.status import Snapshot, make_report, status_line
 from edge_agent.telemetry.envelope import Envelope
 from edge_agent.telemetry.open import open_sink
-from edge_agent.telemetry.queue import Loss, Queue
+from edge_agent.telemetry.queue import Queue
 from edge_agent.telemetry.sender import Sender
 
 log = structlog.get_logger()
@@ -43,7 +45,6 @@ log = structlog.get_logger()
 ACTIONS_DEADLINE = 0.1
 SENDER_DEADLINE = 0.2
 QUEUE_DEADLINE = 1.0
-TICK = 5.0
 
 
 class Directories(msgspec.Struct, frozen=True):
@@ -52,23 +53,26 @@ class Directories(msgspec.Struct, frozen=True):
     state: Path
     runtime: Path | None = None
 
+    @property
+    def control_socket(self) -> Path:
+        """Where `edge-agent status` finds the agent."""
+        return (self.runtime or self.state) / CONTROL_SOCKET
+
 
 class Agent:
     """One running agent. Make it inside the event loop, then `run` it."""
 
-    def __init__(self, config_file: Path, configuration: Configuration, directories: Directories) -> None:
+    def __init__(
+        self, config_file: Path, configuration: Configuration, directories: Directories, lifecycle: Lifecycle
+    ) -> None:
         settings = configuration.settings
         self._config_file = config_file
         self._configuration = configuration
         self._directories = directories
-        self._service = ServiceManager()
-        self._stop = asyncio.Event()
-        self._reload = asyncio.Event()
+        self._lifecycle = lifecycle
+        self._started = time.monotonic()
         self._reload_problem: str | None = None
         self._failed = False
-        self._measured = (0, time.monotonic())
-        self._rate = 0.0
-        self._lost_samples: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
         self._clock = Clock()
         self._queue = Queue(
@@ -93,17 +97,25 @@ class Agent:
             on_health=self._report_health,
         )
         self._rollout = self._make_rollout(configuration)
+        self._housekeeping = Housekeeping(
+            supervisor=self._supervisor,
+            queue=self._queue,
+            envelope=self._envelope,
+            clock=self._clock,
+            service=lifecycle.service,
+            status=self._status_line,
+        )
 
     async def run(self) -> int:
-        """Run until SIGTERM or SIGINT; returns the exit status. Raises QueueLocked, OSError."""
-        self._handle_signals()
+        """Run until told to stop; returns the exit status. Raises QueueLocked, OSError."""
         await self._queue.open()
         try:
             self._greet()
             for name, part in self._parts().items():
                 self._start(name, part)
-            self._service.ready("starting")
-            await self._stop.wait()
+            self._lifecycle.answer_status(self._report)
+            self._lifecycle.service.ready("starting")
+            await self._lifecycle.stopping.wait()
         finally:
             await self._shut_down()
         return 1 if self._failed else 0
@@ -114,8 +126,8 @@ class Agent:
             "sender": self._sender.run(),
             "worker": self._supervisor.run(),
             "models": self._run_rollout(self._rollout),
-            "reload": self._reload_on_request(),
-            "housekeeping": self._keep_house(),
+            "reload": self._lifecycle.serve_reloads(self._reload, self._status_line),
+            "housekeeping": self._housekeeping.run(),
         }
 
     def _start(self, name: str, part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -131,20 +143,7 @@ class Agent:
         # Nobody can tell what still works after a bug; systemd starts the whole agent afresh.
         log.critical("a part of the agent failed, ending the agent", part=task.get_name(), exc_info=error)
         self._failed = True
-        self._stop.set()
-
-    def _handle_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop_on_signal, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
-
-    def _stop_on_signal(self, number: signal.Signals) -> None:
-        if self._stop.is_set():
-            # Asked twice: the person does not want to wait. What is queued is safe in the journal.
-            os._exit(128 + number)
-        log.info("stopping", signal=number.name)
-        self._stop.set()
+        self._lifecycle.stopping.set()
 
     def _greet(self) -> None:
         settings = self._configuration.settings
@@ -189,91 +188,64 @@ class Agent:
     def _report_health(self, component: str, state: str, detail: str) -> None:
         self._envelope.put_health(time.monotonic_ns(), component=component, state=state, detail=detail[:1000])
 
-    # -- housekeeping
+    # -- how it stands
 
-    async def _keep_house(self) -> None:
-        interval = min(TICK, self._service.watchdog_interval or TICK)
-        while True:
-            self._measure_rate()
-            self._count_lost_samples()
-            self._queue.report_losses(self._describe_losses, self._clock.wall_ms(time.monotonic_ns()))
-            self._service.status(status_line(self.snapshot()))
-            if self._supervisor.making_progress:
-                self._service.watchdog()
-            await asyncio.sleep(interval)
+    def _status_line(self) -> str:
+        return status_line(self._snapshot())
 
-    def _measure_rate(self) -> None:
-        samples, now = self._supervisor.status.samples, time.monotonic()
-        before, then = self._measured
-        self._rate = (samples - before) / max(1e-3, now - then)
-        self._measured = (samples, now)
+    async def _report(self) -> StatusReport:
+        # Reading sysfs waits for the kernel, and for a device that is going away this can take its time.
+        devices, library = await asyncio.to_thread(lambda: (list_devices(), find_library()))
+        return make_report(
+            self._snapshot(),
+            version=__version__,
+            config=str(self._config_file),
+            uptime=time.monotonic() - self._started,
+            devices=devices,
+            library=library,
+        )
 
-    def _count_lost_samples(self) -> None:
-        """Count what never became an event: samples that the model had no time for, or could not work on."""
-        status = self._supervisor.status
-        now = self._clock.wall_ms(time.monotonic_ns())
-        for cause, total in (("source_overrun", status.dropped), ("sample_failed", status.failed)):
-            count = total - self._lost_samples[cause]
-            self._lost_samples[cause] = total
-            if count:
-                self._queue.count_loss(cause, count, now, now)
-                if cause == "source_overrun":
-                    log.warning("the model is too slow for the source, samples were dropped", count=count)
-
-    def _describe_losses(self, first_number: int, losses: Sequence[Loss]) -> list[bytes]:
-        return [
-            self._envelope.encode_loss(
-                number,
-                time.monotonic_ns(),
-                cause=loss.cause,
-                count=loss.count,
-                first_timestamp=loss.first_ms,
-                last_timestamp=loss.last_ms,
-            )
-            for number, loss in enumerate(losses, start=first_number)
-        ]
-
-    def snapshot(self) -> Snapshot:
-        """Say how everything stands."""
+    def _snapshot(self) -> Snapshot:
         now_ms = self._clock.wall_ms(time.monotonic_ns())
         oldest_ms = self._queue.oldest_ms
         return Snapshot(
+            settings=self._configuration.settings,
+            device_id=self._envelope.device_id,
             worker=self._supervisor.status,
             model=self._rollout.status,
             sender=self._sender.state,
-            model_name=self._configuration.settings.model.model_name,
             latest=self._pipeline.prediction,
-            rate=self._rate,
+            rate=self._housekeeping.rate,
             waiting=self._queue.depth,
             oldest=0.0 if oldest_ms is None else max(0, now_ms - oldest_ms) / 1000,
+            queue_size=self._queue.size,
+            dropped=self._queue.dropped,
             queue_trouble=self._queue.trouble,
             reload_problem=self._reload_problem,
+            time_source=self._clock.time_source(),
+            now=time.monotonic(),
         )
 
     # -- new settings
 
-    async def _reload_on_request(self) -> None:
-        while True:
-            await self._reload.wait()
-            self._reload.clear()
-            self._service.reloading()
-            self._reload_problem = await self._reload_settings()
-            self._service.ready(status_line(self.snapshot()))
+    async def _reload(self) -> list[str]:
+        """Take the file's new settings into use; returns why not, if not."""
+        refusal = await self._reload_settings()
+        for fault in refusal:
+            log.error(f"{fault}; the old settings go on")
+        self._reload_problem = refusal[0] if refusal else None
+        if not refusal:
+            log.info("settings reloaded", config=str(self._config_file))
+        return refusal
 
-    async def _reload_settings(self) -> str | None:
-        """Take the file's new settings into use; returns why not."""
+    async def _reload_settings(self) -> list[str]:
         try:
-            new = await load_configuration(self._config_file)
-            await self._apply(new)
+            await self._apply(await load_configuration(self._config_file))
         except SettingsError as error:
-            for fault in error.faults:
-                log.error(f"{fault}; the old settings go on")
-            return str(error.faults[0])
+            return [str(fault) for fault in error.faults]
         except ReloadRefused as refused:
-            log.error(f"{refused}; the old settings go on")
-            return str(refused)
-        log.info("settings reloaded", config=str(self._config_file))
-        return None
+            return [str(refused)]
+        return []
 
     async def _apply(self, new: Configuration) -> None:
         old = self._configuration
@@ -309,7 +281,7 @@ class Agent:
     # -- the end
 
     async def _shut_down(self) -> None:
-        self._service.stopping()
+        self._lifecycle.service.stopping()
         await self._rollout.stop()
         worker = [task for task in self._tasks if task.get_name() == "worker"]
         await self._supervisor.stop()

@@ -1,90 +1,165 @@
-"""The command line: `edge-agent run` and `edge-agent check-config`."""
+"""The command line. What a command does not need it does not load: scripts ask for the status often."""
 
 import argparse
-import asyncio
+import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import structlog
+from typing import TYPE_CHECKING, TypeAlias
 
 from edge_agent import __version__
-from edge_agent.agent import Agent, Directories
-from edge_agent.configuration import load_configuration
-from edge_agent.device.identity import IdentityError
-from edge_agent.service.logs import configure as configure_logs
-from edge_agent.settings.faults import SettingsError
-from edge_agent.telemetry.queue import QueueLocked
+from edge_agent.service.control_client import CONTROL_SOCKET, BadAnswer, ControlError, ask
 
 CONFIG_FILE = Path("/etc/edge-agent.toml")
 STATE_DIRECTORY = Path("/var/lib/edge-agent")
+RUNTIME_DIRECTORY = Path("/run/edge-agent")
+# The check of new settings may take two minutes, and the worker as long to start with them.
+RELOAD_TIMEOUT = 300.0
 
-log = structlog.get_logger()
+if TYPE_CHECKING:
+    Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         return int(options.command(options))
     except KeyboardInterrupt:  # before the agent has taken the signals over
         return 128 + signal.SIGINT
-    except SettingsError as error:
+    except ControlError as error:
         sys.stderr.write(f"{error}\n")
-        return os.EX_CONFIG
+        return error.exit_status
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; the manual page and the shell completion are made from it."""
     parser = argparse.ArgumentParser(
         prog="edge-agent",
         description="Runs TensorFlow Lite models on a Coral Edge TPU and delivers the results to Google Cloud.",
     )
     parser.add_argument("--version", action="version", version=f"edge-agent {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_check_config(commands)
+    _add_status(commands)
+    _add_reload(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_run(commands: "Commands") -> None:
     run = commands.add_parser("run", help="run in the foreground, as systemd does")
     run.add_argument("--config", type=Path, default=CONFIG_FILE, metavar="FILE", help="default: %(default)s")
     run.add_argument(
         "--state-dir", type=Path, default=STATE_DIRECTORY, metavar="DIR", help="unless $STATE_DIRECTORY is set"
     )
     run.set_defaults(command=_run)
+
+
+def _add_check_config(commands: "Commands") -> None:
     check = commands.add_parser("check-config", help="say everything that is wrong with the settings, and exit")
     check.add_argument("config", type=Path, nargs="?", default=CONFIG_FILE, metavar="FILE", help="default: %(default)s")
     check.set_defaults(command=_check_config)
-    return parser
+
+
+def _add_status(commands: "Commands") -> None:
+    status = commands.add_parser("status", help="show what runs, what waits and what is wrong")
+    status.add_argument("--json", action="store_true", help="for programs")
+    _add_socket(status)
+    status.set_defaults(command=_status)
+
+
+def _add_reload(commands: "Commands") -> None:
+    reload = commands.add_parser("reload", help="take changed settings into use, or say why not")
+    _add_socket(reload)
+    reload.set_defaults(command=_reload)
+
+
+def _add_socket(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--state-dir", type=Path, metavar="DIR", help="of an agent that was started with it, and not by systemd"
+    )
+
+
+def _add_demo(commands: "Commands") -> None:
+    demo = commands.add_parser(
+        "demo", help="show the whole pipeline with a simulated machine; needs no settings, device, cloud or rights"
+    )
+    demo.add_argument(
+        "--state-dir", type=Path, metavar="DIR", help="keep settings and events there; default: a temporary folder"
+    )
+    demo.set_defaults(command=_demo)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from edge_agent.agent import Directories  # noqa: PLC0415  see the top
+    from edge_agent.daemon import run  # noqa: PLC0415
+
+    # systemd may give several directories; the first is the agent's.
+    state = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    directories = Directories(Path(state or options.state_dir).absolute(), Path(runtime) if runtime else None)
+    return run(options.config, directories)
 
 
 def _check_config(options: argparse.Namespace) -> int:
-    asyncio.run(load_configuration(options.config))
+    import asyncio  # noqa: PLC0415  see the top
+
+    from edge_agent.configuration import load_configuration  # noqa: PLC0415
+    from edge_agent.settings.faults import NotSetUp, SettingsError  # noqa: PLC0415
+
+    try:
+        asyncio.run(load_configuration(options.config))
+    except NotSetUp as lacking:
+        sys.stdout.write(f"{lacking}\n{options.config}: nothing is wrong; edge-agent waits until these are given\n")
+        return os.EX_OK
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return os.EX_CONFIG
     sys.stdout.write(f"{options.config}: all settings are good\n")
     return os.EX_OK
 
 
-def _run(options: argparse.Namespace) -> int:
-    configure_logs("info", "auto")
-    return asyncio.run(_run_agent(options.config, _directories(options.state_dir)))
+def _status(options: argparse.Namespace) -> int:
+    answer = ask(_control_socket(options), "status")
+    if options.json:
+        sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n")
+        return os.EX_OK
+    import msgspec  # noqa: PLC0415  see the top
 
+    from edge_agent.report import StatusReport, render  # noqa: PLC0415
 
-async def _run_agent(config: Path, directories: Directories) -> int:
-    configuration = await load_configuration(config)
-    configure_logs(configuration.settings.log.level, configuration.settings.log.format)
     try:
-        directories.state.mkdir(parents=True, exist_ok=True)
-        return await Agent(config, configuration, directories).run()
-    except QueueLocked as locked:
-        log.error("another edge-agent uses the same state", reason=str(locked))
-        return os.EX_TEMPFAIL
-    except (OSError, IdentityError) as error:
-        log.error("the state directory cannot be used", reason=str(error))
-        return os.EX_CANTCREAT
+        report = msgspec.convert(answer, StatusReport)
+    except msgspec.ValidationError as error:
+        raise BadAnswer(f"another version of edge-agent answers ({error}): systemctl restart edge-agent") from error
+    sys.stdout.write(render(report))
+    return os.EX_OK
 
 
-def _directories(state: Path) -> Directories:
-    """Return the directories that systemd gives (the first of each list), or else the given one."""
-    given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-    return Directories((Path(given) if given else state).absolute(), Path(runtime) if runtime else None)
+def _reload(options: argparse.Namespace) -> int:
+    refusal = ask(_control_socket(options), "reload", RELOAD_TIMEOUT)
+    if not refusal:
+        sys.stdout.write("settings reloaded\n")
+        return os.EX_OK
+    faults = refusal if isinstance(refusal, list) else [refusal]
+    sys.stderr.write("".join(f"{fault}\n" for fault in faults))
+    sys.stderr.write("the old settings go on\n")
+    return os.EX_CONFIG
+
+
+def _control_socket(options: argparse.Namespace) -> Path:
+    folder: Path = options.state_dir or RUNTIME_DIRECTORY
+    return folder / CONTROL_SOCKET
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from edge_agent.demo.run import run  # noqa: PLC0415  see the top
+
+    return run(options.state_dir)
 
 
 if __name__ == "__main__":

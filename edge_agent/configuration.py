@@ -12,7 +12,7 @@ from pathlib import Path
 from edge_agent.inference.child import child_environment
 from edge_agent.inference.protocol import Configure, ModelOptions
 from edge_agent.inference.throwaway import NoAnswerError, ask
-from edge_agent.settings.faults import Fault, SettingsError
+from edge_agent.settings.faults import Fault, NotSetUp, SettingsError
 from edge_agent.settings.schema import PREFIX, Settings
 
 MODULE = "edge_agent.configuration_check"
@@ -53,10 +53,11 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the check found: either faults or a configuration."""
+    """What the check found: either faults or a configuration. `complete` is false if the faults are a NotSetUp."""
 
     faults: list[Fault]
     configuration: Configuration | None = None
+    complete: bool = True
 
 
 async def load_configuration(
@@ -65,13 +66,15 @@ async def load_configuration(
     *,
     timeout: float = CHECK_DEADLINE,  # noqa: ASYNC109
 ) -> Configuration:
-    """Read and check everything the file says. Raises SettingsError with all faults at once."""
+    """Read and check everything the file says. Raises SettingsError with all faults at once, NotSetUp among them."""
     try:
         answer = await ask(
             Answer, MODULE, str(path), environment=_environment(environ), timeout=timeout, grace=CHECK_GRACE
         )
     except NoAnswerError as error:
         raise SettingsError([Fault(str(path), None, "", f"the check of the settings {error}")]) from error
+    if not answer.complete:
+        raise NotSetUp(answer.faults)
     if answer.configuration is None:
         raise SettingsError(answer.faults)
     return answer.configuration

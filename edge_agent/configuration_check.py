@@ -21,24 +21,28 @@ from edge_agent.inference.labels import LabelsError, read_labels
 from edge_agent.inference.source_check import check_source, source_faults
 from edge_agent.inference.source_options import SourceCheck
 from edge_agent.settings.document import Document, read
-from edge_agent.settings.faults import Fault, SettingsError
+from edge_agent.settings.faults import Fault, NotSetUp, SettingsError
 from edge_agent.settings.loading import check
 
 
 async def check_configuration(path: Path, environ: Mapping[str, str] = os.environ) -> Configuration:
-    """Read and check everything the file says. Raises SettingsError with all faults at once."""
+    """Read and check everything the file says. Raises SettingsError with all faults at once, NotSetUp among them."""
     document = read(path, environ)
     faults: list[Fault] = []
-    settings = None
+    settings, incomplete = None, None
     try:
         settings = check(document)
+    except NotSetUp as error:
+        incomplete = error
     except SettingsError as error:
         faults += error.faults
     source = await _check_source(document)
     faults += source_faults(document, source)
     labels = _read_labels(document, faults)
+    if incomplete is not None and not faults:
+        raise incomplete
     if faults or settings is None:
-        raise SettingsError(faults)
+        raise SettingsError(faults + (incomplete.faults if incomplete else []))
     settings = replace(settings, source=replace(settings.source, options=source.options))
     return Configuration(settings, source.reference, labels)
 
@@ -72,7 +76,7 @@ async def _answer(path: Path) -> Answer:
     try:
         return Answer([], await check_configuration(path))
     except SettingsError as error:
-        return Answer(error.faults)
+        return Answer(error.faults, complete=not isinstance(error, NotSetUp))
 
 
 def main() -> None:

@@ -1,10 +1,23 @@
-"""One sentence for the operator: what is wrong first, then what runs and what waits."""
+"""How the agent stands: one line for `systemctl status`, what is wrong first, and the report of `edge-agent status`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edge_agent.inference.accelerators import Device
 from edge_agent.inference.supervisor import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
-from edge_agent.records import ResultEvent
+from edge_agent.records import ResultEvent, TimeSource
+from edge_agent.report import (
+    AcceleratorReport,
+    ModelReport,
+    QueueReport,
+    ResultsReport,
+    SendingReport,
+    SourceReport,
+    StatusReport,
+    WorkerReport,
+)
+from edge_agent.settings.schema import Settings
 from edge_agent.settings.units import format_duration
 from edge_agent.telemetry.sender import SenderState
 
@@ -14,18 +27,23 @@ BLOCKED = ("offline", "needs_person")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the agent knows of its parts at one moment. Ages in seconds."""
+    """What the agent knows of its parts at one moment. Ages in seconds; `now` is the clock of `sender.since`."""
 
+    settings: Settings
+    device_id: str
     worker: WorkerStatus
     model: RolloutStatus
     sender: SenderState
-    model_name: str
     latest: ResultEvent | None
     rate: float
     waiting: int
     oldest: float
+    queue_size: int
+    dropped: int
     queue_trouble: str | None
     reload_problem: str | None
+    time_source: TimeSource
+    now: float
 
 
 def status_line(now: Snapshot) -> str:
@@ -36,16 +54,21 @@ def status_line(now: Snapshot) -> str:
 def problems(now: Snapshot) -> list[str]:
     """Return what is wrong, most important first."""
     sending = f"events are not sent: {now.sender.reason}" if now.sender.status in BLOCKED else ""
-    degraded = now.latest.degraded if now.latest is not None else None
     found = [
         *_model_problem(now.model),
         *_worker_problems(now.worker),
-        f"degraded: {degraded}" if isinstance(degraded, str) else "",
+        f"degraded: {degraded}" if (degraded := _degraded(now)) else "",
         sending,
         f"queue: {now.queue_trouble}" if now.queue_trouble else "",
         f"reload refused: {now.reload_problem}" if now.reload_problem else "",
+        "the clock is not set yet" if now.time_source == "unverified" else "",
     ]
     return [problem for problem in found if problem]
+
+
+def _degraded(now: Snapshot) -> str | None:
+    degraded = now.latest.degraded if now.latest is not None else None
+    return degraded if isinstance(degraded, str) else None
 
 
 def _model_problem(model: RolloutStatus) -> list[str]:
@@ -70,7 +93,7 @@ def _worker_problems(worker: WorkerStatus) -> list[str]:
 def _running(now: Snapshot) -> str:
     if now.model.version is None:
         return "waiting"
-    running = f"{now.model_name} {now.model.version}"
+    running = f"{now.settings.model.model_name} {now.model.version}"
     if now.latest is None:
         return f"{running}, no result yet"
     return f"{running} on {now.latest.accelerator}, {now.rate:.1f}/s, {now.latest.prediction}"
@@ -81,3 +104,79 @@ def _waiting(now: Snapshot) -> list[str]:
     if now.waiting == 0 or (now.oldest < FRESH and now.sender.status not in BLOCKED):
         return ["events are sent"]
     return [f"{now.waiting} events wait, the oldest for {format_duration(round(now.oldest))}"]
+
+
+def make_report(
+    now: Snapshot, *, version: str, config: str, uptime: float, devices: Sequence[Device], library: str | None
+) -> StatusReport:
+    """Return the whole report. `uptime` is in seconds, `library` the path of libedgetpu."""
+    return StatusReport(
+        state="running",
+        version=version,
+        config=config,
+        summary=status_line(now),
+        problems=problems(now),
+        device_id=now.device_id,
+        uptime=uptime,
+        clock=now.time_source,
+        source=SourceReport(plugin=now.settings.source.plugin, state=now.worker.source),
+        model=_report_model(now),
+        accelerator=_report_accelerator(now, devices, library),
+        results=_report_results(now),
+        queue=_report_queue(now),
+        sending=_report_sending(now),
+        worker=WorkerReport(state=now.worker.state, deaths=now.worker.deaths, last_death=now.worker.last_death),
+    )
+
+
+def _report_model(now: Snapshot) -> ModelReport:
+    return ModelReport(
+        name=now.settings.model.model_name,
+        version=now.model.version,
+        last_poll=now.model.last_poll,
+        next_poll=now.model.next_poll,
+        rejected=now.model.rejected,
+    )
+
+
+def _report_accelerator(now: Snapshot, devices: Sequence[Device], library: str | None) -> AcceleratorReport:
+    return AcceleratorReport(
+        asked=now.settings.inference.accelerator,
+        used=now.latest.accelerator if now.latest is not None else None,
+        degraded=_degraded(now),
+        runtime=now.worker.runtime,
+        devices=[f"{device.bus} {device.name}" for device in devices],
+        library=library,
+    )
+
+
+def _report_results(now: Snapshot) -> ResultsReport:
+    return ResultsReport(
+        rate=now.rate,
+        samples=now.worker.samples,
+        dropped=now.worker.dropped,
+        failed=now.worker.failed,
+        prediction=now.latest.prediction if now.latest is not None else None,
+        confidence=now.latest.confidence if now.latest is not None else None,
+    )
+
+
+def _report_queue(now: Snapshot) -> QueueReport:
+    return QueueReport(
+        waiting=now.waiting,
+        oldest=now.oldest,
+        size=now.queue_size,
+        max_size=now.settings.telemetry.queue.max_size,
+        dropped=now.dropped,
+        trouble=now.queue_trouble,
+    )
+
+
+def _report_sending(now: Snapshot) -> SendingReport:
+    return SendingReport(
+        sink=str(now.settings.telemetry.sink),
+        state=now.sender.status,
+        reason=now.sender.reason,
+        since=max(0.0, now.now - now.sender.since),
+        sent=now.sender.sent_events,
+    )

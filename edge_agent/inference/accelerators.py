@@ -10,6 +10,13 @@ from pathlib import Path
 
 import msgspec
 
+LIBRARY = "libedgetpu.so.1"
+# Google's own build of 2021 (16.0) was made for TensorFlow 2.5; current runtimes crash with it.
+GET_LIBRARY = (
+    "install libedgetpu1-std in a build that fits the runtime: 16.0TF2.17.1 or later from "
+    "https://github.com/feranick/libedgetpu/releases"
+)
+_LIBRARY_FOLDERS = ("usr/local/lib", "usr/lib", "usr/lib/*-linux-gnu*", "lib", "lib/*-linux-gnu*")
 CUSTOM_OP = b"edgetpu-custom-op"
 _USB_IDS = {("1a6e", "089a"), ("18d1", "9302")}
 
@@ -35,6 +42,12 @@ def list_devices(root: Path = Path("/")) -> list[Device]:
     ]
     usb = [_usb_device(entry, root) for entry in sorted((root / "sys/bus/usb/devices").glob("*")) if _is_usb(entry)]
     return apex + usb
+
+
+def find_library(root: Path = Path("/")) -> str | None:
+    """Return where the Edge TPU's library is installed, or None. The dynamic linker may know of more places."""
+    found = (path for folder in _LIBRARY_FOLDERS for path in sorted(root.glob(f"{folder}/{LIBRARY}")))
+    return next((str(path) for path in found), None)
 
 
 def _read(path: Path) -> str:
@@ -68,7 +81,7 @@ def explain_failure(error: Exception, wanted: str, devices: list[Device]) -> str
     if isinstance(error, OSError) and "libusb" in str(error):
         return "libusb-1.0.so.0 is not installed; install the package libusb-1.0-0"
     if isinstance(error, OSError):
-        return f"the Edge TPU runtime cannot be loaded ({error}); install libedgetpu1-std"
+        return f"the Edge TPU's library cannot be loaded ({error}); {GET_LIBRARY}"
     if not devices:
         return "no Edge TPU is plugged in"
     bus, _, index = wanted.partition(":")

@@ -5,12 +5,11 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 from collections import deque
 
 import structlog
 
-from edge_agent.inference.child import child_environment, describe_exit
+from edge_agent.inference.child import child_environment, describe_exit, python_command
 from edge_agent.inference.progress import ProgressPage, Stage, Track
 from edge_agent.inference.protocol import HEAD, ToAgent, ToWorker, decode_length, frame, to_agent
 
@@ -45,11 +44,7 @@ class Connection:
         page.enter(Track.CONTROL, Stage.START)
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-P", "-m"),
-                "edge_agent.inference.worker",
-                str(theirs.fileno()),
-                str(page.descriptor),
+                *python_command("edge_agent.inference.worker", str(theirs.fileno()), str(page.descriptor)),
                 pass_fds=(theirs.fileno(), page.descriptor),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,

@@ -9,7 +9,8 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-EDGETPU_LIBRARY = "libedgetpu.so.1"
+from edge_agent.inference.accelerators import LIBRARY
+
 _MODULES = ("ai_edge_litert", "tflite_runtime")
 
 
@@ -56,7 +57,7 @@ class Runtime:
 
     def load_delegate(self, options: Mapping[str, str]) -> Any:
         """Open an Edge TPU through libedgetpu. Raises OSError or ValueError, as the runtime does."""
-        return self._module.load_delegate(EDGETPU_LIBRARY, dict(options))
+        return self._module.load_delegate(LIBRARY, dict(options))
 
 
 def find_runtime() -> Runtime:

@@ -10,12 +10,12 @@ import contextlib
 import json
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
 
+from edge_agent.inference.child import child_environment, python_command
 from edge_agent.settings.units import format_duration
 
 MAX_ANSWER = 16 * 1024 * 1024
@@ -52,7 +52,7 @@ async def ask(
 ) -> AnswerT:
     """Return the child's answer as `kind`. Raises NoAnswerError.
 
-    `environment` is this process's own when not given. `grace` is how many seconds lie between SIGTERM and SIGKILL.
+    `environment` is `child_environment()` when not given. `grace` is how many seconds lie between SIGTERM and SIGKILL.
     """
     answer, errors = bytearray(), bytearray()
     try:
@@ -71,12 +71,11 @@ async def ask(
 async def _start(arguments: tuple[str, ...], environment: Mapping[str, str] | None) -> asyncio.subprocess.Process:
     try:
         return await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-P", "-m", *arguments),
+            *python_command(*arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=environment,
+            env=child_environment() if environment is None else environment,
             start_new_session=True,  # so that whatever the child starts can be ended with it
         )
     except OSError as error:

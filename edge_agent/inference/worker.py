@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 
 from edge_agent.inference.buffer import SampleBuffer
-from edge_agent.inference.child import die_with_parent
+from edge_agent.inference.child import die_with_parent, volunteer_for_oom_killer
 from edge_agent.inference.classification import OutputMismatch
 from edge_agent.inference.inputs import InputMismatch
 from edge_agent.inference.model import LoadedModel, ModelRefused, build
@@ -332,6 +332,7 @@ def guarded(target: Callable[..., None], argument: object) -> Callable[[], None]
 def main() -> None:
     """Run the worker on the two file descriptors named on the command line."""
     die_with_parent()
+    volunteer_for_oom_killer()
     # Ctrl-C in a terminal goes to the whole group; the agent decides what becomes of its worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     page = ProgressPage(int(sys.argv[2]))

@@ -22,7 +22,11 @@ from google.auth import exceptions as auth
 from edge_agent.models.releases import clean_version
 from edge_agent.models.stores import PORTAL, StoreError, StoreNeedsPerson, StoreUnavailable
 
-_GIVE_KEY = "let GOOGLE_APPLICATION_CREDENTIALS name the key file of a service account that may read the bucket"
+_GIVE_KEY = (
+    "put the key of a service account that may read the bucket into "
+    "/etc/credstore/edge-agent.google-credentials.json and restart the service, or let GOOGLE_APPLICATION_CREDENTIALS "
+    "name it"
+)
 _REFUSALS = {
     HTTPStatus.UNAUTHORIZED: ("the credentials are not accepted", _GIVE_KEY),
     HTTPStatus.FORBIDDEN: (

@@ -30,3 +30,12 @@ class SettingsError(Exception):
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = sorted(faults, key=lambda fault: (fault.place.startswith(VARIABLE), fault.place, fault.line or 0))
         super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+class NotSetUp(SettingsError):
+    """All that is given is right, but what every agent needs is not there yet, as on the day of installation."""
+
+    @property
+    def missing(self) -> list[str]:
+        """The keys that are to be given, like `[model].url`."""
+        return [fault.key for fault in self.faults]

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from edge_agent.settings.document import Document, read
-from edge_agent.settings.faults import Fault, SettingsError
+from edge_agent.settings.faults import Fault, NotSetUp, SettingsError
 from edge_agent.settings.lines import KeyPath
 from edge_agent.settings.schema import Settings, SourceSettings, description, keys, tables
 from edge_agent.settings.wording import explain, nearest, unknown
@@ -17,13 +17,13 @@ from edge_agent.settings.wording import explain, nearest, unknown
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
     """Read and check the settings; only the options of the source's plugin are left unchecked.
 
-    Raises SettingsError with all faults at once.
+    Raises SettingsError with all faults at once; NotSetUp if nothing is wrong but that something is still missing.
     """
     return check(read(path, environ))
 
 
 def check(document: Document) -> Settings:
-    """Return the settings of a document. Raises SettingsError with all faults at once."""
+    """Return the settings of a document. Raises SettingsError with all faults at once, NotSetUp among them."""
     # A table that is missing is told by the keys that are missing in it.
     empty: dict[str, object] = {path[0]: {} for path in tables() if len(path) == 1 and path != ("actions",)}
     values = {**empty, **document.values}
@@ -32,10 +32,19 @@ def check(document: Document) -> Settings:
     try:
         settings = TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:
-        faults += _faults(document, error.errors(include_url=False), values)
+        errors = error.errors(include_url=False)
+        found = _faults(document, errors, values)
+        if not faults and all(each["type"] == "missing" and _is_essential(each["loc"]) for each in errors):
+            raise NotSetUp(found) from None
+        faults += found
     if faults:
         raise SettingsError(faults)
     return settings
+
+
+def _is_essential(path: KeyPath) -> bool:
+    """Tell whether the key has no default because no agent can do without it; those of an action have no say here."""
+    return path[0] != "actions"
 
 
 def _with_options(source: object) -> object:

@@ -8,8 +8,9 @@ from edge_agent.telemetry.sinks import SinkError, SinkNeedsPerson, SinkRejected,
 _LONGEST_DETAIL = 300
 _CLOCK = "look at the device's clock too (timedatectl): a wrong one makes good credentials fail"
 _KEY = (
-    "let GOOGLE_APPLICATION_CREDENTIALS name the key file of a service account that may publish "
-    "(roles/pubsub.publisher)"
+    "put the key of a service account that may publish (roles/pubsub.publisher) into "
+    "/etc/credstore/edge-agent.google-credentials.json and restart the service, or let GOOGLE_APPLICATION_CREDENTIALS "
+    "name it"
 )
 _GRANT = (
     "allow it: gcloud pubsub topics add-iam-policy-binding {topic} --project={project} "

@@ -280,7 +280,7 @@ def test_without_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     with pytest.raises(StoreNeedsPerson, match="no usable Google credentials") as caught:
         GcsStore("bucket", NAME).stat()
-    assert "let GOOGLE_APPLICATION_CREDENTIALS name the key file" in caught.value.what_to_do
+    assert "/etc/credstore/edge-agent.google-credentials.json" in caught.value.what_to_do
 
 
 def test_after_a_refusal_the_surroundings_are_read_anew(

@@ -135,8 +135,9 @@ def test_long_attribute_is_cut_between_characters(pubsub: PubSubServer) -> None:
             "UNAUTHENTICATED",
             SinkNeedsPerson,
             (
-                "the credentials are not accepted (said); let GOOGLE_APPLICATION_CREDENTIALS name the key file of a "
-                "service account that may publish (roles/pubsub.publisher); look at the device's clock too "
+                "the credentials are not accepted (said); put the key of a service account that may publish "
+                "(roles/pubsub.publisher) into /etc/credstore/edge-agent.google-credentials.json and restart the "
+                "service, or let GOOGLE_APPLICATION_CREDENTIALS name it; look at the device's clock too "
                 "(timedatectl): a wrong one makes good credentials fail"
             ),
         ),
@@ -297,8 +298,9 @@ def test_no_credentials(no_emulator: pytest.MonkeyPatch) -> None:
     assert isinstance(error, SinkNeedsPerson)
     assert error.reason.startswith("pubsub://project/events: no usable credentials (Your default credentials")
     assert error.what_to_do == (
-        "let GOOGLE_APPLICATION_CREDENTIALS name the key file of a service account that may publish "
-        "(roles/pubsub.publisher)"
+        "put the key of a service account that may publish (roles/pubsub.publisher) into "
+        "/etc/credstore/edge-agent.google-credentials.json and restart the service, or let "
+        "GOOGLE_APPLICATION_CREDENTIALS name it"
     )
 
 

@@ -1,0 +1,57 @@
+"""`edge-agent demo`: the real daemon, on settings of its own, in a folder of its own."""
+
+import json
+import os
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from edge_agent.agent import Directories
+from edge_agent.daemon import run as run_daemon
+
+HERE = Path(__file__).parent
+SETTINGS = HERE / "demo.toml"
+MODEL = HERE / "vibration_classifier.tflite"
+EVENTS = "events.jsonl"
+
+
+def run(folder: Path | None) -> int:
+    """Run until Ctrl-C, and say what was written; returns the exit status. A folder that is not given is temporary."""
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            return _run(folder.absolute())
+        with tempfile.TemporaryDirectory(prefix="edge-agent-demo-") as temporary:
+            return _run(Path(temporary))
+    except OSError as error:
+        sys.stderr.write(f"edge-agent demo: {error.filename or folder}: {error.strerror}\n")
+        return os.EX_CANTCREAT
+
+
+def _run(folder: Path) -> int:
+    settings = folder / "edge-agent.toml"
+    settings.write_text(SETTINGS.read_text().replace('"MODEL"', json.dumps(str(MODEL))))
+    sys.stderr.write(
+        f"The demo's settings are in {settings}; Ctrl-C ends it.\n"
+        f"In another terminal: edge-agent status --state-dir {folder}\n"
+    )
+    status = run_daemon(settings, Directories(folder))
+    _summarise(folder / EVENTS)
+    return status
+
+
+def _summarise(file: Path) -> None:
+    if not file.exists():
+        return
+    kinds, last = Counter[str](), b"none"
+    with file.open("rb") as lines:
+        for line in lines:
+            try:
+                kind = json.loads(line)["kind"]
+            except ValueError:
+                continue  # torn by the sudden end of a demo before this one
+            kinds[kind] += 1
+            last = line.rstrip() if kind == "result" else last
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    sys.stderr.write(f"{kinds.total()} events ({counted}) were written to {file}; the last result:\n{last.decode()}\n")

@@ -1,0 +1,85 @@
+"""What is done every few seconds: count, report what was lost, and tell systemd how things stand."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from edge_agent.device.clock import Clock
+from edge_agent.inference.supervisor import Supervisor
+from edge_agent.service.notify import ServiceManager
+from edge_agent.telemetry.envelope import Envelope
+from edge_agent.telemetry.queue import Loss, Queue
+
+TICK = 5.0
+
+log = structlog.get_logger()
+
+
+class Housekeeping:
+    """`status` is the line for systemd. `rate` is samples per second since the tick before."""
+
+    def __init__(
+        self,
+        *,
+        supervisor: Supervisor,
+        queue: Queue,
+        envelope: Envelope,
+        clock: Clock,
+        service: ServiceManager,
+        status: Callable[[], str],
+    ) -> None:
+        self.rate = 0.0
+        self._supervisor = supervisor
+        self._queue = queue
+        self._envelope = envelope
+        self._clock = clock
+        self._service = service
+        self._status = status
+        self._measured = (0, time.monotonic())
+        self._lost_samples: Counter[str] = Counter()
+
+    async def run(self) -> None:
+        """Tick until cancelled. The watchdog is fed only while the worker makes progress or is being brought back."""
+        interval = min(TICK, self._service.watchdog_interval or TICK)
+        while True:
+            self._measure_rate()
+            self._count_lost_samples()
+            self._queue.report_losses(self._describe_losses, self._clock.wall_ms(time.monotonic_ns()))
+            self._service.status(self._status())
+            if self._supervisor.making_progress:
+                self._service.watchdog()
+            await asyncio.sleep(interval)
+
+    def _measure_rate(self) -> None:
+        samples, now = self._supervisor.status.samples, time.monotonic()
+        before, then = self._measured
+        self.rate = (samples - before) / max(1e-3, now - then)
+        self._measured = (samples, now)
+
+    def _count_lost_samples(self) -> None:
+        """Count what never became an event: samples that the model had no time for, or could not work on."""
+        status = self._supervisor.status
+        now = self._clock.wall_ms(time.monotonic_ns())
+        for cause, total in (("source_overrun", status.dropped), ("sample_failed", status.failed)):
+            count = total - self._lost_samples[cause]
+            self._lost_samples[cause] = total
+            if count:
+                self._queue.count_loss(cause, count, now, now)
+                if cause == "source_overrun":
+                    log.warning("the model is too slow for the source, samples were dropped", count=count)
+
+    def _describe_losses(self, first_number: int, losses: Sequence[Loss]) -> list[bytes]:
+        return [
+            self._envelope.encode_loss(
+                number,
+                time.monotonic_ns(),
+                cause=loss.cause,
+                count=loss.count,
+                first_timestamp=loss.first_ms,
+                last_timestamp=loss.last_ms,
+            )
+            for number, loss in enumerate(losses, start=first_number)
+        ]

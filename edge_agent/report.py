@@ -1,0 +1,208 @@
+"""The answer to `edge-agent status`: what runs, what waits and what is wrong, as JSON and as text.
+
+The control socket carries a `StatusReport` as JSON; `render` makes the text of it, in the process of whoever asked.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+from edge_agent.records import Accelerator, TimeSource
+from edge_agent.settings.units import format_duration
+
+_WIDTH = 13
+
+
+class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Where samples come from. `state` is in words."""
+
+    plugin: str
+    state: str
+
+
+class AcceleratorReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs the model, what was asked for, and what is there. `degraded` is why it is not as asked, if so."""
+
+    asked: str
+    used: Accelerator | None
+    degraded: str | None
+    runtime: str
+    devices: list[str]
+    library: str | None
+
+
+class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The model in use. `next_poll` is in seconds from now."""
+
+    name: str
+    version: str | None
+    last_poll: str
+    next_poll: float | None
+    rejected: str | None
+
+
+class ResultsReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What came out since the start. `rate` is per second, over the last moments."""
+
+    rate: float
+    samples: int
+    dropped: int
+    failed: int
+    prediction: str | None
+    confidence: float | None
+
+
+class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits to be sent. `oldest` is in seconds, sizes are in bytes; `dropped` counts events lost on purpose."""
+
+    waiting: int
+    oldest: float
+    size: int
+    max_size: int
+    dropped: int
+    trouble: str | None
+
+
+class SendingReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How sending goes. `since` is how long the state has lasted, in seconds."""
+
+    sink: str
+    state: str
+    reason: str
+    since: float
+    sent: int
+
+
+class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The process that reads the source and runs the model."""
+
+    state: str
+    deaths: int
+    last_death: str
+
+
+class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything. The parts are absent while the service is idle; `uptime` is in seconds.
+
+    `problems` are sentences, most important first; `summary` is the line in `systemctl status`.
+    """
+
+    state: Literal["idle", "running"]
+    version: str
+    config: str
+    summary: str
+    problems: list[str]
+    device_id: str | None = None
+    uptime: float | None = None
+    clock: TimeSource | None = None
+    source: SourceReport | None = None
+    model: ModelReport | None = None
+    accelerator: AcceleratorReport | None = None
+    results: ResultsReport | None = None
+    queue: QueueReport | None = None
+    sending: SendingReport | None = None
+    worker: WorkerReport | None = None
+
+
+def render(report: StatusReport) -> str:
+    """Return the report as text for a terminal, problems first."""
+    return "\n".join(_aligned(name, text) for name, text in _lines(report)) + "\n"
+
+
+def _aligned(name: str, text: str) -> str:
+    return f"{name:<{_WIDTH}}{''.join(char if char.isprintable() else ' ' for char in text)}"
+
+
+def _lines(report: StatusReport) -> Iterator[tuple[str, str]]:
+    yield "edge-agent", ", ".join(_headline(report))
+    for problem in report.problems:
+        yield "problem", problem
+    yield "settings", report.config
+    if report.source:
+        yield "source", f"{report.source.plugin}: {report.source.state}"
+    if report.model:
+        yield "model", "; ".join(_model(report.model))
+    if report.accelerator:
+        yield "accelerator", "; ".join(_accelerator(report.accelerator))
+    if report.results:
+        yield "results", "; ".join(_results(report.results))
+    if report.queue:
+        yield "queue", "; ".join(_queue(report.queue))
+    if report.sending:
+        yield "sending", "; ".join(_sending(report.sending))
+    if report.worker:
+        yield "worker", "; ".join(_worker(report.worker))
+    if report.clock:
+        yield "clock", "set" if report.clock == "synchronized" else "not known to be set; events say so in time_source"
+
+
+def _headline(report: StatusReport) -> Iterator[str]:
+    yield report.version
+    if report.device_id:
+        yield f"device {report.device_id}"
+    yield report.state if report.uptime is None else f"{report.state} for {format_duration(round(report.uptime))}"
+
+
+def _model(model: ModelReport) -> Iterator[str]:
+    yield f"{model.name} {model.version}" if model.version else f"{model.name}: none yet"
+    yield model.last_poll
+    if model.next_poll is not None:
+        yield f"next look in {format_duration(round(model.next_poll))}"
+    if model.rejected:
+        yield f"rejected: {model.rejected}"
+
+
+def _accelerator(accelerator: AcceleratorReport) -> Iterator[str]:
+    used = accelerator.used or "none yet"
+    yield f"{used} ({accelerator.asked} was asked for)"
+    if accelerator.runtime:
+        yield accelerator.runtime
+    yield f"Edge TPU: {', '.join(accelerator.devices) or 'none is plugged in'}"
+    yield accelerator.library or "no libedgetpu"
+
+
+def _results(results: ResultsReport) -> Iterator[str]:
+    yield f"{results.rate:.1f}/s"
+    if results.prediction is not None and results.confidence is not None:
+        yield f"now {results.prediction} ({results.confidence:.2f})"
+    yield f"{results.samples} since the start"
+    if results.dropped:
+        yield f"{_counted(results.dropped, 'sample')} dropped as the model is too slow"
+    if results.failed:
+        yield f"{_counted(results.failed, 'sample')} failed"
+
+
+def _queue(queue: QueueReport) -> Iterator[str]:
+    waiting = "1 event waits" if queue.waiting == 1 else f"{queue.waiting} events wait"
+    yield f"{waiting}, the oldest for {format_duration(round(queue.oldest))}" if queue.waiting else "empty"
+    yield f"{_about(queue.size)} of {_about(queue.max_size)}"
+    if queue.dropped:
+        yield f"{_counted(queue.dropped, 'event')} dropped"
+    if queue.trouble:
+        yield queue.trouble
+
+
+def _sending(sending: SendingReport) -> Iterator[str]:
+    yield f"{sending.sink}: {sending.state.replace('_', ' ')} for {format_duration(round(sending.since))}"
+    if sending.reason:
+        yield sending.reason
+    yield f"{_counted(sending.sent, 'event')} sent since the start"
+
+
+def _worker(worker: WorkerReport) -> Iterator[str]:
+    yield worker.state
+    if worker.deaths:
+        yield f"died {_counted(worker.deaths, 'time')} since the start, the last time: {worker.last_death}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _about(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 999.5:  # noqa: PLR2004  what is more would be rounded to 1000
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

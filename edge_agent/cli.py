@@ -40,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
         prog="edge-agent",
         description="Runs TensorFlow Lite models on a Coral Edge TPU and delivers the results to Google Cloud.",
     )
-    parser.add_argument("--version", action="version", version=f"edge-agent {__version__}")
+    parser.add_argument(
+        "--version", action="version", version=f"edge-agent {__version__}", help="print the version and exit"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
     _add_check_config(commands)
@@ -52,22 +54,30 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_run(commands: "Commands") -> None:
     run = commands.add_parser("run", help="run in the foreground, as systemd does")
-    run.add_argument("--config", type=Path, default=CONFIG_FILE, metavar="FILE", help="default: %(default)s")
     run.add_argument(
-        "--state-dir", type=Path, default=STATE_DIRECTORY, metavar="DIR", help="unless $STATE_DIRECTORY is set"
+        "--config", type=Path, default=CONFIG_FILE, metavar="FILE", help="the settings; default: %(default)s"
+    )
+    run.add_argument(
+        "--state-dir",
+        type=Path,
+        default=STATE_DIRECTORY,
+        metavar="DIR",
+        help="where queue and models are kept, unless $STATE_DIRECTORY is set; default: %(default)s",
     )
     run.set_defaults(command=_run)
 
 
 def _add_check_config(commands: "Commands") -> None:
     check = commands.add_parser("check-config", help="say everything that is wrong with the settings, and exit")
-    check.add_argument("config", type=Path, nargs="?", default=CONFIG_FILE, metavar="FILE", help="default: %(default)s")
+    check.add_argument(
+        "config", type=Path, nargs="?", default=CONFIG_FILE, metavar="FILE", help="the settings; default: %(default)s"
+    )
     check.set_defaults(command=_check_config)
 
 
 def _add_status(commands: "Commands") -> None:
     status = commands.add_parser("status", help="show what runs, what waits and what is wrong")
-    status.add_argument("--json", action="store_true", help="for programs")
+    status.add_argument("--json", action="store_true", help="print it as JSON, for programs")
     _add_socket(status)
     status.set_defaults(command=_status)
 
@@ -80,7 +90,7 @@ def _add_reload(commands: "Commands") -> None:
 
 def _add_socket(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--state-dir", type=Path, metavar="DIR", help="of an agent that was started with it, and not by systemd"
+        "--state-dir", type=Path, metavar="DIR", help="that of an agent started with --state-dir, not by systemd"
     )
 
 
@@ -152,8 +162,10 @@ def _reload(options: argparse.Namespace) -> int:
 
 
 def _control_socket(options: argparse.Namespace) -> Path:
-    folder: Path = options.state_dir or RUNTIME_DIRECTORY
-    return folder / CONTROL_SOCKET
+    """Return the socket of the agent that is meant; without systemd it lies in the state directory."""
+    folders = [options.state_dir] if options.state_dir else [RUNTIME_DIRECTORY, STATE_DIRECTORY]
+    sockets = [folder / CONTROL_SOCKET for folder in folders]
+    return next((socket for socket in sockets if socket.exists()), sockets[0])
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from edge_agent.inference.child import child_environment
 from edge_agent.inference.protocol import Configure, ModelOptions
 from edge_agent.inference.throwaway import NoAnswerError, ask
 from edge_agent.settings.faults import Fault, NotSetUp, SettingsError
 from edge_agent.settings.schema import PREFIX, Settings
+
+log = structlog.get_logger()
 
 MODULE = "edge_agent.configuration_check"
 # Above the time limit for the check of the plugin's options, which tells more; loading pydantic from a slow SD card
@@ -53,7 +57,10 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the check found: either faults or a configuration. `complete` is false if the faults are a NotSetUp."""
+    """What the check found: faults or a configuration, or both if the only fault is a source out of reach.
+
+    `complete` is false if the faults are a NotSetUp.
+    """
 
     faults: list[Fault]
     configuration: Configuration | None = None
@@ -64,9 +71,13 @@ async def load_configuration(
     path: Path,
     environ: Mapping[str, str] = os.environ,
     *,
-    timeout: float = CHECK_DEADLINE,  # noqa: ASYNC109
+    source_must_be_there: bool = True,
+    timeout: float = CHECK_DEADLINE,  # noqa: ASYNC109  that of the child, whose answer then tells what it did
 ) -> Configuration:
-    """Read and check everything the file says. Raises SettingsError with all faults at once, NotSetUp among them."""
+    """Read and check everything the file says. Raises SettingsError with all faults at once, NotSetUp among them.
+
+    At boot a disk or a sensor may come later than the agent: `source_must_be_there` false takes that for no fault.
+    """
     try:
         answer = await ask(
             Answer, MODULE, str(path), environment=_environment(environ), timeout=timeout, grace=CHECK_GRACE
@@ -75,8 +86,10 @@ async def load_configuration(
         raise SettingsError([Fault(str(path), None, "", f"the check of the settings {error}")]) from error
     if not answer.complete:
         raise NotSetUp(answer.faults)
-    if answer.configuration is None:
+    if answer.configuration is None or (answer.faults and source_must_be_there):
         raise SettingsError(answer.faults)
+    for fault in answer.faults:
+        log.warning("the source is not ready yet", fault=str(fault))
     return answer.configuration
 
 

@@ -25,8 +25,11 @@ from edge_agent.settings.faults import Fault, NotSetUp, SettingsError
 from edge_agent.settings.loading import check
 
 
-async def check_configuration(path: Path, environ: Mapping[str, str] = os.environ) -> Configuration:
-    """Read and check everything the file says. Raises SettingsError with all faults at once, NotSetUp among them."""
+async def check_configuration(path: Path, environ: Mapping[str, str] = os.environ) -> Answer:
+    """Read and check everything the file says. Raises SettingsError with all faults at once, NotSetUp among them.
+
+    If nothing is wrong but that the source is out of reach now, the answer has both that fault and the configuration.
+    """
     document = read(path, environ)
     faults: list[Fault] = []
     settings, incomplete = None, None
@@ -37,14 +40,15 @@ async def check_configuration(path: Path, environ: Mapping[str, str] = os.enviro
     except SettingsError as error:
         faults += error.faults
     source = await _check_source(document)
-    faults += source_faults(document, source)
+    absent = all(fault.absent for fault in source.faults)
+    faults += [] if absent else source_faults(document, source)
     labels = _read_labels(document, faults)
     if incomplete is not None and not faults:
         raise incomplete
     if faults or settings is None:
         raise SettingsError(faults + (incomplete.faults if incomplete else []))
     settings = replace(settings, source=replace(settings.source, options=source.options))
-    return Configuration(settings, source.reference, labels)
+    return Answer(source_faults(document, source), Configuration(settings, source.reference, labels))
 
 
 async def _check_source(document: Document) -> SourceCheck:
@@ -74,7 +78,7 @@ async def _answer(path: Path) -> Answer:
         # Ends the plugin's check first, and this process with it.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
-        return Answer([], await check_configuration(path))
+        return await check_configuration(path)
     except SettingsError as error:
         return Answer(error.faults, complete=not isinstance(error, NotSetUp))
 

@@ -46,7 +46,7 @@ def run(config: Path, directories: Directories) -> int:
 async def _run(config: Path, directories: Directories) -> int:
     lacking, configuration = None, None
     try:
-        configuration = await load_configuration(config)
+        configuration = await load_configuration(config, source_must_be_there=False)
     except NotSetUp as error:
         lacking = error
     directories.state.mkdir(parents=True, exist_ok=True)

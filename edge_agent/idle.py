@@ -9,7 +9,7 @@ from edge_agent import __version__
 from edge_agent.configuration import Configuration, load_configuration
 from edge_agent.lifecycle import Lifecycle
 from edge_agent.report import StatusReport
-from edge_agent.settings.faults import NotSetUp, SettingsError
+from edge_agent.settings.faults import MISSING, NotSetUp, SettingsError
 
 TICK = 5.0
 
@@ -58,7 +58,9 @@ class Idle:
             self._lacking, self._problem = lacking, None
             log.warning("still waiting for settings", missing=", ".join(lacking.missing), file=str(self._config_file))
         except SettingsError as error:
-            self._problem = str(error.faults[0])
+            # What is missing is told anyway.
+            wrong = [fault for fault in error.faults if not fault.message.startswith(MISSING)]
+            self._problem = str((wrong or error.faults)[0])
             for fault in error.faults:
                 log.error(str(fault))
             return [str(fault) for fault in error.faults]

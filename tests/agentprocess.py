@@ -1,4 +1,4 @@
-"""Runs the real `edge-agent run` as its own process, for end-to-end tests and benchmarks."""
+"""Runs the real `edge-agent` as its own process, for end-to-end tests and benchmarks."""
 
 import os
 import signal
@@ -7,23 +7,64 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
+import pytest
+
+from edge_agent.report import StatusReport
+from edge_agent.service.control_client import CONTROL_SOCKET, CommandFailed, NotRunning, ask
+
 PATIENCE = 60.0
+LAUNCHER = (sys.executable, "-m", "edge_agent")
+NOBODY = 65534
+
+
+def ordinary_user() -> list[str]:
+    """Return what has to stand before a command so that root runs it as `nobody`; for another user, nothing.
+
+    `nobody` may read everything, since the interpreter may lie in root's own folder, but may write only what is his.
+    """
+    if os.geteuid() != 0:
+        return []
+    user = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    reads = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    prefix = ["setpriv", *user, *reads]
+    if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this root may not become another user that reads everything")
+    return prefix
+
+
+def edge_agent(
+    *arguments: object, cwd: Path, prefix: Sequence[str] = (), **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, to its end."""
+    command = [*prefix, sys.executable, "-P", "-m", "edge_agent", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environ}, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
 
 
 class AgentProcess:
     """One agent with its own folder: settings, state, runtime directory, log lines and what it tells systemd."""
 
-    def __init__(self, folder: Path, toml: str, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        toml: str,
+        environ: Mapping[str, str] | None = None,
+        *,
+        launcher: Sequence[str] = LAUNCHER,
+    ) -> None:
         self.config = folder / "edge-agent.toml"
         self.lines: list[str] = []
         self.notices: list[str] = []
         self._folder = folder
         self._environ = dict(environ or {})
+        self._launcher = launcher
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._socket: socket.socket | None = None
@@ -49,24 +90,14 @@ class AgentProcess:
     def start(self) -> None:
         """Start the agent; a second start goes on with the state of the first, and hears only what the second says."""
         self.lines, self.notices = [], []
-        runtime = self._folder / "run"
-        runtime.mkdir(exist_ok=True)
+        self.runtime.mkdir(exist_ok=True)
         address = self._folder / "notify"
         address.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(address))
-        environ = {**os.environ, "RUNTIME_DIRECTORY": str(runtime), "NOTIFY_SOCKET": str(address), **self._environ}
+        environ = {**os.environ, **self._notified(address), **self._environ}
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "edge_agent",
-                "run",
-                "--config",
-                str(self.config),
-                "--state-dir",
-                self._folder / "state",
-            ],
+            [*self._launcher, *self._arguments()],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -77,6 +108,17 @@ class AgentProcess:
         self._threads = [threading.Thread(target=self._read_log), threading.Thread(target=self._read_notices)]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def runtime(self) -> Path:
+        """The runtime directory, in which the control socket is."""
+        return self._folder / "run"
+
+    def _arguments(self) -> list[str]:
+        return ["run", "--config", str(self.config), "--state-dir", str(self._folder / "state")]
+
+    def _notified(self, address: Path) -> dict[str, str]:
+        return {"RUNTIME_DIRECTORY": str(self.runtime), "NOTIFY_SOCKET": str(address)}
 
     def _read_log(self) -> None:
         assert self.process is not None
@@ -119,6 +161,28 @@ class AgentProcess:
         """Wait for a notification to systemd with this text."""
         self.wait_until(lambda: sum(text in notice for notice in self.notices) >= times, f"notice with {text!r}")
 
+    def wait_for_report(self, condition: Callable[[StatusReport], object], what: str) -> StatusReport:
+        """Ask the agent at its control socket until its report makes the condition true, and return the report."""
+        reports: list[StatusReport] = []
+
+        def asked() -> object:
+            try:
+                reports.append(self.report())
+            except (NotRunning, CommandFailed):  # it has only just been started
+                return False
+            return condition(reports[-1])
+
+        self.wait_until(asked, f"report with {what}")
+        return reports[-1]
+
+    def report(self) -> StatusReport:
+        """Return what the agent answers at its control socket."""
+        return msgspec.convert(ask(self.runtime / CONTROL_SOCKET, "status", PATIENCE), StatusReport)
+
+    def command(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Run `edge-agent status` or `edge-agent reload` for this agent."""
+        return edge_agent(*arguments, "--state-dir", self.runtime, cwd=self._folder)
+
     @property
     def said(self) -> str:
         """All log lines since the start."""
@@ -133,13 +197,17 @@ class AgentProcess:
 
     def reload(self) -> None:
         """Send SIGHUP."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGHUP)
+        self.send(signal.SIGHUP)
 
-    def stop(self) -> int:
-        """Send SIGTERM and return the exit status."""
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the agent alone."""
         assert self.process is not None
-        self.process.terminate()
+        self.process.send_signal(number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send SIGTERM, or another signal, and return the exit status."""
+        assert self.process is not None
+        self.send(number)
         status = self.process.wait(PATIENCE)
         self._join()
         return status
@@ -159,3 +227,32 @@ class AgentProcess:
         if self._socket is not None:
             self._socket.close()
         self._threads = []
+
+
+class DemoProcess(AgentProcess):
+    """`edge-agent demo`, in a working directory of its own. Its state is in `kept`, or in a temporary folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        kept: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        launcher: Sequence[str] = LAUNCHER,
+    ) -> None:
+        self._kept = kept
+        super().__init__(folder, "", environ, launcher=launcher)
+
+    @property
+    def runtime(self) -> Path:
+        """The folder of the demo's state, in which the control socket is."""
+        if self._kept is not None:
+            return self._kept
+        [line] = [line for line in self.lines if "settings are in" in line]
+        return Path(line.partition("settings are in ")[2].partition(";")[0]).parent
+
+    def _arguments(self) -> list[str]:
+        return ["demo"] if self._kept is None else ["demo", "--state-dir", str(self._kept)]
+
+    def _notified(self, address: Path) -> dict[str, str]:
+        return {}

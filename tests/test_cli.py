@@ -1,21 +1,30 @@
 """The command line as people and systemd use it: what it says, what it returns, and what signals do."""
 
+import asyncio
+import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edge_agent import __version__
 from edge_agent.cli import main
-from tests.agentprocess import PATIENCE, AgentProcess
+from edge_agent.report import StatusReport
+from edge_agent.service.control import ControlServer
+from tests.agentprocess import PATIENCE, AgentProcess, edge_agent, ordinary_user
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "edge_agent/demo/vibration_classifier.tflite"
+SHIPPED = ROOT / "config/edge-agent.toml"
+# Watched this closely by systemd, the agent counts and tells its status twice a second.
+WATCHED = {"WATCHDOG_USEC": "1000000"}
 
 GOOD = f"""\
 [source]
@@ -28,14 +37,6 @@ url = "{MODEL}"
 [telemetry]
 sink = "events.jsonl"
 """
-
-
-def edge_agent(*arguments: object, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, to its end."""
-    command = [sys.executable, "-P", "-m", "edge_agent", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environ}, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
 
 
 @pytest.fixture
@@ -58,9 +59,12 @@ def test_the_installed_command_tells_its_version(tmp_path: Path) -> None:
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, expected in (
-        (["--help"], ["run", "check-config", "--version"]),
+        (["--help"], ["run", "check-config", "status", "reload", "demo", "--version"]),
         (["run", "--help"], ["--config FILE", "--state-dir DIR", "/etc/edge-agent.toml"]),
         (["check-config", "--help"], ["[FILE]", "/etc/edge-agent.toml"]),
+        (["status", "--help"], ["--json", "--state-dir DIR"]),
+        (["reload", "--help"], ["--state-dir DIR"]),
+        (["demo", "--help"], ["--state-dir DIR", "temporary folder"]),
     ):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
@@ -75,6 +79,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "the following arguments are required: COMMAND"),
         (["rnu"], "invalid choice: 'rnu'"),
         (["run", "--confg", "x"], "unrecognized arguments: --confg x"),
+        (["reload", "--json"], "unrecognized arguments: --json"),
     ],
 )
 def test_a_wrong_command_line_is_explained(
@@ -209,6 +214,19 @@ def test_a_missing_file_is_told_with_what_to_do(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err == f"{file}: {hint}\n"
 
 
+def test_a_file_that_is_not_set_up_yet_is_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-config", str(SHIPPED)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    *lacking, verdict = out.splitlines()
+    assert [line.partition(": is missing")[0].partition(" ")[2] for line in lacking] == [
+        "[source].plugin",
+        "[model].url",
+        "[telemetry].sink",
+    ]
+    assert verdict == f"{SHIPPED}: nothing is wrong; edge-agent waits until these are given"
+
+
 # ------------------------------------------------------------------------------------------ run
 
 
@@ -315,3 +333,152 @@ def test_a_signal_while_the_settings_are_checked_leaves_nothing_behind(tmp_path:
             assert select.select([checking], [], [], PATIENCE)[0], "the check of the settings outlives the agent"
         finally:
             os.close(checking)
+
+
+# ------------------------------------------------------------------------------------------ status
+
+
+def test_the_status_is_told_as_text_and_as_json(tmp_path: Path) -> None:
+    with AgentProcess(tmp_path, GOOD, WATCHED) as agent:
+        agent.wait_for_report(lambda report: report.results and report.results.rate > 0, "a rate")
+
+        text = agent.command("status")
+        assert (text.returncode, text.stderr) == (0, "")
+        names = [line.split()[0] for line in text.stdout.splitlines() if not line.startswith("problem ")]
+        assert names == [
+            *("edge-agent", "settings", "source", "model", "accelerator"),
+            *("results", "queue", "sending", "worker", "clock"),
+        ]
+        assert text.stdout.startswith(f"edge-agent   {__version__}, device ")
+
+        raw = agent.command("status", "--json")
+        assert (raw.returncode, raw.stderr) == (0, "")
+        report = msgspec.convert(json.loads(raw.stdout), StatusReport)
+        assert (report.state, report.version, report.config) == ("running", __version__, str(agent.config))
+
+
+@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["reload"]])
+def test_nobody_to_ask(tmp_path: Path, command: list[str]) -> None:
+    done = edge_agent(*command, "--state-dir", tmp_path, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == (
+        f"edge-agent is not running (no control socket at {tmp_path}/control.sock): systemctl status edge-agent\n"
+    )
+
+
+def test_the_service_is_asked_where_systemd_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def ask(path: Path, *_: object) -> list[str]:
+        asked.append(path)
+        return []
+
+    monkeypatch.setattr("edge_agent.cli.ask", ask)
+    assert main(["reload"]) == 0
+    assert main(["reload", "--state-dir", "/x"]) == 0
+    assert asked == [Path("/run/edge-agent/control.sock"), Path("/x/control.sock")]
+
+
+@pytest.mark.parametrize("command", [["status"], ["reload"]])
+def test_who_may_not_ask_is_told_how_to_be_permitted(command: list[str]) -> None:
+    prefix = ordinary_user()
+    if not prefix:
+        pytest.skip("only root can ask as somebody else")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with AgentProcess(folder, SHIPPED.read_text()) as agent:
+            agent.wait_for_notice("READY=1")
+            done = edge_agent(*command, "--state-dir", agent.runtime, cwd=folder, prefix=prefix)
+            assert (done.returncode, done.stdout) == (os.EX_NOPERM, "")
+            assert done.stderr == (
+                f"permission denied at {agent.runtime}/control.sock: run it as root, or add your user to the group "
+                "edge-agent: adduser nobody edge-agent, and log in again\n"
+            )
+
+
+def test_an_agent_of_another_version_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+
+    async def run() -> subprocess.CompletedProcess[str]:
+        server = ControlServer(path, {"status": status})
+        await server.start()
+        try:
+            return await asyncio.to_thread(edge_agent, "status", "--state-dir", tmp_path, cwd=tmp_path)
+        finally:
+            await server.close()
+
+    async def status() -> object:
+        return {"state": "running", "version": "0.0.9"}
+
+    done = asyncio.run(run())
+    assert (done.returncode, done.stdout) == (os.EX_PROTOCOL, "")
+    assert done.stderr == (
+        "another version of edge-agent answers (Object missing required field `config`): systemctl restart edge-agent\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "without"),
+    [
+        (["status", "--json"], {"msgspec", "edge_agent.report"}),
+        (["reload"], {"msgspec", "edge_agent.report"}),
+        (["status"], set[str]()),
+    ],
+)
+def test_who_only_asks_loads_little(tmp_path: Path, command: list[str], without: set[str]) -> None:
+    with AgentProcess(tmp_path, SHIPPED.read_text()) as agent:
+        agent.wait_for_notice("READY=1")
+        code = "import sys; from edge_agent.cli import main; main(sys.argv[1:]); print('loaded', *sys.modules)"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command, "--state-dir", agent.runtime],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+    loaded = set(done.stdout.partition("loaded ")[2].split())
+    assert "edge_agent.service.control_client" in loaded
+    big = {"asyncio", "structlog", "google", "grpc", "pydantic", "numpy", "edge_agent.agent", "edge_agent.daemon"}
+    assert (big | without) & loaded == set()
+
+
+# ------------------------------------------------------------------------------------------ reload
+
+
+def test_a_running_agent_takes_new_settings_or_says_why_not(tmp_path: Path) -> None:
+    with AgentProcess(tmp_path, GOOD) as agent:
+        agent.wait_for("prediction")
+
+        agent.configure(GOOD.replace("rate = 50", 'rate = "fast"') + '[log]\nlevel = "loud"\n')
+        refused = agent.command("reload")
+        assert (refused.returncode, refused.stdout) == (os.EX_CONFIG, "")
+        assert refused.stderr.splitlines() == [
+            f'{agent.config}:3: [source].rate: expected a number, not "fast"',
+            f'{agent.config}:11: [log].level: expected "debug", "info", "warning" or "error", not "loud"',
+            "the old settings go on",
+        ]
+        problem = f'reload refused: {agent.config}:3: [source].rate: expected a number, not "fast"'
+        assert problem in agent.report().problems
+        agent.wait_for_notice(problem)
+
+        agent.configure(GOOD.replace("rate = 50", "rate = 51"))
+        taken = agent.command("reload")
+        assert (taken.returncode, taken.stdout, taken.stderr) == (0, "settings reloaded\n", "")
+        assert not [text for text in agent.report().problems if text.startswith("reload")]
+        agent.wait_for("settings reloaded")
+        assert agent.stop() == 0
+
+
+@pytest.mark.parametrize("key", ["plugin", "url", "sink"])
+def test_a_running_agent_does_not_fall_back_to_waiting(tmp_path: Path, key: str) -> None:
+    with AgentProcess(tmp_path, GOOD) as agent:
+        agent.wait_for("prediction")
+        agent.configure("".join(line for line in GOOD.splitlines(keepends=True) if not line.startswith(key)))
+        done = agent.command("reload")
+        assert done.returncode == os.EX_CONFIG
+        assert f".{key}: is missing" in done.stderr
+        assert "the old settings go on" in done.stderr
+        assert agent.report().state == "running"
+        samples = (agent.report().results or pytest.fail("no results")).samples
+        agent.wait_for_report(lambda report: report.results and report.results.samples > samples, "more results")

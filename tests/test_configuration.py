@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.configuration import Configuration, load_configuration
-from edge_agent.settings.faults import SettingsError
+from edge_agent.settings.faults import NotSetUp, SettingsError
 from edge_agent.settings.loading import load
 from tests.settings.distributions import install
 
@@ -122,6 +122,84 @@ def test_a_file_with_a_name_that_is_no_text(tmp_path: Path) -> None:
     ]
 
 
+# ------------------------------------------------------------------------------------------ what is not set up yet
+
+
+SHIPPED = ROOT / "config/edge-agent.toml"
+
+
+def missing(file: Path, text: str, environ: dict[str, str] | None = None) -> list[str]:
+    """What is still to be given, according to the exception that says that nothing is wrong."""
+    file.write_text(text)
+    with pytest.raises(NotSetUp) as caught:
+        asyncio.run(load_configuration(file, environ or {}))
+    return caught.value.missing
+
+
+def is_not_set_up(file: Path, text: str, environ: dict[str, str] | None = None) -> bool:
+    file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        asyncio.run(load_configuration(file, environ or {}))
+    return isinstance(caught.value, NotSetUp)
+
+
+def test_the_shipped_file_is_right_but_not_set_up(tmp_path: Path) -> None:
+    everything = ["[source].plugin", "[model].url", "[telemetry].sink"]
+    assert missing(tmp_path / "x.toml", SHIPPED.read_text()) == everything
+    assert missing(tmp_path / "x.toml", "") == everything
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("[source].plugin", 'plugin = "vibration"\n'),
+        ("[model].url", 'url = "m.tflite"\n'),
+        ("[telemetry].sink", 'sink = "e.jsonl"\n'),
+    ],
+)
+def test_each_of_the_three_may_be_the_one_that_is_missing(tmp_path: Path, key: str, line: str) -> None:
+    assert line in LEAST
+    assert missing(tmp_path / "x.toml", LEAST.replace(line, "")) == [key]
+
+
+def test_the_environment_may_give_what_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    given = {"EDGE_AGENT_SOURCE__PLUGIN": "vibration", "EDGE_AGENT_MODEL__URL": "m.tflite"}
+    assert missing(file, "", given) == ["[telemetry].sink"]
+    loaded = asyncio.run(load_configuration(file, {**given, "EDGE_AGENT_TELEMETRY__SINK": "e.jsonl"}))
+    assert loaded.settings.telemetry.sink.path == f"{tmp_path}/e.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('[log]\nlevel = "loud"\n', 'x.toml:2: [log].level: expected "debug", "info", "warning" or "error", not "loud"'),
+        ("[telemetri]\n", "x.toml:1: [telemetri]: unknown table (did you mean 'telemetry'?)"),
+        ('[source]\nplugin = "vibratoin"\n', "x.toml:2: [source].plugin: no such plugin (did you mean 'vibration'?)"),
+        ('[source]\nplugin = "vibration"\nrate = "x"\n', 'x.toml:3: [source].rate: expected a number, not "x"'),
+        ('[source]\nplugin = ""\n', "x.toml:2: [source].plugin: must not be empty"),
+        ('[inference]\nlabels = "none.txt"\n', "x.toml:2: [inference].labels: none.txt: No such file or directory"),
+        (
+            '[[actions]]\nname = "a"\nwhen = { label = "x" }\n',
+            'x.toml:1: [[actions]] "a".run: is missing (the command and its arguments; no shell is involved)',
+        ),
+        ("[telemetry.queue]\nmax_size = 5\n", "x.toml:2: [telemetry.queue].max_size: must be at least 1MB, not 5"),
+    ],
+)
+def test_a_fault_beside_what_is_missing_is_a_fault(tmp_path: Path, text: str, fault: str) -> None:
+    file = tmp_path / "x.toml"
+    assert not is_not_set_up(file, text)
+    told = checked(file, text)
+    assert fault in told
+    # What is missing is told with it: one look at all there is to do.
+    assert any("[model].url: is missing" in line for line in told)
+    assert len(told) > 1
+
+
+def test_a_wrong_variable_beside_what_is_missing_is_a_fault(tmp_path: Path) -> None:
+    assert not is_not_set_up(tmp_path / "x.toml", "", {"EDGE_AGENT_MODEL_URL": "x"})
+
+
 # ------------------------------------------------------------------------------------------ a check that goes wrong
 
 
@@ -213,7 +291,7 @@ def test_the_agent_holds_neither_pydantic_nor_what_only_the_worker_needs(tmp_pat
     file = tmp_path / "x.toml"
     file.write_text(LEAST)
     modules = modules_after(
-        "import asyncio, pathlib, edge_agent.cli\n"
+        "import asyncio, pathlib, edge_agent.cli, edge_agent.daemon\n"
         "from edge_agent.configuration import Configuration, load_configuration\n"
         f"found = asyncio.run(load_configuration(pathlib.Path({str(file)!r})))\n"
         "assert isinstance(found, Configuration)"

@@ -1,12 +1,35 @@
-"""The line that an operator reads first."""
+"""The line that an operator reads first, and the whole report."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from edge_agent.inference.accelerators import Device
 from edge_agent.inference.supervisor import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
 from edge_agent.records import ResultEvent, Score
-from edge_agent.status import Snapshot, status_line
+from edge_agent.report import StatusReport, render
+from edge_agent.settings.location import Destination, Location
+from edge_agent.settings.schema import (
+    InferenceSettings,
+    ModelSettings,
+    QueueSettings,
+    Settings,
+    SourceSettings,
+    TelemetrySettings,
+)
+from edge_agent.status import Snapshot, make_report, problems, status_line
 from edge_agent.telemetry.sender import SenderState
+
+SETTINGS = Settings(
+    source=SourceSettings(plugin="vibration"),
+    model=ModelSettings(url=Location("gs", "bucket", "vibration.tflite"), name="vibration"),
+    inference=InferenceSettings(accelerator="edgetpu"),
+    telemetry=TelemetrySettings(sink=Destination("pubsub", "project", "topic"), queue=QueueSettings(max_size=10**6)),
+)
 
 
 def event(**more: Any) -> ResultEvent:
@@ -46,13 +69,18 @@ def snapshot(**more: Any) -> Snapshot:
         "worker": WorkerStatus(state="running", source="open"),
         "model": model(),
         "sender": SenderState("sending", "", 0.0, 100, 1, 0),
-        "model_name": "vibration",
+        "settings": SETTINGS,
+        "device_id": "edge-001",
         "latest": event(),
         "rate": 10.04,
         "waiting": 3,
         "oldest": 0.2,
         "queue_trouble": None,
+        "queue_size": 2048,
+        "dropped": 0,
         "reload_problem": None,
+        "time_source": "synchronized",
+        "now": 100.0,
     }
     return Snapshot(**(fine | more))
 
@@ -70,11 +98,13 @@ def test_what_is_wrong_comes_first() -> None:
         oldest=7200.4,
         queue_trouble="the disk is full",
         reload_problem="edge-agent.toml:3: [source].rate: expected a number",
+        time_source="unverified",
     )
     assert status_line(now) == (
         "the worker died and is started again (killed by SIGABRT); source trouble: unplugged; "
         "degraded: no Edge TPU is plugged in; events are not sent: pubsub://p/t cannot be reached; "
         "queue: the disk is full; reload refused: edge-agent.toml:3: [source].rate: expected a number; "
+        "the clock is not set yet; "
         "vibration v1.3 on cpu, 10.0/s, normal; 4711 events wait, the oldest for 2h"
     )
 
@@ -109,3 +139,125 @@ def test_samples_that_all_fail_are_told_of() -> None:
 def test_events_that_are_offline_wait_however_young_they_are() -> None:
     now = snapshot(sender=SenderState("needs_person", "no permission", 0.0, 0, 0, 1), waiting=3, oldest=0.2)
     assert status_line(now).endswith("3 events wait, the oldest for 0s")
+
+
+# ------------------------------------------------------------------------------------------ problems
+
+
+def test_problems_come_in_the_order_in_which_they_matter() -> None:
+    everything = snapshot(
+        model=model(refusal="v2 waits: the device is gone"),
+        worker=WorkerStatus(
+            state="restarting", source="ended: all was read", last_death="killed by SIGKILL", failure="64 values"
+        ),
+        sender=SenderState("needs_person", "no permission", 0.0, 0, 0, 1),
+        latest=event(degraded="no Edge TPU is plugged in"),
+        queue_trouble="the disk is full",
+        reload_problem="line 3",
+        time_source="unverified",
+    )
+    assert problems(everything) == [
+        "model v2 waits: the device is gone",
+        "the worker died and is started again (killed by SIGKILL)",
+        "source ended: all was read",
+        "no sample can be worked on: 64 values",
+        "degraded: no Edge TPU is plugged in",
+        "events are not sent: no permission",
+        "queue: the disk is full",
+        "reload refused: line 3",
+        "the clock is not set yet",
+    ]
+
+
+def test_without_problems_there_are_none() -> None:
+    assert problems(snapshot()) == []
+    assert problems(snapshot(latest=None)) == []
+
+
+# ------------------------------------------------------------------------------------------ the report
+
+
+def report(now: Snapshot, devices: Sequence[Device] = (), library: str | None = None) -> StatusReport:
+    return make_report(
+        now, version="0.1.0", config="/etc/edge-agent.toml", uptime=3723.4, devices=devices, library=library
+    )
+
+
+def test_the_report_holds_what_the_agent_knows() -> None:
+    now = snapshot(
+        worker=WorkerStatus(
+            state="running",
+            runtime="ai_edge_litert 2.1",
+            source="open",
+            deaths=2,
+            last_death="killed by SIGKILL",
+            samples=4000,
+            dropped=7,
+            failed=1,
+        ),
+        model=model(rejected="v1.4"),
+        sender=SenderState("sending", "slow", 40.0, 100, 1, 0),
+        latest=event(degraded="no Edge TPU is plugged in"),
+        dropped=5,
+    )
+    library = "/usr/lib/libedgetpu.so.1"
+    made = report(now, [Device("usb", "2-1", Path("/dev/x"))], library)
+    assert msgspec.to_builtins(made) == {
+        "state": "running",
+        "version": "0.1.0",
+        "config": "/etc/edge-agent.toml",
+        "summary": status_line(now),
+        "problems": problems(now),
+        "device_id": "edge-001",
+        "uptime": 3723.4,
+        "clock": "synchronized",
+        "source": {"plugin": "vibration", "state": "open"},
+        "model": {
+            "name": "vibration",
+            "version": "v1.3",
+            "last_poll": "v1.3 is the newest",
+            "next_poll": 60.0,
+            "rejected": "v1.4",
+        },
+        "accelerator": {
+            "asked": "edgetpu",
+            "used": "cpu",
+            "degraded": "no Edge TPU is plugged in",
+            "runtime": "ai_edge_litert 2.1",
+            "devices": ["usb 2-1"],
+            "library": library,
+        },
+        "results": {
+            "rate": 10.04,
+            "samples": 4000,
+            "dropped": 7,
+            "failed": 1,
+            "prediction": "normal",
+            "confidence": 0.99,
+        },
+        "queue": {"waiting": 3, "oldest": 0.2, "size": 2048, "max_size": 10**6, "dropped": 5, "trouble": None},
+        "sending": {
+            "sink": "pubsub://project/topic",
+            "state": "sending",
+            "reason": "slow",
+            "since": 60.0,
+            "sent": 100,
+        },
+        "worker": {"state": "running", "deaths": 2, "last_death": "killed by SIGKILL"},
+    }
+
+
+def test_before_the_first_result_there_is_none_to_report() -> None:
+    made = report(snapshot(latest=None, sender=SenderState("sending", "", 100.5, 0, 0, 0)))
+    assert made.accelerator is not None
+    assert (made.accelerator.used, made.accelerator.degraded) == (None, None)
+    assert made.results is not None
+    assert (made.results.prediction, made.results.confidence) == (None, None)
+    assert made.sending is not None
+    assert made.sending.since == 0.0  # and not negative, should the clocks of both be read a moment apart
+
+
+def test_the_report_crosses_the_socket_unchanged() -> None:
+    made = report(snapshot(latest=None, time_source="unverified"))
+    assert msgspec.convert(json.loads(msgspec.json.encode(made)), StatusReport) == made
+    assert "clock        not known to be set" in render(made)

@@ -32,15 +32,20 @@ class SourceFault:
     """One thing that is wrong.
 
     `path` is relative to the table [source]: empty for the table as a whole, ("plugin",) for the plugin itself.
+    `absent`: the settings may well be right, but what they name cannot be reached now.
     """
 
     path: tuple[str | int, ...]
     message: str
+    absent: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SourceCheck:
-    """What the check found. Without faults, the worker can take `options` and the class at `reference`."""
+    """What the check found.
+
+    Unless there are faults other than of something absent, the worker can take `options` and the class at `reference`.
+    """
 
     faults: list[SourceFault]
     options: dict[str, object] = dataclasses.field(default_factory=dict)
@@ -55,8 +60,8 @@ def main() -> None:
     request = json.load(sys.stdin)
     try:
         plugin = _found(request["plugin"])
-        options = _complete(plugin, request["options"], Path(request["base_dir"]))
-        found = SourceCheck([], options, plugin.reference)
+        options, absent = _complete(plugin, request["options"], Path(request["base_dir"]))
+        found = SourceCheck(absent, options, plugin.reference)
     except _Refused as refused:
         found = SourceCheck(refused.faults)
     json.dump(dataclasses.asdict(found), answer)
@@ -77,8 +82,10 @@ def _found(name: str) -> plugins.Plugin:
         raise _Refused(SourceFault(("plugin",), str(error))) from error
 
 
-def _complete(plugin: plugins.Plugin, options: dict[str, Any], base_dir: Path) -> dict[str, object]:
-    """Return all options of the plugin, checked, with absolute paths, as JSON values."""
+def _complete(
+    plugin: plugins.Plugin, options: dict[str, Any], base_dir: Path
+) -> tuple[dict[str, object], list[SourceFault]]:
+    """Return all options of the plugin, checked, with absolute paths, as JSON values; and what is absent."""
     try:
         kind = plugins.load(plugin).Options
         names = [field.name for field in dataclasses.fields(kind)]
@@ -101,8 +108,8 @@ def _complete(plugin: plugins.Plugin, options: dict[str, Any], base_dir: Path) -
     if faults:
         raise _Refused(*faults)
     resolved = _absolute(checked, base_dir)
-    _run_check(plugin.name, resolved)
-    return dict(adapter.dump_python(resolved, mode="json"))
+    absent = _run_check(plugin.name, resolved)
+    return dict(adapter.dump_python(resolved, mode="json")), absent
 
 
 def _absolute(value: Any, base_dir: Path) -> Any:
@@ -116,19 +123,21 @@ def _absolute(value: Any, base_dir: Path) -> Any:
     return value
 
 
-def _run_check(plugin: str, options: Any) -> None:
+def _run_check(plugin: str, options: Any) -> list[SourceFault]:
     """Call the options' own `check()`, if they have one; a ValueError or OSError is its verdict."""
+    from edge_agent.sources.base import describe  # noqa: PLC0415  whoever imports SourceCheck needs no sources
+
     try:
         if hasattr(options, "check"):
             options.check()
     except OSError as error:
-        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        raise _Refused(SourceFault((), text)) from error
+        return [SourceFault((), describe(error), absent=True)]
     except ValueError as error:
         raise _Refused(SourceFault((), str(error))) from error
     except Exception as error:
         message = f"the check of plugin '{plugin}' failed: {type(error).__name__}: {error}"
         raise _Refused(SourceFault(("plugin",), message)) from error
+    return []
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 VARIABLE = "environment variable "
+# How the message begins when a value that has no default is not given.
+MISSING = "is missing"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from edge_agent.settings.document import Document, read
-from edge_agent.settings.faults import Fault, NotSetUp, SettingsError
+from edge_agent.settings.faults import MISSING, Fault, NotSetUp, SettingsError
 from edge_agent.settings.lines import KeyPath
 from edge_agent.settings.schema import Settings, SourceSettings, description, keys, tables
 from edge_agent.settings.wording import explain, nearest, unknown
@@ -73,7 +73,7 @@ def _unknown(document: Document, path: KeyPath) -> str:
 
 def _missing(_document: Document, path: KeyPath) -> str:
     text = description(keys(_owner(path[:-1]))[str(path[-1])])
-    return f"is missing ({text[:1].lower()}{text[1:].rstrip('.')})"
+    return f"{MISSING} ({text[:1].lower()}{text[1:].rstrip('.')})"
 
 
 def _table(path: KeyPath) -> tuple[str, ...]:

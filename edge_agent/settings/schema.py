@@ -122,14 +122,16 @@ class InferenceSettings(Table):
 
     accelerator: Annotated[
         Literal["auto", "edgetpu", "cpu"],
-        doc("What runs the model; auto takes the Edge TPU if there is one, and else the CPU."),
+        doc(
+            "What runs the model; auto is the Edge TPU if there is one and the model is made for it, and else the CPU."
+        ),
     ] = "auto"
     device: Annotated[str, doc('Which Edge TPU to use, for instance "usb:0" or "pci:0"; empty for any.')] = ""
     task: Annotated[Literal["classification"], doc("How the model's output is read.")] = "classification"
     labels: Annotated[
         list[str] | str | None,
         Parse(_labels),
-        doc("Names of the classes in the model's order, or the path of a labels file."),
+        doc("Names of the classes in the model's order, or the path of a labels file; those of a release go before."),
     ] = None
     top_k: Annotated[Whole, Ge(1), Le(1000), doc("How many of the best classes go into each event.")] = 3
     deadline: Annotated[

@@ -5,6 +5,7 @@ inotify tells both. It does not tell what another machine writes to a network sh
 leave out in a flood, so the user of this module scans again from time to time.
 """
 
+import errno
 import os
 import re
 import threading
@@ -55,9 +56,9 @@ class Selection:
         if not path.parent.is_dir() and _WILDCARD.search(str(path.parent)):
             raise ValueError(f"{path}: only the file name may have wildcards, not the folders before it")
         if not path.parent.is_dir():
-            raise ValueError(f"{path.parent}: no such folder")
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
         if not _WILDCARD.search(path.name):
-            raise ValueError(f"{path}: no such file or folder")
+            raise FileNotFoundError(errno.ENOENT, "no such file or folder", str(path))
         return cls(path.parent, suffixes, pattern=path.name)
 
     def wants(self, name: str) -> bool:

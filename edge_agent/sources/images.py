@@ -6,6 +6,7 @@ written again is a new image. A damaged image is left out, counted and named.
 A position is a file name; going on continues with the names that sort behind it.
 """
 
+import errno
 import os
 import time
 import warnings
@@ -17,7 +18,7 @@ from typing import Annotated, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, doc
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edge_agent.records import Sample
@@ -55,18 +56,17 @@ class Images(Source):
     class Options:
         """Options in the [source] table."""
 
-        path: Path
-        rate: Annotated[float, Ge(0), Le(1000)] = 0.0
-        repeat: bool = False
-        watch: bool = True
+        path: Annotated[
+            Path, doc("A file, a folder, or a pattern for the names in a folder, such as /srv/camera/*.jpg.")
+        ]
+        rate: Annotated[float, Ge(0), Le(1000), doc("Images per second; 0: as fast as possible.")] = 0.0
+        repeat: Annotated[bool, doc("Begin again after the last one.")] = False
+        watch: Annotated[bool, doc("Take images that arrive later, too, each as soon as it is complete.")] = True
 
         def check(self) -> None:
-            """Look for the folder and for a first image. Raises ValueError."""
-            try:
-                if not self.selection().scan() and not self.watch:
-                    raise ValueError(f"{self.path}: no image there, and watch = false")
-            except OSError as error:
-                raise ValueError(describe(error)) from error
+            """Look for the folder and for a first image. Raises ValueError, or OSError where there is none now."""
+            if not self.selection().scan() and not self.watch:
+                raise FileNotFoundError(errno.ENOENT, "no image there, and watch = false", str(self.path))
 
         def selection(self) -> Selection:
             """Return what `path` means. Raises ValueError."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy.typing as npt
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, doc
 
 from edge_agent.records import Sample
 from edge_agent.sources.base import Pacer, Source, SourceEnded, SourceError, describe
@@ -26,16 +26,13 @@ class Recording(Source):
     class Options:
         """Options in the [source] table."""
 
-        path: Path
-        rate: Annotated[float, Ge(0), Le(100_000)] = 0.0
-        repeat: bool = False
+        path: Annotated[Path, doc("The file.")]
+        rate: Annotated[float, Ge(0), Le(100_000), doc("Samples per second; 0: as fast as possible.")] = 0.0
+        repeat: Annotated[bool, doc("Begin again at the end.")] = False
 
         def check(self) -> None:
-            """Try to read the first row. Raises ValueError."""
-            try:
-                open_rows(self.path).close()
-            except OSError as error:
-                raise ValueError(describe(error)) from error
+            """Try to read the first row. Raises ValueError, or OSError where there is no such file now."""
+            open_rows(self.path).close()
 
     def __init__(self, options: Options, *, pacer: Pacer | None = None) -> None:
         super().__init__(options)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, doc
 
 from edge_agent.records import Sample
 from edge_agent.settings.units import Duration
@@ -35,12 +35,14 @@ class Vibration(Source):
     class Options:
         """Options in the [source] table."""
 
-        rate: Annotated[float, Ge(0), Le(100_000)] = 10.0
-        seed: Annotated[int, Ge(0)] | None = None
-        normal: Duration = 20.0
-        warning: Duration = 10.0
-        failure: Duration = 5.0
-        values: Annotated[int, Ge(1), Le(1_000_000)] = 128
+        rate: Annotated[float, Ge(0), Le(100_000), doc("Samples per second; 0: as fast as possible.")] = 10.0
+        seed: Annotated[Annotated[int, Ge(0)] | None, doc("With a seed, each start gives the very same samples.")] = (
+            None
+        )
+        normal: Annotated[Duration, doc("How long the machine is well, in each cycle.")] = 20.0
+        warning: Annotated[Duration, doc("How long it then wears out.")] = 10.0
+        failure: Annotated[Duration, doc("How long it then fails.")] = 5.0
+        values: Annotated[int, Ge(1), Le(1_000_000), doc("How many values a sample has.")] = 128
 
         def phase_ends(self) -> list[int]:
             """Return the sample numbers at which the phases of the first cycle end."""

@@ -216,3 +216,15 @@ def test_nothing_is_lost_when_the_disk_is_full_for_a_while(folder: Path) -> None
         all_events(agent, 2000, *files)
     assert events(files[0])
     assert events(files[1])
+
+
+def test_a_source_may_come_later_than_the_agent(folder: Path) -> None:
+    (folder / "samples.npy").rename(folder / "away.npy")
+    with AgentProcess(folder, SETTINGS, WATCHED) as agent:
+        agent.wait_for("the source is not ready yet")
+        wait_for_status(agent, f"source trouble: {folder}/samples.npy: no such file or directory")
+        # Whoever reloads the settings can see to it, and is told.
+        agent.reload()
+        wait_for_status(agent, "reload refused", "samples.npy: no such file or directory")
+        (folder / "away.npy").rename(folder / "samples.npy")
+        all_events(agent, 300, folder / "events/events.jsonl")

@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from edge_agent.inference.accelerators import explain_failure, is_edgetpu_model, list_devices
+from edge_agent.inference.accelerators import (
+    GET_LIBRARY,
+    LIBRARY,
+    explain_failure,
+    find_library,
+    is_edgetpu_model,
+    list_devices,
+)
 
 
 def add_usb(root: Path, name: str, vendor: str, product: str, number: str = "7") -> Path:
@@ -46,7 +53,7 @@ def test_reasons_are_words_a_person_can_act_on(tmp_path: Path) -> None:
     assert explain_failure(failed, "pci:0", devices) == "there is no Edge TPU at 'pci:0'; there is usb 2-1"
     assert "another process may hold it" in explain_failure(failed, "usb:0", devices)
     missing = OSError("libedgetpu.so.1: cannot open shared object file: No such file or directory")
-    assert "install libedgetpu1-std" in explain_failure(missing, "", devices)
+    assert explain_failure(missing, "", devices) == f"the Edge TPU's library cannot be loaded ({missing}); {GET_LIBRARY}"
     usb = OSError("libusb-1.0.so.0: cannot open shared object file")
     assert "install the package libusb-1.0-0" in explain_failure(usb, "", devices)
 
@@ -57,6 +64,26 @@ def test_a_forbidden_device_names_the_group(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("os.access", lambda *_: False)
     reason = explain_failure(ValueError("Failed to load delegate"), "", list_devices(tmp_path))
     assert reason == f"no permission to open {node}; the user needs the group {node.group()}"
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["usr/lib/aarch64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/arm-linux-gnueabihf", "usr/lib", "usr/local/lib"],
+)
+def test_the_library_is_found_where_packages_put_it(tmp_path: Path, folder: str) -> None:
+    library = tmp_path / folder / LIBRARY
+    library.parent.mkdir(parents=True)
+    assert find_library(tmp_path) is None
+    (library.parent / "libedgetpu.so.1.0").touch()
+    library.symlink_to("libedgetpu.so.1.0")
+    assert find_library(tmp_path) == str(library)
+
+
+def test_a_library_of_ones_own_comes_before_that_of_a_package(tmp_path: Path) -> None:
+    for folder in ("usr/local/lib", "usr/lib/x86_64-linux-gnu"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / LIBRARY).touch()
+    assert find_library(tmp_path) == str(tmp_path / "usr/local/lib" / LIBRARY)
 
 
 @pytest.mark.parametrize(("content", "expected"), [(b"", False), (b"abc", False), (b"xx edgetpu-custom-op xx", True)])

@@ -124,7 +124,13 @@ def test_the_verdict_of_the_plugin_itself(check: Check) -> None:
 
 
 def test_a_file_that_the_plugin_cannot_open(check: Check, tmp_path: Path) -> None:
-    assert faults_of(check({"path": "x", "mode": "open"})) == [("", f"{tmp_path}/x: No such file or directory")]
+    found = check({"path": "x", "mode": "open"})
+    [fault] = found.faults
+    assert (fault.path, fault.message) == ((), f"{tmp_path}/x: no such file or directory")
+    # It may come later: the worker can be given all the same.
+    assert fault.absent
+    assert found.options["path"] == f"{tmp_path}/x"
+    assert found.reference
 
 
 def test_a_check_with_a_fault_of_its_own(check: Check) -> None:

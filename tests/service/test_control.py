@@ -69,7 +69,7 @@ async def serving(
     finally:
         await server.close()
         assert [task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()}] == []
-        gc.collect()  # which finds exceptions of tasks that nobody has asked for
+        gc.collect(1)  # which finds exceptions of tasks that nobody has asked for
         assert unexpected == []
 
 

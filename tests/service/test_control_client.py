@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.service import control_client
-from edge_agent.service.control_client import BadAnswer, ControlError, NoAnswer, NotRunning, ask
+from edge_agent.service.control_client import BadAnswer, CommandFailed, ControlError, NoAnswer, NotRunning, ask
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
@@ -127,6 +127,14 @@ def test_an_agent_that_ends_the_connection(path: Path, sent: bytes) -> None:
 
     with scripted(path, script), pytest.raises(NoAnswer, match="ended the connection without an answer"):
         ask(path, "status")
+
+
+def test_an_agent_that_answers_before_it_has_read(path: Path) -> None:
+    def script(connection: socket.socket) -> None:
+        connection.sendall(b'{"ok": false, "error": "too many"}\n')
+
+    with scripted(path, script), pytest.raises(CommandFailed, match=r"^too many$"):
+        ask(path, "x" * 1_000_000)  # more than the kernel takes, so that sending fails for certain
 
 
 def test_a_socket_of_another_kind(path: Path) -> None:

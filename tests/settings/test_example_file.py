@@ -12,6 +12,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from edge_agent import plugins
+from edge_agent.settings.faults import NotSetUp
 from edge_agent.settings.loading import load
 from edge_agent.settings.schema import ActionSettings, Settings, description, keys, tables
 from edge_agent.settings.units import parse_duration
@@ -71,6 +72,20 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return ... if field.default is dataclasses.MISSING else field.default
+
+
+def test_the_installed_file_as_it_is_only_waits_for_what_is_missing() -> None:
+    with pytest.raises(NotSetUp) as caught:
+        load(FILE, {})
+    assert caught.value.missing == ["[source].plugin", "[model].url", "[telemetry].sink"]
+
+
+def test_the_three_lines_that_it_asks_for_are_enough(settings_file: Callable[[str], Path]) -> None:
+    text = FILE.read_text(encoding="utf-8")
+    for key in ("plugin", "url", "sink"):
+        text, count = re.subn(rf"^# (?={key} = )", "", text, flags=re.MULTILINE)
+        assert count == 1
+    assert load(settings_file(text), {}).source.plugin == "vibration"
 
 
 def test_the_installed_file_asks_for_the_three_values_that_are_needed(

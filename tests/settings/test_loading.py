@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.settings.faults import SettingsError
+from edge_agent.settings.faults import NotSetUp, SettingsError
 from edge_agent.settings.loading import load
 from edge_agent.settings.location import Destination, Location
 from edge_agent.settings.schema import When
@@ -287,6 +287,26 @@ def test_syntax_errors(faults: Faults, text: str, message: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------ values that are wrong
+
+
+def test_what_is_missing_is_told_apart_from_what_is_wrong(settings_file: Write, complete: str) -> None:
+    without_url = complete.replace('url = "model.tflite"', "")
+    with pytest.raises(NotSetUp) as caught:
+        load(settings_file(without_url), {})
+    assert caught.value.missing == ["[model].url"]
+    for wrong in ("[log]\nlevel = 5\n", "[xyz]\n", '[[actions]]\nname = "a"\nwhen = { label = "b" }\n'):
+        with pytest.raises(SettingsError) as caught_too:
+            load(settings_file(without_url + wrong), {})
+        assert not isinstance(caught_too.value, NotSetUp)
+    with pytest.raises(SettingsError) as caught_too:
+        load(settings_file(without_url), {"EDGE_AGENT_LOG_LEVEL": "debug"})
+    assert not isinstance(caught_too.value, NotSetUp)
+
+
+def test_a_missing_action_line_alone_is_a_fault(settings_file: Write, complete: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(settings_file(complete + '[[actions]]\nname = "a"\nwhen = { label = "b" }\n'), {})
+    assert not isinstance(caught.value, NotSetUp)
 
 
 def test_an_empty_file_tells_what_is_needed(faults: Faults) -> None:

@@ -14,7 +14,7 @@ from watchdog.observers.inotify import InotifyObserver
 
 from edge_agent.records import Sample
 from edge_agent.sources import folder as folder_module
-from edge_agent.sources.base import Pacer, Source, SourceEnded, SourceError, build
+from edge_agent.sources.base import Pacer, Source, SourceEnded, SourceError, build, describe
 from edge_agent.sources.folder import Arrivals
 from edge_agent.sources.images import SCAN_INTERVAL, Images
 
@@ -265,9 +265,10 @@ def test_damaged_images_do_not_hold_up_the_reader(tmp_path: Path, clock: Clock) 
     ],
 )
 def test_a_path_that_leads_nowhere(path: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r".") as fault:
+    with pytest.raises((FileNotFoundError, ValueError)) as fault:
         Images.Options(path=tmp_path / path).check()
-    assert str(fault.value) == message.format(tmp_path)
+    told = describe(fault.value) if isinstance(fault.value, OSError) else str(fault.value)
+    assert told == message.format(tmp_path)
     with pytest.raises(SourceError) as caught:
         images(tmp_path / path)
     assert caught.value.reason == message.format(tmp_path)
@@ -277,7 +278,7 @@ def test_a_path_that_leads_nowhere(path: str, message: str, tmp_path: Path) -> N
 def test_check(tmp_path: Path) -> None:
     Images.Options(path=tmp_path).check()
     Images.Options(path=tmp_path / "*.jpg").check()
-    with pytest.raises(ValueError, match=r"/\*\.jpg: no image there, and watch = false$"):
+    with pytest.raises(FileNotFoundError, match=r"no image there, and watch = false"):
         Images.Options(path=tmp_path / "*.jpg", watch=False).check()
     picture(tmp_path / "a.jpg")
     Images.Options(path=tmp_path / "*.jpg", watch=False).check()

@@ -1,11 +1,18 @@
-"""Fresh clones, and the Pythons to try them with."""
+"""Fresh clones, the Pythons to try them with, and Debian systems to install the package in."""
 
+import functools
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from edge_agent import __version__
+from tests.system.machine import Machine
+from tests.system.roots import DISTRIBUTIONS, base_tree, why_not
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = ("3.11", "3.13")
@@ -41,3 +48,46 @@ def clone(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
     """A fresh clone of what is committed, and a Python to use it with."""
     python = find_python(request.param)
     return fresh_clone(tmp_path), python
+
+
+@pytest.fixture(scope="session")
+def base_trees() -> Iterator[Callable[[str], Path]]:
+    """A function that returns the base tree of a distribution; see roots.py. Skips where nothing can be booted."""
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with ExitStack() as stack:
+        yield functools.cache(lambda distribution: stack.enter_context(base_tree(distribution)))
+
+
+@pytest.fixture(params=DISTRIBUTIONS)
+def distribution(request: pytest.FixtureRequest) -> str:
+    """Each distribution that the package is for, in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def machine(base_trees: Callable[[str], Path], distribution: str, tmp_path: Path) -> Iterator[Machine]:
+    """A machine that has booted, without the package."""
+    with Machine(base_trees(distribution), tmp_path / "machine") as machine:
+        yield machine
+
+
+@pytest.fixture(scope="session")
+def debs() -> Callable[[str], Path]:
+    """A function that builds the package for a distribution, once, and returns the file."""
+    return functools.cache(build_deb)
+
+
+@pytest.fixture
+def deb(debs: Callable[[str], Path], distribution: str) -> Path:
+    """The package for the distribution of `machine`."""
+    return debs(distribution)
+
+
+def build_deb(distribution: str) -> Path:
+    """Build the package for amd64 machines as a developer does."""
+    make = ["make", "--silent", "deb", f"DIST={distribution}", "ARCH=amd64"]
+    done = subprocess.run(make, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-10000:]
+    return ROOT / f"build/deb/edge-agent_{__version__}~{distribution}_amd64.deb"

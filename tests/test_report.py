@@ -1,0 +1,166 @@
+"""The text of `edge-agent status`."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from edge_agent.report import (
+    AcceleratorReport,
+    ModelReport,
+    QueueReport,
+    ResultsReport,
+    SendingReport,
+    SourceReport,
+    StatusReport,
+    WorkerReport,
+    render,
+)
+
+FULL = StatusReport(
+    state="running",
+    version="0.1.0",
+    config="/etc/edge-agent.toml",
+    summary="the worker died; vibration v1.3 on cpu, 10.0/s, normal; 4711 events wait",
+    problems=["the worker died and is started again (killed by SIGKILL)", "the clock is not set yet"],
+    device_id="edge-001",
+    uptime=3723.4,
+    clock="unverified",
+    source=SourceReport(plugin="vibration", state="trouble: unplugged"),
+    model=ModelReport(
+        name="vibration", version="v1.3", last_poll="v1.4 was rejected: is no model", next_poll=59.6, rejected="v1.4"
+    ),
+    accelerator=AcceleratorReport(
+        asked="edgetpu",
+        used="cpu",
+        degraded="no Edge TPU is plugged in",
+        runtime="ai_edge_litert 2.1",
+        devices=["pci apex_0", "usb 2-1"],
+        library="/usr/lib/libedgetpu.so.1",
+    ),
+    results=ResultsReport(rate=10.04, samples=4000, dropped=7, failed=2, prediction="normal", confidence=0.994),
+    queue=QueueReport(
+        waiting=4711, oldest=7200.4, size=1_234_567, max_size=256_000_000, dropped=5, trouble="the disk is full"
+    ),
+    sending=SendingReport(
+        sink="pubsub://project/topic", state="needs_person", reason="no permission", since=61.2, sent=100
+    ),
+    worker=WorkerReport(state="restarting", deaths=3, last_death="killed by SIGKILL"),
+)
+
+TEXT = """\
+edge-agent   0.1.0, device edge-001, running for 1h2m3s
+problem      the worker died and is started again (killed by SIGKILL)
+problem      the clock is not set yet
+settings     /etc/edge-agent.toml
+source       vibration: trouble: unplugged
+model        vibration v1.3; v1.4 was rejected: is no model; next look in 1m; rejected: v1.4
+accelerator  cpu (edgetpu was asked for); ai_edge_litert 2.1; Edge TPU: pci apex_0, usb 2-1; /usr/lib/libedgetpu.so.1
+results      10.0/s; now normal (0.99); 4000 since the start; 7 samples dropped as the model is too slow; 2 samples failed
+queue        4711 events wait, the oldest for 2h; 1.23 MB of 256 MB; 5 events dropped; the disk is full
+sending      pubsub://project/topic: needs person for 1m1s; no permission; 100 events sent since the start
+worker       restarting; died 3 times since the start, the last time: killed by SIGKILL
+clock        not known to be set; events say so in time_source
+"""  # noqa: E501
+
+
+def changed(part: str, **changes: Any) -> StatusReport:
+    """The full report with something changed in one part of it."""
+    inner = msgspec.structs.replace(getattr(FULL, part), **changes)
+    return msgspec.structs.replace(FULL, **{part: inner})
+
+
+def line(report: StatusReport, name: str) -> str:
+    """What stands behind this name in the text."""
+    [found] = [text for text in render(report).splitlines() if text.startswith(f"{name} ")]
+    return found.removeprefix(name).strip()
+
+
+def test_a_full_report() -> None:
+    assert render(FULL) == TEXT
+
+
+def test_every_part_of_the_report_has_its_line() -> None:
+    # A part that is added has to be rendered, too.
+    without_line = {"state", "version", "summary", "device_id", "uptime"}
+    names = {"config": "settings", "problems": "problem"}
+    expected = {names.get(name, name) for name in FULL.__struct_fields__ if name not in without_line}
+    assert {text.split()[0] for text in render(FULL).splitlines()} == expected | {"edge-agent"}
+
+
+def test_an_idle_report_has_no_parts() -> None:
+    idle = StatusReport(state="idle", version="0.1.0", config="/etc/x.toml", summary="", problems=["not set up yet"])
+    assert render(idle) == "edge-agent   0.1.0, idle\nproblem      not set up yet\nsettings     /etc/x.toml\n"
+
+
+def test_texts_from_outside_cannot_drive_the_terminal() -> None:
+    evil = "\x1b[2J\r\nworker       fine\x07\x9b31m\u202e\udce9"
+    report = msgspec.structs.replace(FULL, problems=[evil], config=evil, device_id=evil)
+    text = render(report)
+    assert len(text.splitlines()) == len(TEXT.splitlines()) - 1
+    assert all(char.isprintable() or char == "\n" for char in text)
+    assert "  [2J  worker       fine  31m" in text
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "expected"),
+    [
+        (
+            "model",
+            {"version": None, "last_poll": "not asked yet", "next_poll": None, "rejected": None},
+            "vibration: none yet; not asked yet",
+        ),
+        (
+            "model",
+            {"next_poll": 0.2, "rejected": None},
+            "vibration v1.3; v1.4 was rejected: is no model; next look in 0s",
+        ),
+        (
+            "accelerator",
+            {"used": None, "runtime": "", "devices": [], "library": None},
+            "none yet (edgetpu was asked for); Edge TPU: none is plugged in; no libedgetpu",
+        ),
+        (
+            "results",
+            {"rate": 0.0, "samples": 0, "dropped": 0, "failed": 0, "prediction": None, "confidence": None},
+            "0.0/s; 0 since the start",
+        ),
+        (
+            "results",
+            {"dropped": 1, "failed": 1},
+            (
+                "10.0/s; now normal (0.99); 4000 since the start; "
+                "1 sample dropped as the model is too slow; 1 sample failed"
+            ),
+        ),
+        ("queue", {"waiting": 0, "size": 0, "dropped": 0, "trouble": None}, "empty; 0 B of 256 MB"),
+        (
+            "queue",
+            {"waiting": 1, "oldest": 0.4, "size": 999, "dropped": 1, "trouble": None},
+            "1 event waits, the oldest for 0s; 999 B of 256 MB; 1 event dropped",
+        ),
+        ("queue", {"waiting": 0, "max_size": 3e9, "dropped": 0, "trouble": None}, "empty; 1.23 MB of 3 GB"),
+        (
+            "queue",
+            {"waiting": 0, "size": 999_999, "max_size": 999_499, "dropped": 0, "trouble": None},
+            "empty; 1 MB of 999 kB",
+        ),
+        (
+            "sending",
+            {"state": "sending", "reason": "", "since": 0.0, "sent": 1},
+            "pubsub://project/topic: sending for 0s; 1 event sent since the start",
+        ),
+        (
+            "worker",
+            {"deaths": 1},
+            "restarting; died 1 time since the start, the last time: killed by SIGKILL",
+        ),
+        ("worker", {"state": "running", "deaths": 0, "last_death": ""}, "running"),
+    ],
+)
+def test_what_is_not_there_is_left_out(part: str, changes: dict[str, Any], expected: str) -> None:
+    assert line(changed(part, **changes), part) == expected
+
+
+def test_a_clock_that_is_set() -> None:
+    assert line(msgspec.structs.replace(FULL, clock="synchronized"), "clock") == "set"

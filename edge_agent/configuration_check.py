@@ -40,15 +40,16 @@ async def check_configuration(path: Path, environ: Mapping[str, str] = os.enviro
     except SettingsError as error:
         faults += error.faults
     source = await _check_source(document)
-    absent = all(fault.absent for fault in source.faults)
-    faults += [] if absent else source_faults(document, source)
+    found = source_faults(document, source)
+    absent = found if all(fault.absent for fault in source.faults) else []
+    faults += [] if absent else found
     labels = _read_labels(document, faults)
     if incomplete is not None and not faults:
         raise incomplete
     if faults or settings is None:
-        raise SettingsError(faults + (incomplete.faults if incomplete else []))
+        raise SettingsError(faults + absent + (incomplete.faults if incomplete else []))
     settings = replace(settings, source=replace(settings.source, options=source.options))
-    return Answer(source_faults(document, source), Configuration(settings, source.reference, labels))
+    return Answer(absent, Configuration(settings, source.reference, labels))
 
 
 async def _check_source(document: Document) -> SourceCheck:

@@ -8,6 +8,7 @@
 It runs with Debian's own Python and a PATH of Debian's own programs, whatever else is installed.
 """
 
+import fcntl
 import os
 import re
 import subprocess
@@ -39,7 +40,10 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"unknown: {' '.join(unknown)}; known are {' '.join([*PYTHONS, *PLATFORMS])}\n")
         return os.EX_USAGE
     os.umask(0o022)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
     try:
+        lock = os.open(OUTPUT, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the end of the process: two builds would get in each other's way
         prepare()
         for distribution in distributions:
             for architecture in architectures:

@@ -16,7 +16,6 @@ UNUSED = {
         "ai_edge_litert/libLiteRtWebGpuAccelerator.so",
         "ai_edge_litert/tflite",
         "ai_edge_litert/tools",
-        "ai_edge_litert/vendors",
     ],
     "distributions that only those, and the making of C extensions, need": [
         "backports",
@@ -64,8 +63,8 @@ UNUSED = {
     ],
     "programs": ["bin"],
 }
-# NumPy for Python 3.12 and later does not have it any more.
-PERHAPS = ("numpy/distutils",)
+# Not there for each processor, and for Python 3.12 and later.
+PERHAPS = ("ai_edge_litert/vendors", "numpy/distutils")
 
 
 def main(site: Path) -> int:

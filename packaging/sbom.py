@@ -215,30 +215,57 @@ class Bundled:
                 return SPELLINGS[text.lower()]
         raise SbomError(f"{self.name} {self.version}: unclear licence; read its licence file, and add it to CONCLUDED")
 
+    def lacks_module(self, name: str) -> bool:
+        """Tell whether `name` is an extension module ("PIL._avif") that came with the wheel and was removed."""
+        pattern = re.compile(re.escape(name.replace(".", "/")) + r"\.[^/]*\.?so$")
+        paths = [path for path in self._record if pattern.match(path)]
+        return bool(paths) and not any(map(self._exists, paths))
+
+    def _exists(self, path: str) -> bool:
+        return Path(str(self._distribution.locate_file(path))).exists()
+
     def library_files(self) -> Iterator[Component]:
         """Describe the files of the folder `*.libs` that are still there."""
         for path, digest in sorted(self._record.items()):
-            if re.match(r"[^/]+\.libs/", path) and Path(str(self._distribution.locate_file(path))).exists():
+            if re.match(r"[^/]+\.libs/", path) and self._exists(path):
                 hashes = [{"alg": "SHA-256", "content": _hexadecimal(digest)}]
                 yield {"type": "file", "bom-ref": f"{self.ref}#{path}", "name": path, "hashes": hashes}
 
 
 def declared_libraries(one: Bundled, edges: Graph) -> Iterator[Component]:
-    """Yield what the wheel's own bills of materials say is in it, and add to `edges` who needs whom among that."""
+    """Yield what the wheel's own bills of materials say is in it, and add to `edges` who needs whom among that.
+
+    What only removed extension modules need is not in the folder either, and is left out with them.
+    """
     within: Graph = {one.ref: set()}
+    found: dict[str, Component] = {}
     for bom in one.own_boms:
         refs = _refs(one, bom)
         for component in bom.get("components", []):
-            ref = refs.get(_name_within(component))
-            if ref is not None and ref not in within:
-                within[ref] = set()
-                yield {key: component[key] for key in KEPT if key in component} | {"bom-ref": ref}
+            ref = refs.get(_name_within(component), one.ref)
+            found.setdefault(ref, component)
+            within.setdefault(ref, set())
         for entry in bom.get("dependencies", []):
             if entry["ref"] in refs:
                 within[refs[entry["ref"]]] |= {refs[needed] for needed in entry.get("dependsOn", []) if needed in refs}
     within[one.ref] |= within.keys() - set().union(*within.values())
-    for ref, needed in within.items():
-        edges.setdefault(ref, set()).update(needed - {ref})
+    removed = {ref for ref, component in found.items() if one.lacks_module(component["name"])}
+    present = _reachable(one.ref, within, removed)
+    for ref in sorted(present):
+        edges.setdefault(ref, set()).update(within[ref] & present - {ref})
+        if ref != one.ref:
+            yield {key: found[ref][key] for key in KEPT if key in found[ref]} | {"bom-ref": ref}
+
+
+def _reachable(start: str, graph: Graph, removed: set[str]) -> set[str]:
+    seen: set[str] = set()
+    todo = [start]
+    while todo:
+        ref = todo.pop()
+        if ref not in seen and ref not in removed:
+            seen.add(ref)
+            todo += graph[ref]
+    return seen
 
 
 def _refs(one: Bundled, bom: Mapping[str, Any]) -> dict[str, str]:

@@ -90,12 +90,11 @@ class AgentProcess:
     def start(self) -> None:
         """Start the agent; a second start goes on with the state of the first, and hears only what the second says."""
         self.lines, self.notices = [], []
-        self.runtime.mkdir(exist_ok=True)
         address = self._folder / "notify"
         address.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(address))
-        environ = {**os.environ, **self._notified(address), **self._environ}
+        environ = {**os.environ, **self._service_environment(address), **self._environ}
         self.process = subprocess.Popen(
             [*self._launcher, *self._arguments()],
             stdout=subprocess.DEVNULL,
@@ -117,7 +116,8 @@ class AgentProcess:
     def _arguments(self) -> list[str]:
         return ["run", "--config", str(self.config), "--state-dir", str(self._folder / "state")]
 
-    def _notified(self, address: Path) -> dict[str, str]:
+    def _service_environment(self, address: Path) -> dict[str, str]:
+        self.runtime.mkdir(exist_ok=True)
         return {"RUNTIME_DIRECTORY": str(self.runtime), "NOTIFY_SOCKET": str(address)}
 
     def _read_log(self) -> None:
@@ -243,6 +243,11 @@ class DemoProcess(AgentProcess):
         self._kept = kept
         super().__init__(folder, "", environ, launcher=launcher)
 
+    def start(self) -> None:
+        """Start the demo, and wait until it has a folder."""
+        super().start()
+        self.wait_for("settings are in")
+
     @property
     def runtime(self) -> Path:
         """The folder of the demo's state, in which the control socket is."""
@@ -254,5 +259,5 @@ class DemoProcess(AgentProcess):
     def _arguments(self) -> list[str]:
         return ["demo"] if self._kept is None else ["demo", "--state-dir", str(self._kept)]
 
-    def _notified(self, address: Path) -> dict[str, str]:
+    def _service_environment(self, address: Path) -> dict[str, str]:
         return {}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.configuration import Configuration, load_configuration
+from edge_agent.configuration import CHECK_DEADLINE, Configuration, load_configuration
 from edge_agent.settings.faults import NotSetUp, SettingsError
 from edge_agent.settings.loading import load
 from tests.settings.distributions import install
@@ -122,6 +122,36 @@ def test_a_file_with_a_name_that_is_no_text(tmp_path: Path) -> None:
     ]
 
 
+# ------------------------------------------------------------------------------------------ a source out of reach
+
+
+ABSENT = LEAST.replace('"vibration"', '"recording"\npath = "none.csv"')
+ABSENT_TOLD = "x.toml:1: [source]: none.csv: no such file or directory"
+
+
+def test_a_source_out_of_reach_is_a_fault_only_if_it_has_to_be_there(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    assert checked(file, ABSENT) == [ABSENT_TOLD]
+    loaded = asyncio.run(load_configuration(file, {}, source_must_be_there=False))
+    assert loaded.source == "edge_agent.sources.recording:Recording"
+    assert loaded.settings.source.options["path"] == f"{tmp_path}/none.csv"
+
+
+def test_a_wrong_setting_is_a_fault_even_if_the_source_need_not_be_there(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    for wrong in (LEAST.replace('"vibration"', '"vibration"\nrate = "x"'), ABSENT + "[log]\nlevel = 5\n"):
+        file.write_text(wrong)
+        with pytest.raises(SettingsError):
+            asyncio.run(load_configuration(file, {}, source_must_be_there=False))
+
+
+def test_a_source_out_of_reach_is_told_among_the_other_faults(tmp_path: Path) -> None:
+    assert checked(tmp_path / "x.toml", ABSENT + "[log]\nlevel = 5\n") == [
+        ABSENT_TOLD,
+        'x.toml:9: [log].level: expected "debug", "info", "warning" or "error", not 5',
+    ]
+
+
 # ------------------------------------------------------------------------------------------ what is not set up yet
 
 
@@ -173,7 +203,7 @@ def test_the_environment_may_give_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ('[log]\nlevel = "loud"\n', 'x.toml:2: [log].level: expected "debug", "info", "warning" or "error", not "loud"'),
+        ("[log]\nformat = 5\n", 'x.toml:2: [log].format: expected "auto", "console" or "journal", not 5'),
         ("[telemetri]\n", "x.toml:1: [telemetri]: unknown table (did you mean 'telemetry'?)"),
         ('[source]\nplugin = "vibratoin"\n', "x.toml:2: [source].plugin: no such plugin (did you mean 'vibration'?)"),
         ('[source]\nplugin = "vibration"\nrate = "x"\n', 'x.toml:3: [source].rate: expected a number, not "x"'),
@@ -209,12 +239,12 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
     (tmp_path / "site-packages").mkdir()
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site-packages'}:{ROOT}")
 
-    def run(code: str, **limits: float) -> list[str]:
+    def run(code: str, timeout: float = CHECK_DEADLINE) -> list[str]:
         file = tmp_path / "x.toml"
         file.write_text(LEAST)
         (tmp_path / "site-packages" / "pydantic_settings.py").write_text(code)
         with pytest.raises(SettingsError) as caught:
-            asyncio.run(load_configuration(file, {}, **limits))
+            asyncio.run(load_configuration(file, {}, timeout=timeout))
         return str(caught.value).replace(f"{tmp_path}/", "").splitlines()
 
     return run

@@ -124,7 +124,7 @@ def test_a_reload_that_is_cut_off_is_done_by_whoever_is_at_work_next(tmp_path: P
             await ended(idle)
             rig.go.set()
             agent = rig.serve()
-            assert await asyncio.gather(first, second) == [["2: first"], ["2: first"]]
+            assert [await first, await second] == [["2: first"], ["2: first"]]
             await ended(agent)
 
     asyncio.run(run())

@@ -78,7 +78,7 @@ def settings(path: Path) -> Iterator[str]:
     except OSError as error:
         yield f"cannot be read: {error.strerror}"
     else:
-        yield from table(document, "") if document else ["nothing is set"]
+        yield from list(table(document, "")) or ["nothing is set"]
 
 
 def place(error: tomllib.TOMLDecodeError) -> str:

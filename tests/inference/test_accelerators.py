@@ -53,7 +53,8 @@ def test_reasons_are_words_a_person_can_act_on(tmp_path: Path) -> None:
     assert explain_failure(failed, "pci:0", devices) == "there is no Edge TPU at 'pci:0'; there is usb 2-1"
     assert "another process may hold it" in explain_failure(failed, "usb:0", devices)
     missing = OSError("libedgetpu.so.1: cannot open shared object file: No such file or directory")
-    assert explain_failure(missing, "", devices) == f"the Edge TPU's library cannot be loaded ({missing}); {GET_LIBRARY}"
+    told = explain_failure(missing, "", devices)
+    assert told == f"the Edge TPU's library cannot be loaded ({missing}); {GET_LIBRARY}"
     usb = OSError("libusb-1.0.so.0: cannot open shared object file")
     assert "install the package libusb-1.0-0" in explain_failure(usb, "", devices)
 
@@ -68,7 +69,13 @@ def test_a_forbidden_device_names_the_group(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     "folder",
-    ["usr/lib/aarch64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/arm-linux-gnueabihf", "usr/lib", "usr/local/lib"],
+    [
+        "usr/lib/aarch64-linux-gnu",
+        "usr/lib/x86_64-linux-gnu",
+        "usr/lib/arm-linux-gnueabihf",
+        "usr/lib",
+        "usr/local/lib",
+    ],
 )
 def test_the_library_is_found_where_packages_put_it(tmp_path: Path, folder: str) -> None:
     library = tmp_path / folder / LIBRARY

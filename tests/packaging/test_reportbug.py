@@ -192,7 +192,7 @@ def test_nothing_is_shown_where_secrets_cannot_be_recognised(run: Run, programs:
     [
         (f'[model]\nurl = "{PASSWORD}\n', r"not TOML: \(at line \d+, column \d+\)"),
         (f'[model]\n"{PASSWORD}" = 1\n"{PASSWORD}" = 2\n', r"not TOML: \(at line \d+, column \d+\)"),
-        ("", "nothing is set"),
+        ((ROOT / "config/edge-agent.toml").read_bytes(), "nothing is set"),
         (b"\xff", "cannot be read: not UTF-8"),
         (None, "cannot be read: No such file or directory"),
     ],

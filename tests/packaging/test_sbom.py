@@ -2,14 +2,14 @@
 
 import base64
 import hashlib
-import importlib.metadata
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.licenses import canonicalize_license_expression
 from packaging.markers import Marker
+from packaging.utils import canonicalize_name
 
 from packaging.requirements import Requirement
 
@@ -48,25 +49,15 @@ def write(tmp_path: Path) -> Write:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the metadata and the `*.libs` of what the package bundles, as installed here."""
+def installed(bundled: list[Distribution], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with what the package bundles, as installed here."""
     site = tmp_path_factory.mktemp("site")
-    for name in ["edge-agent", *pinned()]:
-        folder = Path(str(importlib.metadata.distribution(name).locate_file("")))
-        files = importlib.metadata.distribution(name).files or []
-        for top in {file.parts[0] for file in files if file.parts[0].endswith((".dist-info", ".libs"))}:
-            copy = shutil.copytree if top.endswith(".dist-info") else os.symlink
-            copy(folder / top, site / top)
+    for one in [distribution("edge-agent"), *bundled]:
+        folder = Path(str(one.locate_file("")))
+        for top in {file.parts[0] for file in one.files or []} - {".."}:
+            if not (site / top).exists():
+                (site / top).symlink_to(folder / top)
     return site
-
-
-def pinned() -> Iterator[str]:
-    """Yield the distributions that the lock file asks for here."""
-    for line in (ROOT / "packaging/requirements/runtime.txt").read_text().splitlines():
-        if re.match(r"[a-z]", line):
-            requirement = Requirement(line.rstrip("\\ "))
-            if requirement.marker is None or requirement.marker.evaluate():
-                yield requirement.name
 
 
 def wheel(
@@ -125,10 +116,12 @@ def test_bill_of_what_is_installed_follows_the_schema_of_cyclonedx(installed: Pa
     assert [str(error) for error in errors or []] == []
 
 
-def test_every_pinned_distribution_is_there_with_version_licence_and_a_user(installed: Path, write: Write) -> None:
+def test_every_pinned_distribution_is_there_with_version_licence_and_a_user(
+    bundled: list[Distribution], installed: Path, write: Write
+) -> None:
     bom = write(installed)
 
-    expected = {f"pkg:pypi/{name}@{importlib.metadata.version(name)}" for name in pinned()}
+    expected = {f"pkg:pypi/{canonicalize_name(one.name)}@{one.version}" for one in bundled}
     assert {one["purl"] for one in bom["components"]} == expected
     assert expected <= reachable(bom)
     for one in bom["components"]:
@@ -151,17 +144,16 @@ def test_libraries_inside_wheels_are_named_as_the_wheels_declare_them(installed:
 
 def test_pillows_wheel_has_no_libimagequant_as_the_bill_says() -> None:
     """Its licence would be GPL-3. Pillow's own bill of materials offers it to whoever builds Pillow."""
-    files = importlib.metadata.distribution("pillow").files or []
+    files = distribution("pillow").files or []
     native = [Path(str(file.locate())) for file in files if re.search(r"\.so(\.|$)", file.name)]
 
     assert native
     assert not [path for path in native if b"liq_image_quantize" in path.read_bytes()]
 
 
-def test_markers_are_read_as_packaging_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "packaging"))
-    sbom: Any = importlib.import_module("sbom")
-    requirements = [text for one in importlib.metadata.distributions() for text in one.requires or []]
+def test_markers_are_read_as_packaging_reads_them(script: Any) -> None:
+    sbom = script("sbom")
+    requirements = [text for one in distributions() for text in one.requires or []]
     markers = {'python_version >= "3.9"', '"3.9" < python_full_version', 'python_full_version == "3.11"'}
     markers |= {str(found) for text in requirements if (found := Requirement(text).marker)}
     assert len(markers) > 100
@@ -250,7 +242,7 @@ def test_own_bill_of_a_wheel_is_taken_over_with_who_needs_whom(site: Path, write
     bom = write(site)
 
     assert component(bom, "engine")["components"] == [
-        {"type": "library", "bom-ref": "pkg:pypi/engine@1#zlib@1.3", "name": "zlib", "version": "1.3"},
+        {"type": "library", "bom-ref": "pkg:pypi/engine@1#alone", "name": "alone"},
         {
             "type": "library",
             "bom-ref": "pkg:pypi/engine@1#tls@4",
@@ -258,11 +250,29 @@ def test_own_bill_of_a_wheel_is_taken_over_with_who_needs_whom(site: Path, write
             "version": "4",
             "licenses": [{"expression": "MIT"}],
         },
-        {"type": "library", "bom-ref": "pkg:pypi/engine@1#alone", "name": "alone"},
+        {"type": "library", "bom-ref": "pkg:pypi/engine@1#zlib@1.3", "name": "zlib", "version": "1.3"},
     ]
     assert needs(bom, "pkg:pypi/engine@1") == ["pkg:pypi/engine@1#alone", "pkg:pypi/engine@1#tls@4"]
     assert needs(bom, "pkg:pypi/engine@1#tls@4") == ["pkg:pypi/engine@1#zlib@1.3"]
     assert bom["compositions"] == [{"aggregate": "unknown", "assemblies": ["pkg:pypi/silent@1"]}]
+
+
+def test_what_only_removed_extension_modules_need_is_left_out(site: Path, write: Write) -> None:
+    own = {
+        "bomFormat": "CycloneDX",
+        "components": [
+            {"type": "library", "bom-ref": name, "name": name} for name in ("engine.a", "engine.b", "x", "y")
+        ],
+        "dependencies": [{"ref": "engine.a", "dependsOn": ["x"]}, {"ref": "engine.b", "dependsOn": ["x", "y"]}],
+    }
+    files = {"engine-1.dist-info/sboms/own.json": json.dumps(own), "engine/a.cpython-311.so": "", "engine/b.so": ""}
+    wheel(site, "engine", "License-Expression: MIT", tag="cp311-cp311-linux", files=files)
+    (site / "engine/b.so").unlink()
+
+    bom = write(site)
+
+    assert [one["name"] for one in component(bom, "engine")["components"]] == ["engine.a", "x"]
+    assert needs(bom, "pkg:pypi/engine@1") == ["pkg:pypi/engine@1#engine.a"]
 
 
 def test_library_file_that_was_removed_is_not_listed(site: Path, write: Write) -> None:

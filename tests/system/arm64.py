@@ -197,11 +197,11 @@ class Arm64:
         home.mkdir(parents=True)
         os.chown(home, USER_ID, USER_ID)
 
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, check: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run a command as root. Fails with its output when it fails, unless `check` is false."""
         done = subprocess.run(
             [*self._enter(0), *command],
-            env=_ENVIRONMENT | {"HOME": "/root"},
+            env=_ENVIRONMENT | {"HOME": "/root"} | environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -1,6 +1,7 @@
 """Fresh clones, the Pythons to try them with, and Debian systems to install the package in."""
 
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def distribution(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def machine(base_trees: Callable[[str], Path], distribution: str, tmp_path: Path) -> Iterator[Machine]:
     """A machine that has booted, without the package."""
-    with Machine(base_trees(distribution), tmp_path / "machine") as machine:
+    with Machine([base_trees(distribution)], tmp_path / "machine") as machine:
         yield machine
 
 
@@ -85,9 +86,34 @@ def deb(debs: Callable[[str], Path], distribution: str) -> Path:
     return debs(distribution)
 
 
+@pytest.fixture(scope="session")
+def installed_trees(
+    base_trees: Callable[[str], Path], debs: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], list[Path]]:
+    """A function that returns the trees of a distribution with the package installed."""
+
+    def install(distribution: str) -> list[Path]:
+        base = base_trees(distribution)
+        with Machine([base], tmp_path_factory.mktemp(f"installed-{distribution}")) as machine:
+            machine.install(debs(distribution))
+            return [machine.freeze(), base]
+
+    return functools.cache(install)
+
+
+@pytest.fixture
+def installed(installed_trees: Callable[[str], list[Path]], distribution: str, tmp_path: Path) -> Iterator[Machine]:
+    """A machine that has booted with the package installed, as it came: idle."""
+    with Machine(installed_trees(distribution), tmp_path / "machine") as machine:
+        yield machine
+
+
 def build_deb(distribution: str) -> Path:
-    """Build the package for amd64 machines as a developer does."""
+    """Build the package for amd64 machines as a developer does, unless $EDGE_AGENT_DEBS is a folder that has it."""
+    name = f"edge-agent_{__version__}~{distribution}_amd64.deb"
+    if ready := os.environ.get("EDGE_AGENT_DEBS"):
+        return Path(ready) / name
     make = ["make", "--silent", "deb", f"DIST={distribution}", "ARCH=amd64"]
     done = subprocess.run(make, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert done.returncode == 0, done.stdout[-10000:]
-    return ROOT / f"build/deb/edge-agent_{__version__}~{distribution}_amd64.deb"
+    return ROOT / "build/deb" / name

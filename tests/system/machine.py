@@ -1,6 +1,6 @@
 """A Debian system that systemd really boots, in a container, for one test.
 
-    with Machine(tree, folder) as machine:
+    with Machine([tree], folder) as machine:
         machine.install(deb)
         machine.wait_until(lambda: machine.property("ActiveState") == "active", "the service is active")
 
@@ -20,7 +20,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -40,15 +40,15 @@ _ENVIRONMENT = {
     "DEBIAN_FRONTEND": "noninteractive",
     "SYSTEMD_PAGER": "",
 }
-# $1 tree, $2 folder, $3 name, $4 network namespace, then the control groups to move to.
+# $1 trees, $2 folder, $3 name, $4 network namespace, then the control groups to move to.
 _BOOT = """
 set -e
-tree=$1 folder=$2 name=$3 network=$4
+trees=$1 folder=$2 name=$3 network=$4
 shift 4
 for group; do echo $$ >"$group/cgroup.procs"; done
-mount -t overlay overlay -o "lowerdir=$tree,upperdir=$folder/upper,workdir=$folder/work" "$folder/root"
+mount -t overlay overlay -o "lowerdir=$trees,upperdir=$folder/upper,workdir=$folder/work" "$folder/root"
 exec systemd-nspawn --quiet --directory="$folder/root" --machine="$name" --register=no --keep-unit \
-    --network-namespace-path="$network" --system-call-filter=bpf --console=pipe -- /bin/sh -c "$INIT"
+    --network-namespace-path="$network" --system-call-filter="bpf @clock" --console=pipe -- /bin/sh -c "$INIT"
 """
 # PID 1: the control groups must be writable before systemd looks at them.
 _INIT = f"""
@@ -65,12 +65,15 @@ class MachineError(Exception):
 
 
 class Machine:
-    """One machine. Entering the context boots it; `tree` is read-only, everything written goes to `folder`."""
+    """One machine. Entering the context boots it.
 
-    def __init__(self, tree: Path, folder: Path) -> None:
+    `trees` are read-only and lie one upon the other, the first on top; everything written goes to `folder`.
+    """
+
+    def __init__(self, trees: Sequence[Path], folder: Path) -> None:
         self.name = f"edge-agent-test-{os.getpid()}-{next(_counter)}"
         self.network = Network()
-        self._tree = tree
+        self._trees = trees
         self._folder = folder
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._leader = 0
@@ -96,7 +99,7 @@ class Machine:
             (self._folder / part).mkdir(parents=True, exist_ok=True)
         groups = [str(group) for group in self._make_control_groups()]
         command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "slave", "sh", "-c", _BOOT]
-        arguments = [str(self._tree), str(self._folder), self.name, self.network.path, *groups]
+        arguments = [":".join(map(str, self._trees)), str(self._folder), self.name, self.network.path, *groups]
         with (self._folder / "console").open("ab") as console:
             self._nspawn = subprocess.Popen(
                 [*command, "boot", *arguments],
@@ -116,6 +119,14 @@ class Machine:
         status = self._nspawn.wait(PATIENCE)
         assert status == _REBOOT, f"the machine ended with {status} instead of rebooting:\n{self.console()}"
         self.boot()
+
+    def freeze(self) -> Path:
+        """Shut down in order and return what was written, as a tree for other machines; `close` keeps it."""
+        assert self._nspawn is not None
+        self.systemctl("poweroff")
+        status = self._nspawn.wait(PATIENCE)
+        assert status == 0, f"the machine ended with {status} instead of powering off:\n{self.console()}"
+        return (self._folder / "upper").rename(self._folder / "frozen")
 
     def crash(self) -> None:
         """Let every process of the machine end at once, as with the reset button. What the kernel holds is kept."""

@@ -55,6 +55,9 @@ def test_make_run_shows_the_whole_pipeline(clone: tuple[Path, str], demo: subpro
     seen = read_until(demo.stdout, wanted)
     assert "accelerator=cpu" in seen
     assert "events.jsonl" in seen
+    status = [clone[0] / ".venv/bin/edge-agent", "status", "--state-dir", "build/demo"]
+    told = subprocess.run(status, cwd=clone[0], capture_output=True, text=True, check=True).stdout
+    assert "device demo, running for " in told
 
     pressed = time.monotonic()
     os.killpg(demo.pid, signal.SIGINT)
@@ -62,6 +65,7 @@ def test_make_run_shows_the_whole_pipeline(clone: tuple[Path, str], demo: subpro
     demo.wait(PATIENCE)
     took = time.monotonic() - pressed
     assert "stopped" in rest
+    assert f"were written to {clone[0]}/build/demo/events.jsonl; the last result:" in rest
     assert took < CTRL_C_LIMIT, f"Ctrl-C took {took:.1f} s:\n{rest}"
 
     lines = (clone[0] / "build/demo/events.jsonl").read_text().splitlines()

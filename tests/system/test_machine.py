@@ -1,6 +1,5 @@
 """The harness itself: that it boots, enforces what it promises, and leaves nothing behind."""
 
-import os
 import socket
 import subprocess
 import threading
@@ -64,7 +63,7 @@ def test_a_small_disk_is_soon_full_and_what_is_on_it_stays(machine: Machine) -> 
 
 
 def test_machines_side_by_side_do_not_meet(base_trees: Callable[[str], Path], tmp_path: Path) -> None:
-    tree = base_trees("bookworm")
+    tree = [base_trees("bookworm")]
     with Machine(tree, tmp_path / "one") as one, Machine(tree, tmp_path / "two") as two:
         for machine in (one, two):
             machine.write("/etc/systemd/system/sleeper.service", "[Service]\nExecStart=/bin/sleep infinity\n")
@@ -80,11 +79,11 @@ def test_nothing_is_left(base_trees: Callable[[str], Path], tmp_path: Path) -> N
         processes = subprocess.run(["pgrep", "--full", name], stdout=subprocess.PIPE, text=True, check=False)
         return [*groups, *mounts, *processes.stdout.split()]
 
-    descriptors = len(os.listdir("/proc/self/fd"))
-    machine = Machine(base_trees("bookworm"), tmp_path / "machine")
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    machine = Machine([base_trees("bookworm")], tmp_path / "machine")
     with machine:
         assert traces(machine.name)
     assert traces(machine.name) == []
     assert [entry.name for entry in (tmp_path / "machine").iterdir()] == ["console"]
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     assert threading.active_count() == 1

@@ -1,0 +1,229 @@
+"""The installed service in a machine, and a Pub/Sub server in the machine's network that checks every event."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from edge_agent.report import StatusReport
+from tests.servers.pubsub import Message, PubSubServer
+from tests.system.machine import UNIT, Machine
+
+DEVICE = "edge-001"
+TOPIC = "projects/project/topics/events"
+CONFIG = "/etc/edge-agent.toml"
+MODEL = "/usr/lib/edge-agent/edge_agent/demo/vibration_classifier.tflite"
+# Each machine has a network of its own, so the emulator's usual port is always free.
+_PORT = 8085
+_EMULATOR = f"[Service]\nEnvironment=PUBSUB_EMULATOR_HOST=127.0.0.1:{_PORT}\n"
+
+_SETTINGS = """
+[device]
+id = "{device}"
+labels = {labels}
+
+[source]
+{source}
+
+[model]
+url = "{model}"
+
+[inference]
+labels = ["normal", "warning", "failure"]
+deadline = "3s"
+{inference}
+
+[telemetry]
+sink = "pubsub://project/events"
+linger = "50ms"
+{more}
+"""
+VIBRATION = """
+plugin = "vibration"
+rate = 20
+seed = 1
+normal = "2s"
+warning = "1s"
+failure = "1s"
+"""
+
+
+def settings(
+    *,
+    source: str = VIBRATION,
+    model: str = f"file://{MODEL}",
+    labels: str = '{ site = "lyon" }',
+    inference: str = "",
+    more: str = "",
+) -> str:
+    """Return settings for the vibration demo; what is given replaces or adds to a table."""
+    return _SETTINGS.format(
+        device=DEVICE, source=source, model=model, labels=labels, inference=inference, more=more
+    )
+
+
+class Events:
+    """What has arrived at the server, by event id. Two different events under one id fail the test."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.by_id: dict[str, dict[str, Any]] = {}
+        self.duplicates = 0
+        for message in messages:
+            self._add(message)
+
+    def _add(self, message: Message) -> None:
+        event = json.loads(message.data)
+        assert message.attributes["device_id"] == event["device_id"] == DEVICE
+        assert message.attributes["kind"] == event["kind"]
+        self.duplicates += event["event_id"] in self.by_id
+        known = self.by_id.setdefault(event["event_id"], event)
+        assert known == event, "two events under one id"
+
+    def __len__(self) -> int:
+        return len(self.by_id)
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs of the event ids, in order."""
+        return sorted({int(each.split("/")[1]) for each in self.by_id})
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of all events, in order; they must be of one epoch."""
+        assert len(self.epochs) <= 1, f"several epochs: {self.epochs}"
+        return sorted(int(each.rpartition("/")[2]) for each in self.by_id)
+
+    @property
+    def without_hole(self) -> bool:
+        """Whether the numbers go on from 1 and none is missing."""
+        return self.numbers == list(range(1, len(self) + 1))
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The events of a kind in the order of their ids."""
+        found = [event for event in self.by_id.values() if event["kind"] == kind]
+        return sorted(found, key=lambda event: [int(part) for part in event["event_id"].split("/")[1:]])
+
+    def health(self, component: str, state: str) -> list[dict[str, Any]]:
+        """The health events of a component that have this state."""
+        return [event for event in self.of("health") if (event["component"], event["state"]) == (component, state)]
+
+
+class Service:
+    """The service of a machine, with a Pub/Sub server that it can reach while the context lasts."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.server = PubSubServer(_PORT)
+        self.server.create_topic(TOPIC)
+
+    def __enter__(self) -> Self:
+        self.machine.configure_unit("pubsub", _EMULATOR)
+        self.serve()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.server.stop()
+
+    def serve(self) -> None:
+        """Let the Pub/Sub server be there; `server.stop()` takes it away."""
+        with self.machine.network.entered():
+            self.server.start()
+
+    # -- running it
+
+    def configure(self, text: str) -> None:
+        """Write the settings file."""
+        self.machine.write(CONFIG, text)
+
+    def start(self, text: str | None = None) -> None:
+        """Restart the service, with these settings if any are given, and wait until it is at work."""
+        if text is not None:
+            self.configure(text)
+        self.machine.systemctl("restart", UNIT)
+
+    def work(self, text: str) -> None:
+        """Restart the service with these settings, and wait until results arrive."""
+        self.start(text)
+        self.wait_for_results()
+
+    # -- what it says
+
+    def report(self) -> StatusReport:
+        """Return what `edge-agent status --json` prints."""
+        return msgspec.json.decode(self.machine.run("edge-agent", "status", "--json").stdout, type=StatusReport)
+
+    def wait_for_status(self, *texts: str) -> str:
+        """Wait until the status line has all these texts, and return it."""
+        self.machine.wait_until(
+            lambda: all(text in self.machine.status_text() for text in texts), f"status line with {texts}"
+        )
+        return self.machine.status_text()
+
+    def wait_for_journal(self, text: str, *options: str) -> None:
+        """Wait until the journal has a line of the service with this text."""
+        self.machine.wait_until(lambda: text in self.journal(*options), f"log line with {text!r}")
+
+    def journal(self, *options: str) -> str:
+        """Return the service's lines in the journal, and systemd's about it."""
+        return self.machine.journal(f"--unit={UNIT}", *options)
+
+    @property
+    def pid(self) -> int:
+        """The agent's process id."""
+        return self.machine.main_pid()
+
+    @property
+    def worker(self) -> int:
+        """The worker's process id; fails when there is not just one."""
+        workers = [pid for pid in self.machine.children(self.pid) if "inference.worker" in self._command_line(pid)]
+        assert len(workers) == 1, f"the workers: {workers}"
+        return workers[0]
+
+    def _command_line(self, pid: int) -> str:
+        return self.machine.run("cat", f"/proc/{pid}/cmdline", check=False).stdout.replace("\0", " ")
+
+    # -- what arrives
+
+    @property
+    def events(self) -> Events:
+        """What has arrived until now."""
+        return Events(self.server.messages(TOPIC))
+
+    def wait_for_events(self, condition: Callable[[Events], object], what: str) -> Events:
+        """Wait until what has arrived makes the condition true, and return it."""
+        found = [self.events]
+
+        def holds() -> object:
+            found.append(self.events)
+            return condition(found[-1])
+
+        self.machine.wait_until(holds, f"events: {what} (of {len(self.events)}: {Counter(self.kinds())})")
+        return found[-1]
+
+    def kinds(self) -> list[str]:
+        """The kinds of all events."""
+        return [event["kind"] for event in self.events.by_id.values()]
+
+    def wait_for_results(self, count: int = 20) -> Events:
+        """Wait until so many more results have arrived."""
+        before = len(self.events.of("result"))
+        return self.wait_for_events(lambda events: len(events.of("result")) >= before + count, f"{count} more results")
+
+    def nothing_lost(self, *, duplicates: bool = False) -> Events:
+        """Wait until more results have come and every event up to the newest has, and return them.
+
+        Also checks their order, that no loss was reported and, unless they are allowed, that none came twice.
+        """
+        self.wait_for_results()
+        events = self.wait_for_events(lambda events: events.without_hole, "no hole in their numbers")
+        assert not events.of("loss"), events.of("loss")
+        assert duplicates or not events.duplicates
+        times = [event["timestamp"] for event in events.of("result")]
+        assert times == sorted(times), "results are not in the order of time"
+        return events
+

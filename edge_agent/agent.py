@@ -28,7 +28,7 @@ from edge_agent.models.open import open_store
 from edge_agent.models.rollout import Rollout, RolloutChange
 from edge_agent.models.slots import Slots
 from edge_agent.pipeline import Pipeline
-from edge_agent.report import StatusReport
+from edge_agent.report import Reloaded, StatusReport
 from edge_agent.service.control_client import CONTROL_SOCKET
 from edge_agent.service.logs import configure as configure_logs
 from edge_agent.settings.faults import SettingsError
@@ -45,6 +45,7 @@ log = structlog.get_logger()
 ACTIONS_DEADLINE = 0.1
 SENDER_DEADLINE = 0.2
 QUEUE_DEADLINE = 1.0
+OLD_GO_ON = "the old settings go on"
 
 
 class Directories(msgspec.Struct, frozen=True):
@@ -228,15 +229,16 @@ class Agent:
 
     # -- new settings
 
-    async def _reload(self) -> list[str]:
-        """Take the file's new settings into use; returns why not, if not."""
+    async def _reload(self) -> Reloaded:
+        """Take the file's new settings into use, or go on with the old ones."""
         refusal = await self._reload_settings()
         for fault in refusal:
-            log.error(f"{fault}; the old settings go on")
+            log.error(f"{fault}; {OLD_GO_ON}")
         self._reload_problem = refusal[0] if refusal else None
-        if not refusal:
-            log.info("settings reloaded", config=str(self._config_file))
-        return refusal
+        if refusal:
+            return Reloaded(refusal, OLD_GO_ON)
+        log.info("settings reloaded", config=str(self._config_file))
+        return Reloaded([], "settings reloaded")
 
     async def _reload_settings(self) -> list[str]:
         try:

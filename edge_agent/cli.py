@@ -1,13 +1,14 @@
 """The command line. What a command does not need it does not load: scripts ask for the status often."""
 
 import argparse
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from edge_agent import __version__
 from edge_agent.service.control_client import CONTROL_SOCKET, BadAnswer, ControlError, ask
@@ -18,6 +19,8 @@ RUNTIME_DIRECTORY = Path("/run/edge-agent")
 # The check of new settings may take two minutes, and the worker as long to start with them.
 RELOAD_TIMEOUT = 300.0
 
+AnswerT = TypeVar("AnswerT")
+
 if TYPE_CHECKING:
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may be no text
     try:
         return int(options.command(options))
     except KeyboardInterrupt:  # before the agent has taken the signals over
@@ -136,36 +141,38 @@ def _check_config(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     answer = ask(_control_socket(options), "status")
     if options.json:
-        sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(answer, indent=2) + "\n")
         return os.EX_OK
-    import msgspec  # noqa: PLC0415  see the top
+    from edge_agent.report import StatusReport, render  # noqa: PLC0415  see the top
 
-    from edge_agent.report import StatusReport, render  # noqa: PLC0415
-
-    try:
-        report = msgspec.convert(answer, StatusReport)
-    except msgspec.ValidationError as error:
-        raise BadAnswer(f"another version of edge-agent answers ({error}): systemctl restart edge-agent") from error
-    sys.stdout.write(render(report))
+    sys.stdout.write(render(_understood(answer, StatusReport)))
     return os.EX_OK
 
 
 def _reload(options: argparse.Namespace) -> int:
-    refusal = ask(_control_socket(options), "reload", RELOAD_TIMEOUT)
-    if not refusal:
-        sys.stdout.write("settings reloaded\n")
-        return os.EX_OK
-    faults = refusal if isinstance(refusal, list) else [refusal]
-    sys.stderr.write("".join(f"{fault}\n" for fault in faults))
-    sys.stderr.write("the old settings go on\n")
-    return os.EX_CONFIG
+    from edge_agent.report import Reloaded  # noqa: PLC0415  see the top
+
+    reloaded = _understood(ask(_control_socket(options), "reload", RELOAD_TIMEOUT), Reloaded)
+    lines = "".join(f"{line}\n" for line in [*reloaded.faults, reloaded.outcome])
+    (sys.stderr if reloaded.faults else sys.stdout).write(lines)
+    return os.EX_CONFIG if reloaded.faults else os.EX_OK
+
+
+def _understood(answer: object, kind: type[AnswerT]) -> AnswerT:
+    import msgspec  # noqa: PLC0415  see the top
+
+    try:
+        return msgspec.convert(answer, kind)
+    except msgspec.ValidationError as error:
+        raise BadAnswer(f"another version of edge-agent answers ({error}): systemctl restart edge-agent") from error
 
 
 def _control_socket(options: argparse.Namespace) -> Path:
     """Return the socket of the agent that is meant; without systemd it lies in the state directory."""
     folders = [options.state_dir] if options.state_dir else [RUNTIME_DIRECTORY, STATE_DIRECTORY]
     sockets = [folder / CONTROL_SOCKET for folder in folders]
-    return next((socket for socket in sockets if socket.exists()), sockets[0])
+    # Path.exists raises where this user may not look into the directory.
+    return next((socket for socket in sockets if os.path.exists(socket)), sockets[0])  # noqa: PTH110
 
 
 def _demo(options: argparse.Namespace) -> int:

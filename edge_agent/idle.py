@@ -8,7 +8,7 @@ import structlog
 from edge_agent import __version__
 from edge_agent.configuration import Configuration, load_configuration
 from edge_agent.lifecycle import Lifecycle
-from edge_agent.report import StatusReport
+from edge_agent.report import Reloaded, StatusReport
 from edge_agent.settings.faults import MISSING, NotSetUp, SettingsError
 
 TICK = 5.0
@@ -51,7 +51,7 @@ class Idle:
             service.watchdog()
             await asyncio.sleep(min(TICK, service.watchdog_interval or TICK))
 
-    async def _reload(self) -> list[str]:
+    async def _reload(self) -> Reloaded:
         try:
             self._configuration = await load_configuration(self._config_file)
         except NotSetUp as lacking:
@@ -63,18 +63,22 @@ class Idle:
             self._problem = str((wrong or error.faults)[0])
             for fault in error.faults:
                 log.error(str(fault))
-            return [str(fault) for fault in error.faults]
+            return Reloaded([str(fault) for fault in error.faults], self._what_is_missing())
         else:
             self._complete.set()
-        return []
+            return Reloaded([], "settings complete, starting to work")
+        return Reloaded([], self._what_is_missing())
 
     def _status_line(self) -> str:
         if self._configuration is not None:
             return "starting"
+        line = self._what_is_missing()
+        return f"settings refused: {self._problem}; {line}" if self._problem else line
+
+    def _what_is_missing(self) -> str:
         *others, last = self._lacking.missing
         missing = f"{', '.join(others)} and {last} are" if others else f"{last} is"
-        line = f"not set up yet: {missing} missing in {self._config_file}"
-        return f"settings refused: {self._problem}; {line}" if self._problem else line
+        return f"not set up yet: {missing} missing in {self._config_file}"
 
     async def _report(self) -> StatusReport:
         return StatusReport(

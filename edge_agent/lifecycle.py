@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from edge_agent.report import StatusReport
+from edge_agent.report import Reloaded, StatusReport
 from edge_agent.service.control import ControlServer
 from edge_agent.service.notify import ServiceManager
 
@@ -29,7 +29,7 @@ class Lifecycle:
         self._report: Callable[[], Awaitable[StatusReport]] | None = None
         self._at_work = asyncio.Event()
         self._reload = asyncio.Event()
-        self._askers: list[asyncio.Future[list[str]]] = []
+        self._askers: list[asyncio.Future[Reloaded]] = []
         self._control = ControlServer(control_socket, {"status": self._status, "reload": self._ask_for_reload})
 
     def answer_status(self, report: Callable[[], Awaitable[StatusReport]]) -> None:
@@ -66,8 +66,8 @@ class Lifecycle:
             for task in tasks:
                 task.cancel()
 
-    async def serve_reloads(self, reload: Callable[[], Awaitable[list[str]]], status: Callable[[], str]) -> None:
-        """Call `reload` at each request; what it returns is why the new settings are refused, if they are.
+    async def serve_reloads(self, reload: Callable[[], Awaitable[Reloaded]], status: Callable[[], str]) -> None:
+        """Call `reload` at each request.
 
         Whoever asks during a reload gets the next one: the file may have changed since the first was read. `status`
         is the line for systemd afterwards.
@@ -78,7 +78,7 @@ class Lifecycle:
             askers, self._askers = self._askers, []
             self.service.reloading()
             try:
-                refusal = await reload()
+                reloaded = await reload()
             except asyncio.CancelledError:
                 # Whatever is at work next answers them.
                 self._askers[:0] = askers
@@ -87,10 +87,10 @@ class Lifecycle:
             self.service.ready(status())
             for asker in askers:
                 if not asker.done():  # he may have gone away
-                    asker.set_result(refusal)
+                    asker.set_result(reloaded)
 
-    async def _ask_for_reload(self) -> list[str]:
-        asker: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+    async def _ask_for_reload(self) -> Reloaded:
+        asker: asyncio.Future[Reloaded] = asyncio.get_running_loop().create_future()
         self._askers.append(asker)
         self._reload.set()
         return await asker

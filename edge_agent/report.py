@@ -1,4 +1,4 @@
-"""The answer to `edge-agent status`: what runs, what waits and what is wrong, as JSON and as text.
+"""The answers to `edge-agent status` and `edge-agent reload`, as JSON and as text.
 
 The control socket carries a `StatusReport` as JSON; `render` makes the text of it, in the process of whoever asked.
 """
@@ -103,6 +103,13 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     queue: QueueReport | None = None
     sending: SendingReport | None = None
     worker: WorkerReport | None = None
+
+
+class Reloaded(msgspec.Struct, frozen=True):
+    """The answer to `edge-agent reload`: why the new settings are refused, if they are, and in words how it goes on."""
+
+    faults: list[str]
+    outcome: str
 
 
 def render(report: StatusReport) -> str:

@@ -11,7 +11,7 @@ import pytest
 from edge_agent.configuration import load_configuration
 from edge_agent.idle import Idle
 from edge_agent.lifecycle import Lifecycle
-from edge_agent.report import StatusReport
+from edge_agent.report import Reloaded, StatusReport
 from edge_agent.service.control_client import CONTROL_SOCKET, ask
 from edge_agent.settings.faults import NotSetUp
 from tests.agentprocess import PATIENCE, AgentProcess
@@ -59,8 +59,9 @@ def test_it_goes_to_work_without_a_restart(tmp_path: Path) -> None:
         agent.wait_for_notice("READY=1")
 
         agent.configure(set_up("url"))
-        assert agent.command("reload").returncode == 0
+        done = agent.command("reload")
         line = f"not set up yet: [source].plugin and [telemetry].sink are missing in {agent.config}"
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{line}\n", "")
         assert agent.report().summary == line
         agent.wait_for_notice(f"STATUS={line}")
         agent.wait_for("still waiting for settings")
@@ -87,7 +88,7 @@ def test_it_goes_to_work_without_a_restart(tmp_path: Path) -> None:
 
         agent.configure(set_up("plugin", "url", "sink"))
         done = agent.command("reload")
-        assert (done.returncode, done.stdout, done.stderr) == (0, "settings reloaded\n", "")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "settings complete, starting to work\n", "")
         report = agent.wait_for_report(lambda report: report.results and report.results.samples, "results")
         assert report.state == "running"
         assert agent.process is not None
@@ -190,20 +191,20 @@ def test_who_asks_while_it_leaves_is_answered_by_the_agent(tmp_path: Path, slow_
                 while not lifecycle._askers:  # noqa: ASYNC110  nobody sets an event when a request has been read
                     await asyncio.sleep(0)
             await asyncio.to_thread(slow_check.go_on)
-            assert await first == []
+            assert await first == {"faults": [], "outcome": "settings complete, starting to work"}
             async with asyncio.timeout(PATIENCE):
                 assert await idle is not None
             # The agent's turn.
             agent = asyncio.create_task(lifecycle.serve_reloads(agent_reload, lambda: "running"))
-            assert await second == ["answered by the agent"]
+            assert await second == {"faults": [], "outcome": "answered by the agent"}
             agent.cancel()
             await asyncio.gather(agent, return_exceptions=True)
         finally:
             idle.cancel()
             await lifecycle.close()
 
-    async def agent_reload() -> list[str]:
-        return ["answered by the agent"]
+    async def agent_reload() -> Reloaded:
+        return Reloaded([], "answered by the agent")
 
     asyncio.run(run())
 
@@ -219,7 +220,7 @@ def test_once_it_has_all_it_advises_nothing_more(tmp_path: Path) -> None:
         await lifecycle.start()
         try:
             file.write_text(set_up("plugin", "url", "sink"))
-            assert await asyncio.to_thread(ask, tmp_path / CONTROL_SOCKET, "reload", PATIENCE) == []
+            assert await asyncio.to_thread(ask, tmp_path / CONTROL_SOCKET, "reload", PATIENCE)
             assert await task is not None
             # No agent has taken over yet.
             answer = await asyncio.to_thread(ask, tmp_path / CONTROL_SOCKET, "status", PATIENCE)

@@ -4,14 +4,16 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 
 from edge_agent.lifecycle import Lifecycle
-from edge_agent.report import StatusReport
+from edge_agent.report import Reloaded, StatusReport
 from edge_agent.service.control_client import CONTROL_SOCKET, NoAnswer, ask
 from tests.agentprocess import PATIENCE
 
@@ -26,12 +28,12 @@ class Rig:
         self.reloads = 0
         self.go = asyncio.Event()
 
-    async def reload(self) -> list[str]:
+    async def reload(self) -> Reloaded:
         """Read the "file", and wait."""
         self.reloads += 1
         read = f"{self.reloads}: {self.file}"
         await self.go.wait()
-        return [read]
+        return Reloaded([], read)
 
     def status(self) -> str:
         """The line after a reload."""
@@ -48,6 +50,11 @@ class Rig:
     async def waiting(self, count: int) -> None:
         """Wait until so many have asked for a reload that has not begun."""
         await until(lambda: len(self.lifecycle._askers) == count)
+
+
+def outcome(text: str) -> dict[str, object]:
+    """The answer to a reload without faults."""
+    return {"faults": [], "outcome": text}
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -88,8 +95,8 @@ def test_who_asks_during_a_reload_gets_the_next(tmp_path: Path) -> None:
             others = [rig.ask(), rig.ask()]
             await rig.waiting(2)
             rig.go.set()
-            assert await first == ["1: first"]
-            assert await asyncio.gather(*others) == [["2: second"], ["2: second"]]
+            assert await first == outcome("1: first")
+            assert await asyncio.gather(*others) == [outcome("2: second")] * 2
             assert rig.reloads == 2
             await ended(serving)
 
@@ -107,7 +114,7 @@ def test_who_has_gone_away_keeps_nobody_waiting(tmp_path: Path) -> None:
             second = rig.ask()
             await rig.waiting(1)
             rig.go.set()
-            assert await second == ["2: first"]
+            assert await second == outcome("2: first")
             await ended(serving)
 
     asyncio.run(run())
@@ -124,7 +131,7 @@ def test_a_reload_that_is_cut_off_is_done_by_whoever_is_at_work_next(tmp_path: P
             await ended(idle)
             rig.go.set()
             agent = rig.serve()
-            assert [await first, await second] == [["2: first"], ["2: first"]]
+            assert [await first, await second] == [outcome("2: first")] * 2
             await ended(agent)
 
     asyncio.run(run())
@@ -137,7 +144,7 @@ def test_who_asks_before_anybody_is_at_work_is_answered_then(tmp_path: Path) -> 
             await rig.waiting(1)
             rig.go.set()
             serving = rig.serve()
-            assert await first == ["1: first"]
+            assert await first == outcome("1: first")
             await ended(serving)
 
     asyncio.run(run())
@@ -203,17 +210,21 @@ def test_who_asks_for_the_status_too_early_waits_for_it(tmp_path: Path) -> None:
         return StatusReport(state="running", version="1", config="x", summary="later", problems=[])
 
     async def run() -> None:
-        async with started(tmp_path) as rig:
-            early = rig.ask("status")
-            await until(lambda: rig.lifecycle._control._clients)
-            rig.lifecycle.answer_status(report)
-            answer = await early
-            assert isinstance(answer, dict)
-            assert (answer["state"], answer["summary"]) == ("idle", "now")
-            rig.lifecycle.answer_status(later)
-            answer = await rig.ask("status")
-            assert isinstance(answer, dict)
-            assert (answer["state"], answer["summary"]) == ("running", "later")
+        with structlog.testing.capture_logs() as log:
+            async with started(tmp_path) as rig:
+                await ask_early_and_late(rig, log)
+
+    async def ask_early_and_late(rig: Rig, log: list[MutableMapping[str, Any]]) -> None:
+        early = rig.ask("status")
+        await until(lambda: any(line["event"] == "control command" for line in log))
+        rig.lifecycle.answer_status(report)
+        answer = await early
+        assert isinstance(answer, dict)
+        assert (answer["state"], answer["summary"]) == ("idle", "now")
+        rig.lifecycle.answer_status(later)
+        answer = await rig.ask("status")
+        assert isinstance(answer, dict)
+        assert (answer["state"], answer["summary"]) == ("running", "later")
 
     asyncio.run(run())
 

@@ -21,15 +21,16 @@ def run(folder: Path | None) -> int:
     try:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            return _run(folder.absolute())
+            return _run(folder.absolute(), "were written to {file}")
         with tempfile.TemporaryDirectory(prefix="edge-agent-demo-") as temporary:
-            return _run(Path(temporary))
+            return _run(Path(temporary), "were written to {file}, which is removed now (--state-dir DIR keeps it)")
     except OSError as error:
-        sys.stderr.write(f"edge-agent demo: {error.filename or folder}: {error.strerror}\n")
+        where = error.filename or folder or "temporary folder"
+        sys.stderr.write(f"edge-agent demo: {where}: {error.strerror}\n")
         return os.EX_CANTCREAT
 
 
-def _run(folder: Path) -> int:
+def _run(folder: Path, fate: str) -> int:
     settings = folder / "edge-agent.toml"
     settings.write_text(SETTINGS.read_text().replace('"MODEL"', json.dumps(str(MODEL))))
     sys.stderr.write(
@@ -37,11 +38,11 @@ def _run(folder: Path) -> int:
         f"In another terminal: edge-agent status --state-dir {folder}\n"
     )
     status = run_daemon(settings, Directories(folder))
-    _summarise(folder / EVENTS)
+    _summarise(folder / EVENTS, fate)
     return status
 
 
-def _summarise(file: Path) -> None:
+def _summarise(file: Path, fate: str) -> None:
     if not file.exists():
         return
     kinds, last = Counter[str](), b"none"
@@ -54,4 +55,5 @@ def _summarise(file: Path) -> None:
             kinds[kind] += 1
             last = line.rstrip() if kind == "result" else last
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    sys.stderr.write(f"{kinds.total()} events ({counted}) were written to {file}; the last result:\n{last.decode()}\n")
+    what_became = fate.format(file=file)
+    sys.stderr.write(f"{kinds.total()} events ({counted}) {what_became}; the last result:\n{last.decode()}\n")

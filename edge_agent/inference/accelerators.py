@@ -10,7 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-LIBRARY = "libedgetpu.so.1"
+from edge_agent.inference.runtimes import LIBRARY
+
 # Google's own build of 2021 (16.0) was made for TensorFlow 2.5; current runtimes crash with it.
 GET_LIBRARY = (
     "install libedgetpu1-std in a build that fits the runtime: 16.0TF2.17.1 or later from "

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import sysconfig
 from pathlib import Path
 
 import edge_agent
@@ -39,8 +40,9 @@ def child_environment() -> dict[str, str]:
     if sys.flags.ignore_environment:
         environment = {name: value for name, value in environment.items() if not name.startswith("PYTHON")}
     home = str(Path(edge_agent.__file__).parents[1])
-    given = environment.get("PYTHONPATH")
-    environment["PYTHONPATH"] = f"{home}{os.pathsep}{given}" if given else home
+    if home not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        given = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{home}{os.pathsep}{given}" if given else home
     # NumPy's linear algebra is not used; its threads and their stacks would be kept for nothing.
     environment.setdefault("OPENBLAS_NUM_THREADS", "1")
     return environment

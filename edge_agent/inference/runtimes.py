@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from edge_agent.inference.accelerators import LIBRARY
+LIBRARY = "libedgetpu.so.1"
 
 _MODULES = ("ai_edge_litert", "tflite_runtime")
 

@@ -6,6 +6,7 @@ runs to its end although its client has left: a reload must not stop halfway bec
 """
 
 import asyncio
+import json
 import os
 import socket
 import stat
@@ -149,12 +150,15 @@ async def _run(command: str, handler: Callable[[], Awaitable[object]]) -> bytes:
 
 
 def _failure(error: str) -> bytes:
-    # Text of the outside world may hold halves of surrogate pairs, which are not JSON.
     return _line({"ok": False, "error": error.encode(errors="backslashreplace").decode()})
 
 
 def _line(message: dict[str, object]) -> bytes:
-    return msgspec.json.encode(message) + b"\n"
+    try:
+        return msgspec.json.encode(message) + b"\n"
+    except UnicodeEncodeError:
+        # Text of the outside world, such as the name of a file, may hold halves of surrogate pairs.
+        return json.dumps(msgspec.to_builtins(message)).encode() + b"\n"
 
 
 def _peer(writer: asyncio.StreamWriter) -> dict[str, int]:

@@ -118,7 +118,6 @@ def test_ctrl_c_right_at_the_start_leaves_nothing(tmp_path: Path) -> None:
     temporary.mkdir()
     with DemoProcess(tmp_path / "here", environ={"TMPDIR": str(temporary)}) as demo:
         assert demo.stop(signal.SIGINT) in {0, 128 + signal.SIGINT}
-        assert "Traceback" not in demo.said
     assert list(temporary.iterdir()) == []
 
 

@@ -13,7 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from edge_agent.inference import supervisor
-from edge_agent.inference.accelerators import explain_failure, list_devices
+from edge_agent.inference.accelerators import GET_LIBRARY, explain_failure, list_devices
 from edge_agent.inference.connection import Connection
 from edge_agent.inference.progress import Stage, Track
 from edge_agent.records import ModelFile
@@ -168,7 +168,7 @@ def test_without_the_library_it_is_said_what_to_install(compiled: ModelFile) -> 
             missing = "libedgetpu.so.1: cannot open shared object file: No such file or directory"
             assert (report.accepted, report.permanent) == (False, False)
             assert report.reason == (
-                f"it needs an Edge TPU, and the Edge TPU runtime cannot be loaded ({missing}); install libedgetpu1-std"
+                f"it needs an Edge TPU, and the Edge TPU's library cannot be loaded ({missing}); {GET_LIBRARY}"
             )
 
     asyncio.run(scenario())

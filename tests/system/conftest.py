@@ -14,6 +14,7 @@ import pytest
 from edge_agent import __version__
 from tests.system.machine import Machine
 from tests.system.roots import DISTRIBUTIONS, base_tree, why_not
+from tests.system.service import Service
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = ("3.11", "3.13")
@@ -117,3 +118,10 @@ def build_deb(distribution: str) -> Path:
     done = subprocess.run(make, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert done.returncode == 0, done.stdout[-10000:]
     return ROOT / "build/deb" / name
+
+
+@pytest.fixture
+def service(installed: Machine) -> Iterator[Service]:
+    """The installed service, idle, with a Pub/Sub server that it can reach."""
+    with Service(installed) as service:
+        yield service

@@ -1,26 +1,27 @@
-"""Debian packages to put beside the real one: an earlier version, one that is broken, one with a program of no weight.
+"""Debian packages to put beside the real one: an earlier version, and one with a program of no weight.
 
 Each is made of the real package with `dpkg-deb`, so maintainer scripts, unit and owners are those of the real one.
 """
 
-import json
 import re
 import subprocess
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from edge_agent import __version__
-from tests.servers.pubsub import Message, PubSubServer
-from tests.system.machine import Machine, MachineError
+from tests.system.machine import Machine
+from tests.system.service import CONFIG
 
 PREVIOUS = "0.0.9"
-CONFIG = "/etc/edge-agent.toml"
 LIBRARY = "/usr/lib/edge-agent"
-TOPIC = "projects/project/topics/events"
-# The only files that the previous version has, and the real one has not.
-DROPPED = ("dropped.py", "dropped_library/__init__.py")
+# What only the previous version has: a module, and a package of its own.
+DROPPED = ("edge_agent/dropped.py", "dropped_library/__init__.py")
+# What changes by itself, or with every package that comes and goes.
+_RESTLESS = (
+    *("/root", "/tmp", "/var/tmp", "/var/log", "/var/cache", "/var/lib/apt", "/var/lib/dpkg"),
+    "/var/lib/systemd/random-seed",
+    *("/etc/passwd*", "/etc/group*", "/etc/shadow*", "/etc/gshadow*", "/etc/subuid*", "/etc/subgid*"),
+)
 
 Change = Callable[[Path], None]
 
@@ -31,31 +32,26 @@ def repack(deb: Path, target: Path, *changes: Change) -> Path:
     _run("dpkg-deb", "--raw-extract", deb, tree)
     for change in changes:
         change(tree)
-    (tree / "DEBIAN/md5sums").unlink()  # dpkg makes its own
+    (tree / "DEBIAN/md5sums").unlink(missing_ok=True)  # dpkg makes its own
     _run("dpkg-deb", "-Zzstd", "-z1", "--root-owner-group", "--build", tree, target)
     _run("rm", "-r", tree)
     return target
 
 
-def set_version(version: str) -> Change:
-    """Return the change to another version: of the package, and of what `edge-agent status` says."""
-
-    def change(tree: Path) -> None:
-        replace(tree / "DEBIAN/control", rf"(?m)^Version: {re.escape(__version__)}~", f"Version: {version}~")
-        program = tree / f"{LIBRARY[1:]}/edge_agent/__init__.py"
-        if program.exists():
-            replace(program, re.escape(__version__), version)
-
-    return change
-
-
-def add_dropped_files(tree: Path) -> None:
-    """Add files that a later version does not have, and a default in the settings that it has in other words."""
+def make_previous(tree: Path) -> None:
+    """Set an earlier version, of the package and of what `edge-agent status` says; give it other files and settings."""
+    set_previous_version(tree)
+    replace(tree / LIBRARY[1:] / "edge_agent/__init__.py", re.escape(__version__), PREVIOUS)
+    replace(tree / CONFIG[1:], r"\A", "# Of the previous version.\n")
     for name in DROPPED:
         file = tree / LIBRARY[1:] / name
         file.parent.mkdir(exist_ok=True)
         file.write_text("")
-    replace(tree / CONFIG[1:], r"\A", "# Of the previous version.\n")
+
+
+def set_previous_version(tree: Path) -> None:
+    """Set an earlier version of the package."""
+    replace(tree / "DEBIAN/control", rf"(?m)^Version: {re.escape(__version__)}~", f"Version: {PREVIOUS}~")
 
 
 def make_light(tree: Path) -> None:
@@ -63,8 +59,10 @@ def make_light(tree: Path) -> None:
     _run("rm", "-r", tree / LIBRARY[1:])
     (tree / LIBRARY[1:]).mkdir()
     (tree / "usr/bin/edge-agent").write_text("#!/bin/sh\nsystemd-notify --ready\nexec sleep infinity\n")
-    # systemd-notify is a process of its own.
-    replace(tree / "usr/lib/systemd/system/edge-agent.service", "NotifyAccess=main", "NotifyAccess=all")
+    # systemd-notify is a process of its own, and nothing feeds the watchdog.
+    unit = tree / "usr/lib/systemd/system/edge-agent.service"
+    replace(unit, "NotifyAccess=main", "NotifyAccess=all")
+    replace(unit, "(?m)^WatchdogSec=.*$", "")
 
 
 def replace(file: Path, pattern: str, text: str) -> None:
@@ -74,49 +72,40 @@ def replace(file: Path, pattern: str, text: str) -> None:
     file.write_text(new)
 
 
-def make_previous(deb: Path, folder: Path) -> Path:
-    """Make a package of the previous version."""
-    return repack(deb, folder / deb.name.replace(__version__, PREVIOUS), set_version(PREVIOUS), add_dropped_files)
+def install(machine: Machine, deb: Path, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """`apt-get install ./deb`; settings that were edited stay."""
+    machine.copy_in(deb, f"/root/{deb.name}")
+    return machine.run(*install_command(deb), *options, check=check)
 
 
-class Cloud(AbstractContextManager["Cloud"]):
-    """A Pub/Sub server in the machine's network. The service is told of it; it is down until `start`."""
+def install_command(deb: Path) -> list[str]:
+    """Return the command that installs a package that was copied to /root.
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._server = PubSubServer()
-        self._server.create_topic(TOPIC)
-        self.start()  # to have a port
-        self._server.stop()
-        machine.configure_unit("pubsub", f"[Service]\nEnvironment=PUBSUB_EMULATOR_HOST={self._server.address}\n")
-
-    def __exit__(self, *_: object) -> None:
-        self._server.stop()
-
-    def start(self) -> None:
-        """Be reachable from now on."""
-        with self._machine.network.entered():
-            self._server.start()
-
-    def numbers(self) -> list[int]:
-        """Return the numbers of the events that have arrived, each once; they must be of one epoch."""
-        ids = {_event(message)["event_id"].rsplit("/", 1) for message in self._server.messages(TOPIC)}
-        assert len({epoch for epoch, _ in ids}) <= 1, "the queue was begun anew"
-        return sorted(int(number) for _, number in ids)
-
-    def wait_for_all(self, least: int) -> None:
-        """Wait until events have arrived without a hole, at least so many."""
-
-        def arrived() -> bool:
-            numbers = self.numbers()
-            return len(numbers) >= least and numbers == list(range(1, len(numbers) + 1))
-
-        self._machine.wait_until(arrived, f"{least} events have arrived without a hole")
+    The disk is waited for less than on a real machine.
+    """
+    options = [f"--option=Dpkg::Options::=--force-{what}" for what in ("confold", "unsafe-io")]
+    return ["apt-get", "--yes", "--option=Dpkg::Use-Pty=0", *options, "install", f"/root/{deb.name}"]
 
 
-def _event(message: Message) -> dict[str, Any]:
-    event: dict[str, Any] = json.loads(message.data)
-    return event
+def lines(machine: Machine, *command: str) -> list[str]:
+    """Return the lines that a command prints."""
+    return machine.run(*command).stdout.splitlines()
+
+
+def exists(machine: Machine, path: str) -> bool:
+    """Say whether there is a file or folder."""
+    return machine.run("test", "-e", path, check=False).returncode == 0
+
+
+def listing(machine: Machine) -> dict[str, str]:
+    """Return every path on the disk with kind, mode, owners, a link's target, and a file's size.
+
+    Left out is what changes by itself: logs, caches, the lists of dpkg and apt, the accounts' files, and /root.
+    """
+    leave = " -o ".join(f"-path '{path}'" for path in _RESTLESS)
+    found = lines(machine, f"find / -xdev \\( {leave} \\) -prune -o -printf '%p\\t%y %m %u:%g %l\\t%s\\n'")
+    split = [line.split("\t") for line in found]
+    return {path: kind if kind.startswith("d") else f"{kind} {size}" for path, kind, size in split}
 
 
 def _run(*command: str | Path) -> None:

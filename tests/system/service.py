@@ -6,9 +6,6 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
-
-from edge_agent.report import StatusReport
 from tests.servers.pubsub import Message, PubSubServer
 from tests.system.machine import UNIT, Machine
 
@@ -18,7 +15,8 @@ CONFIG = "/etc/edge-agent.toml"
 MODEL = "/usr/lib/edge-agent/edge_agent/demo/vibration_classifier.tflite"
 # Each machine has a network of its own, so the emulator's usual port is always free.
 _PORT = 8085
-_EMULATOR = f"[Service]\nEnvironment=PUBSUB_EMULATOR_HOST=127.0.0.1:{_PORT}\n"
+# The agent sends its status line twice per watchdog interval: a short one spares the tests time.
+_UNIT = f"[Service]\nEnvironment=PUBSUB_EMULATOR_HOST=127.0.0.1:{_PORT}\nWatchdogSec=6s\n"
 
 _SETTINGS = """
 [device]
@@ -29,7 +27,8 @@ labels = {labels}
 {source}
 
 [model]
-url = "{model}"
+url = "file://{model}"
+poll_interval = "1s"
 
 [inference]
 labels = ["normal", "warning", "failure"]
@@ -43,7 +42,7 @@ linger = "50ms"
 """
 VIBRATION = """
 plugin = "vibration"
-rate = 20
+rate = 50
 seed = 1
 normal = "2s"
 warning = "1s"
@@ -54,15 +53,13 @@ failure = "1s"
 def settings(
     *,
     source: str = VIBRATION,
-    model: str = f"file://{MODEL}",
+    model: str = MODEL,
     labels: str = '{ site = "lyon" }',
     inference: str = "",
     more: str = "",
 ) -> str:
     """Return settings for the vibration demo; what is given replaces or adds to a table."""
-    return _SETTINGS.format(
-        device=DEVICE, source=source, model=model, labels=labels, inference=inference, more=more
-    )
+    return _SETTINGS.format(device=DEVICE, source=source, model=model, labels=labels, inference=inference, more=more)
 
 
 class Events:
@@ -120,7 +117,7 @@ class Service:
         self.server.create_topic(TOPIC)
 
     def __enter__(self) -> Self:
-        self.machine.configure_unit("pubsub", _EMULATOR)
+        self.machine.configure_unit("test", _UNIT)
         self.serve()
         return self
 
@@ -153,9 +150,21 @@ class Service:
 
     # -- what it says
 
-    def report(self) -> StatusReport:
+    def report(self) -> dict[str, Any]:
         """Return what `edge-agent status --json` prints."""
-        return msgspec.json.decode(self.machine.run("edge-agent", "status", "--json").stdout, type=StatusReport)
+        report: dict[str, Any] = json.loads(self.machine.run("edge-agent", "status", "--json").stdout)
+        return report
+
+    def wait_for_report(self, condition: Callable[[dict[str, Any]], object], what: str) -> dict[str, Any]:
+        """Ask until the report makes the condition true, and return it."""
+        reports: list[dict[str, Any]] = []
+
+        def holds() -> object:
+            reports.append(self.report())
+            return condition(reports[-1])
+
+        self.machine.wait_until(holds, f"report with {what}")
+        return reports[-1]
 
     def wait_for_status(self, *texts: str) -> str:
         """Wait until the status line has all these texts, and return it."""
@@ -183,6 +192,11 @@ class Service:
         workers = [pid for pid in self.machine.children(self.pid) if "inference.worker" in self._command_line(pid)]
         assert len(workers) == 1, f"the workers: {workers}"
         return workers[0]
+
+    def is_alive(self, pid: int) -> bool:
+        """Whether there is a process with this id, and it has not ended."""
+        state = self.machine.run("ps", "--no-headers", "--format=state", "--pid", str(pid), check=False).stdout
+        return state.strip() not in {"", "Z"}
 
     def _command_line(self, pid: int) -> str:
         return self.machine.run("cat", f"/proc/{pid}/cmdline", check=False).stdout.replace("\0", " ")
@@ -226,4 +240,3 @@ class Service:
         times = [event["timestamp"] for event in events.of("result")]
         assert times == sorted(times), "results are not in the order of time"
         return events
-

@@ -55,7 +55,7 @@ def test_make_run_shows_the_whole_pipeline(clone: tuple[Path, str], demo: subpro
     seen = read_until(demo.stdout, wanted)
     assert "accelerator=cpu" in seen
     assert "events.jsonl" in seen
-    status = [clone[0] / ".venv/bin/edge-agent", "status", "--state-dir", "build/demo"]
+    status = [str(clone[0] / ".venv/bin/edge-agent"), "status", "--state-dir", "build/demo"]
     told = subprocess.run(status, cwd=clone[0], capture_output=True, text=True, check=True).stdout
     assert "device demo, running for " in told
 

@@ -65,7 +65,10 @@ def run(*command: str | Path) -> str:
 
 
 def copy_tree(target: Path, umask: int) -> Path:
-    """Copy what git knows, and what is new, into a repository of its own, with modes as `umask` would have them."""
+    """Copy what git knows, and what is new, into a repository of its own.
+
+    Modes are as `umask` would have them, and times as if each tree had been checked out at another time.
+    """
     names = run("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     for source in {ROOT / name for name in names if name}:
         if os.path.lexists(source):
@@ -74,6 +77,7 @@ def copy_tree(target: Path, umask: int) -> Path:
             shutil.copy2(source, copy, follow_symlinks=False)
             if not copy.is_symlink():
                 copy.chmod(copy.stat().st_mode & ~umask)
+                os.utime(copy, (umask * 1e7, umask * 1e7))
     run("git", "init", "--quiet", target)
     return target
 
@@ -152,6 +156,7 @@ def test_everything_is_in_its_place(package: Package) -> None:
         "/usr/share/doc/edge-agent/copyright",
         "/usr/share/doc/edge-agent/event.schema.json",
         "/usr/share/doc/edge-agent/examples/demo.toml",
+        "/usr/share/doc/edge-agent/sandbox.md.gz",
         "/usr/share/doc/edge-agent/sbom.cdx.json",
         "/usr/share/doc/edge-agent/sources.md.gz",
         "/usr/share/lintian/overrides/edge-agent",

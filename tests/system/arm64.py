@@ -5,7 +5,7 @@
 
 What is real: arm64 programs and libraries of Debian, dpkg and the maintainer scripts, ordinary users, processes with
 ids and a network of their own (none: not even a loopback device that is up). What is not: the kernel is the host's,
-and there is no systemd, since qemu-user knows neither seccomp nor most namespaces: units, sandboxing and limits are
+and systemd is installed but not booted, since qemu-user does not know seccomp: units, sandboxing and limits are
 proven on amd64. ca-certificates is an empty stand-in. Nothing can be said of speed, nor of faults that only arm64's
 weaker memory order would bring out.
 """

@@ -6,8 +6,8 @@
 
 What is real: PID 1, units, sandboxing by namespaces and seccomp, credentials, watchdog, dpkg and apt; limits of memory,
 tasks and devices, where the host has control groups of version 1 (the container gets its own part of each, writable).
-What is not: kernel, clock and hardware are the host's, udev does not run, and control groups of version 2 have no
-controllers, so that MemoryHigh= and OOMPolicy= have no effect.
+What is not: kernel, clock and hardware are the host's; udev does not run; OOMScoreAdjust= below zero is ignored; and
+control groups of version 2 have no controllers, so that MemoryHigh= and OOMPolicy= have no effect.
 
 Nothing outlives the test: the container dies with this process, its file systems are mounted in a mount namespace of
 its own, and its network is a file descriptor (`Network`). The overlay and empty control groups are removed by `close`.
@@ -55,7 +55,7 @@ _INIT = f"""
 for group in {" ".join(_LIMITED)}; do
     if test -d /sys/fs/cgroup/$group; then mount -o remount,rw,bind /sys/fs/cgroup/$group; fi
 done
-exec /lib/systemd/systemd
+exec setpriv --pdeathsig KILL /lib/systemd/systemd
 """
 _counter = itertools.count(1)
 
@@ -145,7 +145,8 @@ class Machine:
         self._remove_control_groups()
         self.network.close()
         for part in ("upper", "work", "root"):
-            shutil.rmtree(self._folder / part, ignore_errors=True)
+            if (self._folder / part).exists():
+                shutil.rmtree(self._folder / part)
 
     def console(self) -> str:
         """What nspawn and the early boot have printed."""

@@ -1,6 +1,7 @@
 """The installed service in a machine, and a Pub/Sub server in the machine's network that checks every event."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -16,7 +17,7 @@ MODEL = "/usr/lib/edge-agent/edge_agent/demo/vibration_classifier.tflite"
 # Each machine has a network of its own, so the emulator's usual port is always free.
 _PORT = 8085
 # The agent sends its status line twice per watchdog interval: a short one spares the tests time.
-_UNIT = f"[Service]\nEnvironment=PUBSUB_EMULATOR_HOST=127.0.0.1:{_PORT}\nWatchdogSec=6s\n"
+_UNIT = f"[Service]\nEnvironment=PUBSUB_EMULATOR_HOST=127.0.0.1:{_PORT}\nWatchdogSec=4s\n"
 
 _SETTINGS = """
 [device]
@@ -83,29 +84,36 @@ class Events:
         return len(self.by_id)
 
     @property
-    def epochs(self) -> list[int]:
-        """The epochs of the event ids, in order."""
-        return sorted({int(each.split("/")[1]) for each in self.by_id})
-
-    @property
-    def numbers(self) -> list[int]:
-        """The numbers of all events, in order; they must be of one epoch."""
-        assert len(self.epochs) <= 1, f"several epochs: {self.epochs}"
-        return sorted(int(each.rpartition("/")[2]) for each in self.by_id)
+    def epochs(self) -> dict[int, list[int]]:
+        """The numbers of the events of each epoch, in order."""
+        epochs: dict[int, list[int]] = {}
+        for _, epoch, number in sorted(map(_parts, self.by_id)):
+            epochs.setdefault(epoch, []).append(number)
+        return epochs
 
     @property
     def without_hole(self) -> bool:
-        """Whether the numbers go on from 1 and none is missing."""
-        return self.numbers == list(range(1, len(self) + 1))
+        """Whether the numbers of each epoch go on from 1 and none is missing."""
+        return all(numbers == list(range(1, len(numbers) + 1)) for numbers in self.epochs.values())
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The events of a kind in the order of their ids."""
         found = [event for event in self.by_id.values() if event["kind"] == kind]
-        return sorted(found, key=lambda event: [int(part) for part in event["event_id"].split("/")[1:]])
+        return sorted(found, key=lambda event: _parts(event["event_id"]))
+
+    @property
+    def latest_ms(self) -> int:
+        """When the newest event was made."""
+        return max((event["timestamp"] for event in self.by_id.values()), default=0)
 
     def health(self, component: str, state: str) -> list[dict[str, Any]]:
         """The health events of a component that have this state."""
         return [event for event in self.of("health") if (event["component"], event["state"]) == (component, state)]
+
+
+def _parts(event_id: str) -> tuple[str, int, int]:
+    device, epoch, number = event_id.split("/")
+    return device, int(epoch), int(number)
 
 
 class Service:
@@ -228,13 +236,17 @@ class Service:
         before = len(self.events.of("result"))
         return self.wait_for_events(lambda events: len(events.of("result")) >= before + count, f"{count} more results")
 
-    def nothing_lost(self, *, duplicates: bool = False) -> Events:
-        """Wait until more results have come and every event up to the newest has, and return them.
+    def nothing_lost(self, *, duplicates: bool = False, epochs: int = 1) -> Events:
+        """Wait until a result of this moment has come and every event before it has, and return them.
 
-        Also checks their order, that no loss was reported and, unless they are allowed, that none came twice.
+        Also checks their order, that no loss was reported, that there are as many epochs as expected and, unless they
+        are allowed, that none came twice.
         """
-        self.wait_for_results()
-        events = self.wait_for_events(lambda events: events.without_hole, "no hole in their numbers")
+        now_ms = time.time() * 1000
+        events = self.wait_for_events(
+            lambda events: events.without_hole and events.latest_ms > now_ms, "all of them, up to this moment"
+        )
+        assert len(events.epochs) == epochs, events.epochs.keys()
         assert not events.of("loss"), events.of("loss")
         assert duplicates or not events.duplicates
         times = [event["timestamp"] for event in events.of("result")]

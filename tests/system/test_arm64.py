@@ -58,9 +58,9 @@ LABELS = ["normal", "warning", "failure"]
 KNOWN_BY = 4
 # Of one unit of the model's 8-bit output. The scores in events are rounded to 7 decimals.
 STEP = 1 / 256 + 1e-7
-# Of the samples between the phases: how many to try, and which to take.
-CANDIDATES, VALUES, CERTAIN = 8000, 128, 0.9
-MANY = 100
+# Of samples between the phases, those that the model is less sure of are taken. One step in the values behind its
+# last layer changes their scores by up to 0.12, so that the smallest mistake in an earlier layer shows.
+CANDIDATES, VALUES, SURE = 8000, 128, 0.95
 # The runtime and NumPy choose their kernels by what the processor can do.
 BOARDS = {"Coral Dev Board": "cortex-a53", "Raspberry Pi 4": PROCESSOR, "Raspberry Pi 5": "cortex-a76"}
 
@@ -124,7 +124,7 @@ def system(request: pytest.FixtureRequest, emulated: None, tmp_path_factory: pyt
     folder = tmp_path_factory.mktemp("arm64") / request.param
     with base_tree(request.param, dependencies(deb)) as tree, Arm64(tree, folder) as system:
         shutil.copy(deb, system.root / "root")
-        system.run("dpkg", "--install", f"/root/{deb.name}")
+        system.run("dpkg", "--force-unsafe-io", "--install", f"/root/{deb.name}")
         yield system
 
 
@@ -300,14 +300,7 @@ def simulated_machine() -> tuple[Iterator[tuple[int, Readings]], list[str]]:
     source = Vibration(Vibration.Options(**options), pacer=Pacer(0))
     source.open(None)
     phases = [phase for phase in LABELS for _ in range(round(seconds[phase] * table["rate"]))]
-    return enumerate(iter(lambda: read(source), None)), phases
-
-
-def read(source: Vibration) -> Readings:
-    sample = source.read(0)
-    assert sample is not None
-    data: Readings = sample.data
-    return data
+    return ((int(sample.position or 0), sample.data) for sample in iter(lambda: source.read(0), None)), phases
 
 
 def find_sample(samples: Iterator[tuple[int, Readings]], event: Event) -> tuple[int, Readings]:
@@ -360,8 +353,8 @@ def undecided_samples(scores: Callable[[Readings], dict[str, float]]) -> Reading
     level = np.linspace(LEVELS[0], LEVELS[-1], CANDIDATES, dtype=np.float32)[:, np.newaxis]
     spread = np.interp(level, LEVELS, SPREADS).astype(np.float32)
     candidates = level + spread * generator.standard_normal((CANDIDATES, VALUES), dtype=np.float32)
-    undecided = np.array([data for data in candidates if max(scores(data).values()) < CERTAIN])
-    assert len({score for data in undecided for score in scores(data).values()}) > MANY
+    undecided = np.array([data for data in candidates if max(scores(data).values()) < SURE])
+    assert len(undecided) > 500
     return undecided
 
 

@@ -121,10 +121,13 @@ def wait_for_queue(service: Service, least: int) -> int:
 
 
 def drain_queue(service: Service, least: int) -> None:
-    """Let the server be there again; all events must arrive, at least so many, and new ones after them."""
+    """Let the server be there again; every event must arrive, at least so many, and new ones after them."""
     service.serve()
     service.wait_for_events(lambda events: len(events) >= least and events.without_hole, f"{least} without a hole")
-    service.nothing_lost()
+    service.wait_for_results()
+    events = service.wait_for_events(lambda events: events.without_hole, "no hole in their numbers")
+    # A busy machine may be too slow for some samples; they never became events.
+    assert {event["cause"] for event in events.of("loss")} <= {"source_overrun"}
 
 
 # -- fresh
@@ -303,6 +306,8 @@ def test_an_upgrade_killed_while_it_unpacks_can_be_repeated(previous: Service, d
     previous.start()
     assert previous.report()["version"] == PREVIOUS
 
+    # apt does nothing before this.
+    machine.run("dpkg", "--configure", "--pending")
     install(machine, deb)
     assert previous.report()["version"] == __version__
     assert machine.run("dpkg", "--audit").stdout == ""
@@ -313,7 +318,8 @@ def test_an_upgrade_killed_while_it_unpacks_can_be_repeated(previous: Service, d
 
 def test_an_upgrade_killed_while_it_is_configured_is_completed_by_dpkg(previous: Service, deb: Path) -> None:
     before, machine = fill_queue(previous, least=200), previous.machine
-    kill_upgrade(machine, deb, lambda: lines(machine, "pgrep --full py3compile || true"), "modules are compiled")
+    compiles = ["pgrep", "--exact", "py3compile"]
+    kill_upgrade(machine, deb, lambda: machine.run(*compiles, check=False).stdout, "modules are compiled")
     assert machine.property("ActiveState") == "active"
     machine.run("dpkg", "--force-confold", "--configure", "--pending")
     assert previous.report()["version"] == __version__

@@ -1,6 +1,7 @@
 """The daemon behind `edge-agent run`: it waits until its settings are complete, and then runs the agent."""
 
 import asyncio
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -29,6 +30,8 @@ def run(config: Path, directories: Directories) -> int:
     the state directory cannot be used. 1: a part of the agent has failed.
     """
     configure_logs("info", "auto")
+    # When systemd's watchdog ends the agent (SIGABRT), the journal says where it hung.
+    faulthandler.enable()
     use_credentials_of_systemd()
     try:
         return asyncio.run(_run(config, directories))

@@ -22,6 +22,8 @@ from edge_agent.settings.units import format_duration
 from edge_agent.telemetry.sender import SenderState
 
 FRESH = 5.0
+# In the line; `edge-agent status` has all of it. What runs and what waits must have room behind two or three of them.
+LONGEST_PROBLEM = 240
 BLOCKED = ("offline", "needs_person")
 
 
@@ -48,7 +50,11 @@ class Snapshot:
 
 def status_line(now: Snapshot) -> str:
     """Return the line for `systemctl status`."""
-    return "; ".join([*problems(now), _running(now), *_waiting(now)])
+    return "; ".join([*map(_short, problems(now)), _running(now), *_waiting(now)])
+
+
+def _short(problem: str) -> str:
+    return problem if len(problem) <= LONGEST_PROBLEM else problem[: LONGEST_PROBLEM - 1] + "…"
 
 
 def problems(now: Snapshot) -> list[str]:

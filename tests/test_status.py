@@ -261,3 +261,12 @@ def test_the_report_crosses_the_socket_unchanged() -> None:
     made = report(snapshot(latest=None, time_source="unverified"))
     assert msgspec.convert(json.loads(msgspec.json.encode(made)), StatusReport) == made
     assert "clock        not known to be set" in render(made)
+
+
+def test_a_long_problem_leaves_room_for_the_rest() -> None:
+    now = snapshot(sender=SenderState("needs_person", "no credentials; " * 100, 0.0, 0, 0, 9))
+    line = status_line(now)
+    assert line.startswith("events are not sent: no credentials; ")
+    assert "…; vibration v1.3 on cpu" in line
+    assert len(line) < 400
+    assert problems(now) == ["events are not sent: " + "no credentials; " * 100]

@@ -19,10 +19,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
+# As the worker has: when memory runs out, the larger of them goes first, and the agent last.
+_OOM_SCORE_ADJ = "500"
 _OUTPUT_LINES = 20
 _OUTPUT_BYTES = 4096
 _READ_BYTES = 65536
@@ -104,7 +107,7 @@ class Command:
         with os.fdopen(os.memfd_create("event"), "w+b") as stdin:
             stdin.write(self._stdin)
             stdin.seek(0)
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self._argv,
                 stdin=stdin,
                 stdout=subprocess.PIPE,
@@ -112,6 +115,10 @@ class Command:
                 env=self._environ,
                 start_new_session=True,
             )
+        # It may have ended already, or run as another user.
+        with suppress(OSError):
+            Path(f"/proc/{process.pid}/oom_score_adj").write_text(_OOM_SCORE_ADJ, encoding="ascii")
+        return process
 
     async def _wait(self, pid: int) -> bool:
         """Whether the program had to be ended for running too long."""

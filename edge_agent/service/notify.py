@@ -12,7 +12,7 @@ import sdnotify
 import structlog
 
 _STATUS_INTERVAL = 1.0
-_MAX_STATUS = 512
+_MAX_STATUS = 1024
 
 log = structlog.get_logger()
 

@@ -152,6 +152,13 @@ def test_what_is_secret_or_the_agents_own_is_not_in_the_environment(tmp_path: Pa
     assert not seen.keys() & withheld.keys()
 
 
+def test_a_program_goes_before_the_agent_when_memory_runs_out(tmp_path: Path) -> None:
+    wait = f'until [ "$(cat /proc/$$/oom_score_adj)" = 500 ]; do :; done; touch {tmp_path}/seen'
+    run(shell(wait))
+    assert (tmp_path / "seen").exists()
+    assert Path("/proc/self/oom_score_adj").read_text() != "500\n"
+
+
 def test_a_program_that_ignores_its_input_is_no_problem_however_long_the_input(log: Log) -> None:
     run(shell("exit 0"), shell("head -c 1 > /dev/null; exec <&-", name="closes"), event=b"x" * 3_000_000)
     assert [line["event"] for line in log] == ["action done", "action done"]

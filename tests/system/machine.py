@@ -9,8 +9,8 @@ tasks and devices, where the host has control groups of version 1 (the container
 What is not: kernel, clock and hardware are the host's; udev does not run; OOMScoreAdjust= below zero is ignored; and
 control groups of version 2 have no controllers, so that MemoryHigh= and OOMPolicy= have no effect.
 
-Nothing outlives the test: the container dies with this process, its file systems are mounted in a mount namespace of
-its own, and its network is a file descriptor (`Network`). The overlay and empty control groups are removed by `close`.
+Nothing outlives the test: a guard ends the container when this process is killed, its file systems are mounted
+in a mount namespace of its own, and its network is a file descriptor (`Network`). `close` removes the rest.
 """
 
 import itertools
@@ -40,14 +40,29 @@ _ENVIRONMENT = {
     "DEBIAN_FRONTEND": "noninteractive",
     "SYSTEMD_PAGER": "",
 }
-# $1 trees, $2 folder, $3 name, $4 network namespace, then the control groups to move to.
-_BOOT = """
+# $1 trees, $2 folder, $3 name, $4 network namespace, then the control groups. It stays beside the machine, since the
+# machine would survive the end of nspawn: when the test run is killed, it gets SIGTERM and ends the machine.
+_GUARD = """
 set -e
 trees=$1 folder=$2 name=$3 network=$4
 shift 4
-for group; do echo $$ >"$group/cgroup.procs"; done
 mount -t overlay overlay -o "lowerdir=$trees,upperdir=$folder/upper,workdir=$folder/work" "$folder/root"
-exec systemd-nspawn --quiet --directory="$folder/root" --machine="$name" --register=no --keep-unit \
+sh -c "$ENTER" enter "$folder/root" "$name" "$network" "$@" &
+nspawn=$!
+trap 'kill -KILL $(grep . /proc/$nspawn/task/$nspawn/children || echo $nspawn)' TERM
+wait $nspawn || status=$?
+if test "${status:-0}" = 143; then
+    wait $nspawn || true
+    for group; do find "$group" -depth -type d -exec rmdir {} + || true; done
+fi
+exit ${status:-0}
+"""
+_ENTER = """
+set -e
+root=$1 name=$2 network=$3
+shift 3
+for group; do echo $$ >"$group/cgroup.procs"; done
+exec systemd-nspawn --quiet --directory="$root" --machine="$name" --register=no --keep-unit \
     --network-namespace-path="$network" --system-call-filter="bpf @clock" --console=pipe -- /bin/sh -c "$INIT"
 """
 # PID 1: the control groups must be writable before systemd looks at them.
@@ -55,7 +70,7 @@ _INIT = f"""
 for group in {" ".join(_LIMITED)}; do
     if test -d /sys/fs/cgroup/$group; then mount -o remount,rw,bind /sys/fs/cgroup/$group; fi
 done
-exec setpriv --pdeathsig KILL /lib/systemd/systemd
+exec /lib/systemd/systemd
 """
 _counter = itertools.count(1)
 
@@ -75,7 +90,7 @@ class Machine:
         self.network = Network()
         self._trees = trees
         self._folder = folder
-        self._nspawn: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         self._leader = 0
 
     def __enter__(self) -> Self:
@@ -95,15 +110,16 @@ class Machine:
 
     def boot(self) -> None:
         """Boot, and return when systemd has started everything."""
+        self._leader = 0
         for part in ("upper", "work", "root"):
             (self._folder / part).mkdir(parents=True, exist_ok=True)
         groups = [str(group) for group in self._make_control_groups()]
-        command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "slave", "sh", "-c", _BOOT]
+        command = ["setpriv", "--pdeathsig", "TERM", "unshare", "--mount", "--propagation", "slave", "sh", "-c", _GUARD]
         arguments = [":".join(map(str, self._trees)), str(self._folder), self.name, self.network.path, *groups]
         with (self._folder / "console").open("ab") as console:
-            self._nspawn = subprocess.Popen(
-                [*command, "boot", *arguments],
-                env={**_ENVIRONMENT, "INIT": _INIT},
+            self._guard = subprocess.Popen(
+                [*command, "guard", *arguments],
+                env={**_ENVIRONMENT, "ENTER": _ENTER, "INIT": _INIT},
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -114,33 +130,33 @@ class Machine:
 
     def reboot(self) -> None:
         """`systemctl reboot`, in order, and boot again. /run and mounts are gone then, everything else stays."""
-        assert self._nspawn is not None
+        assert self._guard is not None
         self.systemctl("reboot")
-        status = self._nspawn.wait(PATIENCE)
+        status = self._guard.wait(PATIENCE)
         assert status == _REBOOT, f"the machine ended with {status} instead of rebooting:\n{self.console()}"
         self.boot()
 
     def freeze(self) -> Path:
         """Shut down in order and return what was written, as a tree for other machines; `close` keeps it."""
-        assert self._nspawn is not None
+        assert self._guard is not None
         self.systemctl("poweroff")
-        status = self._nspawn.wait(PATIENCE)
+        status = self._guard.wait(PATIENCE)
         assert status == 0, f"the machine ended with {status} instead of powering off:\n{self.console()}"
         return (self._folder / "upper").rename(self._folder / "frozen")
 
     def crash(self) -> None:
         """Let every process of the machine end at once, as with the reset button. What the kernel holds is kept."""
-        assert self._nspawn is not None
+        assert self._guard is not None
         if self._leader:
             os.kill(self._leader, signal.SIGKILL)
         else:
-            self._nspawn.kill()
-        self._nspawn.wait(PATIENCE)
+            self._guard.terminate()
+        self._guard.wait(PATIENCE)
         self._leader = 0
 
     def close(self) -> None:
         """End the machine and remove everything it has written."""
-        if self._nspawn is not None and self._nspawn.poll() is None:
+        if self._guard is not None and self._guard.poll() is None:
             self.crash()
         self._remove_control_groups()
         self.network.close()
@@ -153,13 +169,13 @@ class Machine:
         return (self._folder / "console").read_text(errors="replace")
 
     def _wait_for_leader(self) -> int:
-        assert self._nspawn is not None
+        assert self._guard is not None
         deadline = time.monotonic() + PATIENCE
-        while self._nspawn.poll() is None and time.monotonic() < deadline:
-            children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
-            for child in map(int, children):
-                if _is_first_in_its_namespace(child):
-                    return child
+        while self._guard.poll() is None and time.monotonic() < deadline:
+            for nspawn in _children(self._guard.pid):
+                for child in _children(nspawn):
+                    if _is_first_in_its_namespace(child):
+                        return child
             time.sleep(_POLL)
         raise MachineError(f"the machine did not start:\n{self.console()}")
 
@@ -219,8 +235,8 @@ class Machine:
         """Wait until the condition holds. Raises MachineError with the unit's state and the end of the journal."""
         deadline = time.monotonic() + patience
         while not condition():
-            assert self._nspawn is not None
-            ended = self._nspawn.poll()
+            assert self._guard is not None
+            ended = self._guard.poll()
             if ended is not None:
                 raise MachineError(f"the machine ended ({ended}) before {what}:\n{self.console()}")
             if time.monotonic() > deadline:
@@ -305,6 +321,13 @@ class Machine:
         finally:
             self.run(f"mount --bind {path} {aside} && umount {path}")
             self.run(f"cp -a {aside}/. {path}/ && umount {aside}")
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _is_first_in_its_namespace(pid: int) -> bool:

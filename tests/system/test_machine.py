@@ -1,8 +1,11 @@
 """The harness itself: that it boots, enforces what it promises, and leaves nothing behind."""
 
+import signal
 import socket
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,18 +75,42 @@ def test_machines_side_by_side_do_not_meet(base_trees: Callable[[str], Path], tm
         assert two.property("ActiveState", "sleeper") == "active"
 
 
-def test_nothing_is_left(base_trees: Callable[[str], Path], tmp_path: Path) -> None:
-    def traces(name: str) -> list[str]:
-        groups = [str(group) for group in Path("/sys/fs/cgroup").glob(f"*/{name}*")]
-        mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(tmp_path) in line]
-        processes = subprocess.run(["pgrep", "--full", name], stdout=subprocess.PIPE, text=True, check=False)
-        return [*groups, *mounts, *processes.stdout.split()]
+def traces(name: str, folder: Path) -> list[str]:
+    """What there is of a machine: control groups, mounts in this namespace, processes."""
+    groups = [str(group) for group in Path("/sys/fs/cgroup").glob(f"*/{name}*")]
+    mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(folder) in line]
+    processes = subprocess.run(["pgrep", "--full", name], stdout=subprocess.PIPE, text=True, check=False)
+    return [*groups, *mounts, *processes.stdout.split()]
 
+
+def test_nothing_is_left(base_trees: Callable[[str], Path], tmp_path: Path) -> None:
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
     machine = Machine([base_trees("bookworm")], tmp_path / "machine")
     with machine:
-        assert traces(machine.name)
-    assert traces(machine.name) == []
+        assert traces(machine.name, tmp_path)
+    assert traces(machine.name, tmp_path) == []
     assert [entry.name for entry in (tmp_path / "machine").iterdir()] == ["console"]
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     assert threading.active_count() == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.system.machine import Machine
+
+with Machine([Path(sys.argv[1])], Path(sys.argv[2])) as machine:
+    print(machine.name, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_machine_ends_with_a_test_run_that_is_killed(base_trees: Callable[[str], Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(base_trees("trixie")), str(tmp_path)]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert run.returncode == -signal.SIGKILL
+    name = run.stdout.strip()
+    deadline = time.monotonic() + 60
+    while left := traces(name, tmp_path):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)

@@ -22,9 +22,10 @@ run: $(RUN_STAMP)
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-## test-system  the slow tests on whole systems
-test-system: $(DEV_STAMP)
-	$(BIN)/python -m pytest -m system
+## test-system  the slow tests on whole systems; needs root and a Debian machine with what .ci/run installs
+test-system: export XZ_LEVEL ?= 1
+test-system: $(DEV_STAMP) deb
+	EDGE_AGENT_DEBS=$(CURDIR)/build/deb $(BIN)/python -m pytest -m system --numprocesses auto --dist worksteal
 
 ## lint       ruff, mypy and the rules on imports
 lint: $(DEV_STAMP)

@@ -7,12 +7,12 @@ import pytest
 
 from edge_agent.inference.accelerators import (
     GET_LIBRARY,
-    LIBRARY,
     explain_failure,
     find_library,
     is_edgetpu_model,
     list_devices,
 )
+from edge_agent.inference.runtimes import LIBRARY
 
 
 def add_usb(root: Path, name: str, vendor: str, product: str, number: str = "7") -> Path:

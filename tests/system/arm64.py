@@ -82,12 +82,14 @@ def why_not() -> str | None:
     missing = [package for command, package in commands.items() if shutil.which(command, path=_PATH) is None]
     if missing:
         return f"not installed: {', '.join(missing)}"
-    known = "binfmt_misc" in Path("/proc/filesystems").read_text()
-    return None if known or _load_binfmt_misc() else "the kernel has no binfmt_misc"
+    return None if _has_binfmt_misc() else "the kernel has no binfmt_misc"
 
 
-def _load_binfmt_misc() -> bool:
-    return subprocess.run(["modprobe", "binfmt_misc"], capture_output=True, check=False).returncode == 0
+def _has_binfmt_misc() -> bool:
+    if "binfmt_misc" in Path("/proc/filesystems").read_text():
+        return True
+    modprobe = shutil.which("modprobe", path=_PATH)
+    return modprobe is not None and subprocess.run([modprobe, "-q", "binfmt_misc"], check=False).returncode == 0
 
 
 @contextmanager

@@ -62,6 +62,7 @@ def collect_events(service: Service, count: int = 40) -> None:
 
 
 def test_a_killed_agent_is_restarted_and_goes_on_with_what_waits(service: Service) -> None:
+    service.machine.configure_unit("restart", "[Service]\nRestartSec=1s\n")
     service.work(settings())
     agent, worker = service.pid, service.worker
     collect_events(service)

@@ -109,12 +109,12 @@ def installed(installed_trees: Callable[[str], list[Path]], distribution: str, t
         yield machine
 
 
-def build_deb(distribution: str) -> Path:
-    """Build the package for amd64 machines as a developer does, unless $EDGE_AGENT_DEBS is a folder that has it."""
-    name = f"edge-agent_{__version__}~{distribution}_amd64.deb"
+def build_deb(distribution: str, architecture: str = "amd64") -> Path:
+    """Build the package as a developer does, unless $EDGE_AGENT_DEBS is a folder that has it."""
+    name = f"edge-agent_{__version__}~{distribution}_{architecture}.deb"
     if ready := os.environ.get("EDGE_AGENT_DEBS"):
         return Path(ready) / name
-    make = ["make", "--silent", "deb", f"DIST={distribution}", "ARCH=amd64"]
+    make = ["make", "--silent", "deb", f"DIST={distribution}", f"ARCH={architecture}"]
     done = subprocess.run(make, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert done.returncode == 0, done.stdout[-10000:]
     return ROOT / "build/deb" / name

@@ -44,7 +44,7 @@ from tests.system.arm64 import (
     emulation,
     why_not,
 )
-from tests.system.conftest import ROOT
+from tests.system.conftest import ROOT, build_deb
 from tests.system.roots import DISTRIBUTIONS
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
@@ -120,23 +120,12 @@ def emulated() -> Iterator[None]:
 @pytest.fixture(scope="module", params=DISTRIBUTIONS)
 def system(request: pytest.FixtureRequest, emulated: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arm64]:
     """What is essential in Debian, what edge-agent depends on, and edge-agent, installed by arm64's own dpkg."""
-    deb = build_deb(request.param)
+    deb = build_deb(request.param, "arm64")
     folder = tmp_path_factory.mktemp("arm64") / request.param
     with base_tree(request.param, dependencies(deb)) as tree, Arm64(tree, folder) as system:
         shutil.copy(deb, system.root / "root")
         system.run("dpkg", "--force-unsafe-io", "--install", f"/root/{deb.name}")
         yield system
-
-
-def build_deb(distribution: str) -> Path:
-    """Build the package as a developer does, unless $EDGE_AGENT_DEBS is a folder that has it."""
-    name = f"edge-agent_{__version__}~{distribution}_arm64.deb"
-    if ready := os.environ.get("EDGE_AGENT_DEBS"):
-        return Path(ready) / name
-    make = ["make", "--silent", "deb", f"DIST={distribution}", "ARCH=arm64"]
-    done = subprocess.run(make, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-10000:]
-    return ROOT / "build/deb" / name
 
 
 def dependencies(deb: Path) -> list[str]:

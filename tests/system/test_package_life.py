@@ -43,8 +43,9 @@ PYTHONS = {"bookworm": "python3.11", "trixie": "python3.13"}
 SETTINGS = settings(source='plugin = "vibration"\nrate = 500')
 # In a terminal, as somebody would do it: Ctrl-C once the demo has come to its alarm.
 DEMO = """
-(until grep --quiet --no-messages '"kind":"alarm"' /tmp/edge-agent-demo-*/events.jsonl; do sleep 0.2; done
- printf '\\003') | runuser --login anna --command 'script --quiet --return --command "edge-agent demo" /dev/null'
+(until grep --quiet --no-messages 'stop the machine!' /root/shown; do sleep 0.2; done; printf '\\003') |
+runuser --login anna --command 'script --quiet --flush --return --command "edge-agent demo" /dev/null' |
+tee /root/shown
 """
 FOR_ALL = "/home /tmp /var/tmp /dev/shm"
 # A source of 128 values, as our model takes, made of the example in docs/sources.md.
@@ -171,7 +172,7 @@ def test_every_module_is_there_compiled_and_stays_as_it_is(installed: Machine) -
 def test_an_ordinary_user_sees_the_demo(installed: Machine) -> None:
     installed.run("useradd", "--create-home", "anna")
     before = lines(installed, f"find {FOR_ALL}")
-    demo = installed.run("sh", "-c", DEMO, check=False)
+    demo = installed.run("bash", "-o", "pipefail", "-c", DEMO, check=False)
     shown = demo.stdout
     assert demo.returncode == 128 + signal.SIGINT, shown
     assert "stop the machine!" in shown

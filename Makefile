@@ -39,7 +39,6 @@ bench: $(DEV_STAMP)
 	$(BIN)/python -m tests.bench
 
 ## deb        the Debian packages, into build/deb; DIST=bookworm|trixie ARCH=amd64|arm64: only these; XZ_LEVEL=1: quickly
-deb: export XZ_LEVEL ?= 6
 deb:
 	/usr/bin/python3 packaging/build_deb.py $(DIST) $(ARCH)
 

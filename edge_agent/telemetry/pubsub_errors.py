@@ -89,7 +89,10 @@ def explain_credentials(error: Exception, target: Target, *, retryable: bool) ->
 
 def explain_missing(error: Exception, target: Target) -> SinkNeedsPerson:
     """Say that no credentials were found, or that they cannot be read."""
-    return SinkNeedsPerson(f"{target}: no usable credentials ({_first_words(error)})", _KEY)
+    said = _first_words(error)
+    # Google's advice for developers would push our own out of the status line.
+    why = "" if said.startswith("Your default credentials were not found") else f" ({said})"
+    return SinkNeedsPerson(f"{target}: no usable credentials{why}", _KEY)
 
 
 def _first_words(error: Exception) -> str:

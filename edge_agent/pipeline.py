@@ -13,8 +13,9 @@ from edge_agent.telemetry.envelope import Envelope, ModelFacts
 
 log = structlog.get_logger()
 
-# A prediction that flickers is shown once per this many seconds, with the number of changes.
-CHANGE_INTERVAL = 1.0
+# A prediction that flickers is shown with the number of changes, and ever more rarely (seconds).
+FIRST_INTERVAL, LONGEST_INTERVAL = 1.0, 60.0
+ALARM_INTERVAL = 10.0
 CLIPPED_WARNING = 0.05
 
 
@@ -27,14 +28,23 @@ class Rules(Protocol):
 class Pipeline:
     """Takes the worker's results. Runs on the event loop and never waits for anything."""
 
-    def __init__(self, envelope: Envelope, rules: Rules, run_action: Callable[[Rule, bytes], None]) -> None:
+    def __init__(
+        self,
+        envelope: Envelope,
+        rules: Rules,
+        run_action: Callable[[Rule, bytes], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.rules = rules
         self.prediction: ResultEvent | None = None
         self._envelope = envelope
         self._run_action = run_action
+        self._clock = clock
         self._facts: tuple[ModelFile, LoadReport, ModelFacts] | None = None
         self._changes = 0
-        self._shown_at = 0.0
+        self._shown_at = -FIRST_INTERVAL
+        self._interval = FIRST_INTERVAL
 
     def take(self, batch: ResultBatch) -> None:
         """Turn a batch of results into events, alarms and log lines."""
@@ -63,6 +73,8 @@ class Pipeline:
             prediction=event.prediction,
             confidence=round(event.confidence, 3),
             event_id=event.event_id,
+            _per=rule.name,
+            _every=ALARM_INTERVAL,
         )
         self._run_action(rule, self._envelope.put_alarm(event, rule.name))
 
@@ -73,14 +85,15 @@ class Pipeline:
                 self._changes += 1
             previous = event
         self.prediction = previous
-        now = time.monotonic()
-        if not self._changes or now - self._shown_at < CHANGE_INTERVAL or previous is None:
+        now = self._clock()
+        if not self._changes or now - self._shown_at < self._interval or previous is None:
             return
         facts = {"confidence": round(previous.confidence, 3), "inference_ms": round(previous.inference_time_ms, 3)}
         if previous.clipped >= CLIPPED_WARNING:
             facts["clipped"] = previous.clipped
         if self._changes > 1:
             facts["changes"] = self._changes
+        self._interval = min(LONGEST_INTERVAL, self._interval * 2) if self._changes > 1 else FIRST_INTERVAL
         log.info("prediction", now=previous.prediction, **facts)
         self._changes = 0
         self._shown_at = now

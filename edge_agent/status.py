@@ -23,7 +23,7 @@ from edge_agent.telemetry.sender import SenderState
 
 FRESH = 5.0
 # In the line; `edge-agent status` has all of it. What runs and what waits must have room behind two or three of them.
-LONGEST_PROBLEM = 240
+LONGEST_PROBLEM = 320
 BLOCKED = ("offline", "needs_person")
 
 

@@ -294,7 +294,7 @@ def test_asking_twice_ends_it_at_once(tmp_path: Path) -> None:
         for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
             agent.process.send_signal(number)
         assert agent.process.wait(PATIENCE) in {128 + signal.SIGINT, 128 + signal.SIGTERM}
-        assert "stopping" in agent.said
+        agent.wait_for("stopping")
         assert "stopped" not in agent.said
 
 

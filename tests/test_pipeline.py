@@ -95,3 +95,22 @@ def test_samples_that_failed_are_told_of(rig: Rig) -> None:
     assert rig.queue.events == []
     assert logs[0]["log_level"] == "warning"
     assert (logs[0]["count"], logs[0]["reason"]) == (3, "the model takes 128 values, the source gives 64")
+
+
+def test_a_prediction_that_goes_on_flickering_is_told_ever_more_rarely() -> None:
+    now = 0.0
+    pipeline = Pipeline(Envelope("edge-001", {}, Clock(), Queue()), RuleSet([]), lambda *_: None, clock=lambda: now)
+    rig = Rig()
+    rig.pipeline = pipeline
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(600):
+            rig.take("normal", "warning")
+            now += 1.0
+
+    assert len(logs) < 20
+    with structlog.testing.capture_logs() as logs:
+        for seconds, label in ((60, "failure"), (60, "normal"), (1, "failure"), (1, "normal")):
+            now += seconds
+            rig.take(label)
+    # Once it has held still for a while, each change is told at once again.
+    assert [line["now"] for line in logs] == ["failure", "normal", "failure", "normal"]

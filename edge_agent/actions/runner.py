@@ -17,6 +17,8 @@ from edge_agent.actions.command import Command, Outcome
 from edge_agent.actions.rules import Rule
 
 MAX_RUNNING = 4
+# A rule may fire ten times a second; the lines that say so, seldom (seconds).
+LOG_INTERVAL = 10.0
 GRACE = 5.0
 
 _PRIVATE = re.compile(
@@ -87,7 +89,7 @@ class ActionRunner:
         facts = {"action": rule.name, "program": rule.run[0], "seconds": round(outcome.seconds, 1)}
         output = {"output": outcome.output} if outcome.output else {}
         if not outcome.problem:
-            log.info("action done", **facts, **output)
+            log.info("action done", **facts, **output, _per=rule.name, _every=LOG_INTERVAL)
         elif self._ending:
             log.warning("action did not end before the agent did", **facts, problem=outcome.problem, **output)
         else:

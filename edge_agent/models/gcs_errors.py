@@ -84,7 +84,9 @@ def _said(response: Any) -> str:
 def _explain_auth(error: auth.GoogleAuthError, url: str) -> StoreError:
     said = clean_version(str(error.args[0]) if error.args else "")
     if isinstance(error, auth.DefaultCredentialsError):
-        return StoreNeedsPerson(f"{url}: there are no usable Google credentials: {said}", _GIVE_KEY)
+        # Google's advice for developers would push our own out of the status line.
+        why = "" if said.startswith("Your default credentials were not found") else f": {said}"
+        return StoreNeedsPerson(f"{url}: there are no usable Google credentials{why}", _GIVE_KEY)
     if not isinstance(error, auth.RefreshError) or error.retryable:
         return StoreUnavailable(f"{url}: no access token: {_network_reason(error)}")
     # What Google's token service says to a device that believes it is 1970.

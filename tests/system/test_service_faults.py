@@ -56,7 +56,10 @@ cooldown = "1s"
 
 
 def collect_events(service: Service, count: int = 40) -> None:
-    """Take the server away, and wait until so many events wait for it."""
+    """Take the server away, and wait until so many events wait for it.
+
+    What was under way at that moment may come twice: the server had it, and could not say so.
+    """
     service.server.stop()
     service.wait_for_report(lambda report: report["queue"]["waiting"] >= count, f"{count} waiting events")
 
@@ -72,7 +75,6 @@ def test_a_killed_agent_is_restarted_and_goes_on_with_what_waits(service: Servic
     service.machine.wait_until(lambda: service.machine.property("ActiveState") == "active", "the agent is back")
     assert service.pid not in {0, agent}
     service.serve()
-    # What was under way when the agent died may come twice.
     service.nothing_lost(duplicates=True)
     assert service.worker != worker
 
@@ -174,7 +176,7 @@ def test_a_full_disk_stops_neither_the_work_nor_the_events(service: Service) -> 
         machine.run("rm", f"{STATE}/filler")
         service.wait_for_journal("the queue can use its directory again")
         service.serve()
-        service.nothing_lost()
+        service.nothing_lost(duplicates=True)
         service.wait_for_status("events are sent")
         assert "cannot use" not in machine.status_text()
         assert service.pid == agent
@@ -188,7 +190,7 @@ def test_events_from_before_a_reboot_arrive_after_it(service: Service) -> None:
     service.machine.reboot()
     service.wait_for_report(lambda report: report["queue"]["waiting"] > waited + 20, "more events in the queue")
     service.serve()
-    service.nothing_lost()
+    service.nothing_lost(duplicates=True)
 
 
 def test_a_power_cut_costs_at_most_the_last_moment(service: Service) -> None:

@@ -18,7 +18,7 @@ async def check_source(
     options: Mapping[str, object],
     base_dir: Path,
     *,
-    timeout: float = 60.0,  # noqa: ASYNC109
+    timeout: float = 60.0,  # noqa: ASYNC109  passed on to `ask`
 ) -> SourceCheck:
     """Check a source's options in a child process. A child that crashes, hangs or talks nonsense is a fault."""
     request = {"plugin": plugin, "options": options, "base_dir": str(base_dir)}

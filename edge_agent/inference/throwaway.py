@@ -47,7 +47,7 @@ async def ask(
     *arguments: str,
     question: bytes = b"",
     environment: Mapping[str, str] | None = None,
-    timeout: float,  # noqa: ASYNC109
+    timeout: float,  # noqa: ASYNC109  the message names it, and the child is ended in order
     grace: float = 0.0,
 ) -> AnswerT:
     """Return the child's answer as `kind`. Raises NoAnswerError.

@@ -21,7 +21,7 @@ from edge_agent.configuration import Configuration, load_configuration
 from edge_agent.device.clock import Clock
 from edge_agent.device.identity import boot_id, device_id
 from edge_agent.housekeeping import Housekeeping
-from edge_agent.inference.accelerators import find_library, list_devices
+from edge_agent.inference.accelerators.devices import find_library, list_devices
 from edge_agent.inference.supervisor import Supervisor
 from edge_agent.lifecycle import Lifecycle
 from edge_agent.models.open import open_store

@@ -45,6 +45,13 @@ class Configuration:
         model = ModelOptions(
             accelerator=inference.accelerator,
             device=inference.device,
+            device_options=inference.device_options,
+            task=inference.task,
+            threshold=inference.threshold,
+            iou_threshold=inference.iou_threshold,
+            low=inference.limits.low,
+            high=inference.limits.high,
+            fit=inference.fit,
             top_k=inference.top_k,
             resize=inference.resize,
             image_mean=inference.image_mean,
@@ -52,7 +59,9 @@ class Configuration:
             labels=self.labels,
             raw_data=self.settings.telemetry.raw_data,
         )
-        return Configure(plugin=self.source, options=self.settings.source.options, model=model)
+        return Configure(
+            plugin=self.source, options=self.settings.source.options, model=model, runtime=inference.runtime
+        )
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Pipeline:
         events = self._envelope.put_results(batch.results, self._facts_of(batch))
         check = self.rules.check
         for result, event in zip(batch.results, events, strict=True):
-            for rule in check(event.prediction, event.confidence, result.captured_ns):
+            for rule in check(event.prediction or "", event.confidence or 0.0, result.captured_ns):
                 self._raise_alarm(rule, event)
         self._show_change(events)
 
@@ -71,7 +71,7 @@ class Pipeline:
             "alarm",
             action=rule.name,
             prediction=event.prediction,
-            confidence=round(event.confidence, 3),
+            confidence=round(event.confidence or 0.0, 3),
             event_id=event.event_id,
             _per=rule.name,
             _every=ALARM_INTERVAL,
@@ -88,7 +88,10 @@ class Pipeline:
         now = self._clock()
         if not self._changes or now - self._shown_at < self._interval or previous is None:
             return
-        facts = {"confidence": round(previous.confidence, 3), "inference_ms": round(previous.inference_time_ms, 3)}
+        facts = {
+            "confidence": round(previous.confidence or 0.0, 3),
+            "inference_ms": round(previous.inference_time_ms, 3),
+        }
         if previous.clipped >= CLIPPED_WARNING:
             facts["clipped"] = previous.clipped
         if self._changes > 1:

@@ -27,16 +27,48 @@ class Sample(msgspec.Struct, frozen=True):
     position: str | None = None
 
 
-class Score(msgspec.Struct, frozen=True):
-    """One class and how sure the model is of it."""
+class Box(msgspec.Struct, frozen=True):
+    """Where an object is in the picture that the source gave: 0..1 of its width and height, from the upper left."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class PixelBox(msgspec.Struct, frozen=True):
+    """The same in pixels of that picture; `right` and `bottom` are the first pixels outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+class Score(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One class, object or value, and how sure the model is of it."""
 
     label: Annotated[str, Meta(description="name of the class, or its number where no labels are known")]
-    score: Annotated[float, Meta(description="dequantised output of the model for this class")]
+    score: Annotated[float, Meta(description="dequantised output of the model: a score, or the value of a regression")]
     index: Annotated[int, Meta(ge=0, description="row of the class in the model's output")]
+    box: Annotated[Box | UnsetType, Meta(description="where the object is, as shares of the picture")] = UNSET
+    pixels: Annotated[PixelBox | UnsetType, Meta(description="where the object is, in pixels of the picture")] = UNSET
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """One output of a model as it is, dequantised."""
+
+    name: str
+    shape: list[int]
+    values: Annotated[list[float | None], Meta(description="row by row; null for what is no finite number")]
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
-    """What the model said of one sample. Scores are sorted, best first."""
+    """What the model said of one sample. Scores are sorted, best first, and empty when nothing was found.
+
+    `verdict` is the prediction where it is not the label of the best score. `value` is the number that a regression or
+    an anomaly score comes to, which is no confidence. `outputs` are the tensors of the task "raw".
+    """
 
     captured_ns: int
     inference_ns: int
@@ -44,6 +76,9 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     clipped: float
     raw_data: list[float] | None = None
     position: str | None = None
+    verdict: str | None = None
+    value: float | None = None
+    outputs: list[Tensor] | None = None
 
 
 class _EventBase(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
@@ -57,15 +92,18 @@ class _EventBase(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     device_labels: dict[str, str] | UnsetType = UNSET
 
 
+_Results = Annotated[list[Score], Meta(description="classes or objects, best first")]
+_Clipped = Annotated[float, Meta(ge=0, le=1, description="share of input values outside the model's range")]
+
+
 class _ModelOutput(_EventBase, frozen=True, kw_only=True, omit_defaults=True):
-    results: Annotated[list[Score], Meta(description="classes, best first")]
-    prediction: Annotated[str, Meta(description="label of the best class")]
-    confidence: Annotated[float, Meta(description="score of the best class")]
-    inference_time_ms: float
-    model_name: str
-    model_version: str
-    accelerator: Accelerator
-    clipped: Annotated[float, Meta(ge=0, le=1, description="share of input values outside the model's range")]
+    prediction: Annotated[
+        str | UnsetType,
+        Meta(description="label of the best class, or what limits say of a value; absent for nothing"),
+    ] = UNSET
+    confidence: Annotated[float | UnsetType, Meta(description="score of the best class; a value has none")] = UNSET
+    value: Annotated[float | UnsetType, Meta(description="of a regression, or an anomaly score")] = UNSET
+    outputs: Annotated[list[Tensor] | UnsetType, Meta(description="what the model put out, for the task raw")] = UNSET
     degraded: Annotated[str | UnsetType, Meta(description="why it did not run as asked")] = UNSET
     raw_data: Annotated[list[float] | UnsetType, Meta(description="the first values of the input")] = UNSET
 
@@ -73,11 +111,25 @@ class _ModelOutput(_EventBase, frozen=True, kw_only=True, omit_defaults=True):
 class ResultEvent(_ModelOutput, frozen=True, kw_only=True, omit_defaults=True, tag="result"):
     """What the model said of one sample."""
 
+    results: _Results
+    inference_time_ms: float
+    model_name: str
+    model_version: str
+    accelerator: Accelerator
+    clipped: _Clipped
+
 
 class AlarmEvent(_ModelOutput, frozen=True, kw_only=True, omit_defaults=True, tag="alarm"):
-    """A rule of [[actions]] fired on a result."""
+    """A rule of [[actions]] fired on a result, or something about the device needs a person: then without a result."""
 
-    action: Annotated[str, Meta(description="name of the rule")]
+    action: Annotated[str, Meta(description="name of the rule, or the component that needs a person: accelerator")]
+    detail: Annotated[str | UnsetType, Meta(description="what a person has to do")] = UNSET
+    results: _Results | UnsetType = UNSET
+    inference_time_ms: float | UnsetType = UNSET
+    model_name: str | UnsetType = UNSET
+    model_version: str | UnsetType = UNSET
+    accelerator: Accelerator | UnsetType = UNSET
+    clipped: _Clipped | UnsetType = UNSET
 
 
 class ModelEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag="model"):
@@ -102,31 +154,77 @@ class LossEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag="
     detail: str | UnsetType = UNSET
 
 
-class HealthEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag="health"):
-    """A change of the agent's own state that somebody should know of."""
+class Latency(msgspec.Struct, frozen=True):
+    """How long a stage took, over all samples since the previous health event. Quantiles are within 4 %."""
 
-    component: Annotated[str, Meta(description="for instance worker, source, queue")]
+    stage: Annotated[
+        str,
+        Meta(
+            description="capture: from the capture until the model's thread takes the sample; preprocess, invoke, "
+            "decode; action: from the capture until the command of a rule runs"
+        ),
+    ]
+    count: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """What has happened since the agent's start."""
+
+    samples: int = 0
+    dropped: Annotated[int, Meta(description="samples of a live source that the model had no time for")] = 0
+    failed: Annotated[int, Meta(description="samples that could not be worked on")] = 0
+    skipped: Annotated[int, Meta(description="samples that the source itself could not use")] = 0
+    set_aside: Annotated[int, Meta(description="samples that killed the worker twice and are left out")] = 0
+    clipped: Annotated[int, Meta(description="samples with values outside the model's range")] = 0
+    worker_deaths: int = 0
+    device_failures: Annotated[int, Meta(description="deaths and failures put down to the Edge TPU")] = 0
+    device_resets: Annotated[int, Meta(description="USB resets of the Edge TPU")] = 0
+    fallbacks: Annotated[int, Meta(description="times that the CPU took over from the Edge TPU")] = 0
+    returns: Annotated[int, Meta(description="times that the Edge TPU took over again")] = 0
+    actions_failed: int = 0
+    actions_skipped: int = 0
+
+
+class HealthEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag="health"):
+    """A change of the agent's own state that somebody should know of; or, every interval, how it all goes."""
+
+    component: Annotated[
+        str, Meta(description="for instance worker, source, queue, accelerator, action; inference has the figures")
+    ]
     state: str
     detail: str | UnsetType = UNSET
+    exit_status: Annotated[str | UnsetType, Meta(description="how a worker ended: killed by SIGABRT")] = UNSET
+    stage: Annotated[str | UnsetType, Meta(description="what it was doing last: running the model")] = UNSET
+    latencies: list[Latency] | UnsetType = UNSET
+    counters: Counters | UnsetType = UNSET
 
 
 Event = ResultEvent | AlarmEvent | ModelEvent | LossEvent | HealthEvent
 
 
 class ModelFile(msgspec.Struct, frozen=True):
-    """What the worker is asked to run: a file that nobody changes any more, and what is known of it."""
+    """What the worker is asked to run: a file that nobody changes any more, and what is known of it.
+
+    `cpu_path` is the same model as it was before the Edge TPU compiler, if there is one.
+    """
 
     path: str
     name: str
     version: str
     labels: list[str] | None = None
+    cpu_path: str | None = None
 
 
 class LoadReport(msgspec.Struct, frozen=True):
     """How loading a model went. `reason` is for a person and is set whenever `accepted` is false.
 
     `permanent` tells a file that can never work (it is no model, or needs other inputs) from bad luck that a
-    later try may not have (no worker, no device).
+    later try may not have (no worker, no device). `device` is the stable name of the Edge TPU in use, `remarks` are
+    what an admin should know although the model runs, such as an option that has no effect.
     """
 
     accepted: bool
@@ -134,4 +232,6 @@ class LoadReport(msgspec.Struct, frozen=True):
     permanent: bool = False
     accelerator: Accelerator = "cpu"
     degraded: str | None = None
+    device: str | None = None
+    remarks: tuple[str, ...] = ()
     detail: str = ""

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from edge_agent.inference.accelerators import Device
+from msgspec import UnsetType
+
+from edge_agent.inference.accelerators.devices import Device
 from edge_agent.inference.supervisor import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
 from edge_agent.records import ResultEvent, TimeSource
@@ -21,6 +24,7 @@ from edge_agent.settings.schema import Settings
 from edge_agent.settings.units import format_duration
 from edge_agent.telemetry.sender import SenderState
 
+T = TypeVar("T")
 FRESH = 5.0
 # In the line; `edge-agent status` has all of it. What runs and what waits must have room behind two or three of them.
 LONGEST_PROBLEM = 320
@@ -102,7 +106,7 @@ def _running(now: Snapshot) -> str:
     running = f"{now.settings.model.model_name} {now.model.version}"
     if now.latest is None:
         return f"{running}, no result yet"
-    return f"{running} on {now.latest.accelerator}, {now.rate:.1f}/s, {now.latest.prediction}"
+    return f"{running} on {now.latest.accelerator}, {now.rate:.1f}/s, {_given(now.latest.prediction) or 'nothing'}"
 
 
 def _waiting(now: Snapshot) -> list[str]:
@@ -162,9 +166,13 @@ def _report_results(now: Snapshot) -> ResultsReport:
         samples=now.worker.samples,
         dropped=now.worker.dropped,
         failed=now.worker.failed,
-        prediction=now.latest.prediction if now.latest is not None else None,
-        confidence=now.latest.confidence if now.latest is not None else None,
+        prediction=_given(now.latest.prediction) if now.latest is not None else None,
+        confidence=_given(now.latest.confidence) if now.latest is not None else None,
     )
+
+
+def _given(value: T | UnsetType) -> T | None:
+    return None if isinstance(value, UnsetType) else value
 
 
 def _report_queue(now: Snapshot) -> QueueReport:

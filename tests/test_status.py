@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.inference.accelerators import Device
+from edge_agent.inference.accelerators.devices import Device
 from edge_agent.inference.supervisor import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
 from edge_agent.records import ResultEvent, Score

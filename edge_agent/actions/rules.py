@@ -30,7 +30,7 @@ class Rule:
         """The rule that an admin has written."""
         return cls(
             name=settings.name,
-            label=settings.when.label,
+            label=str(settings.when.label),
             min_confidence=settings.when.min_confidence,
             hold=settings.when.hold,
             cooldown=settings.cooldown,

@@ -2,26 +2,19 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from edge_agent.inference.accelerators import explain_failure, is_edgetpu_model, list_devices
-from edge_agent.inference.classification import Classification, OutputMismatch
+from edge_agent.inference.accelerators.devices import is_edgetpu_model
+from edge_agent.inference.accelerators.opening import Opened, open_accelerator
 from edge_agent.inference.inputs import InputMismatch, ModelInput
 from edge_agent.inference.labels import LabelsError
 from edge_agent.inference.progress import Reporter, Stage
 from edge_agent.inference.protocol import ModelOptions
+from edge_agent.inference.refusal import ModelRefused
 from edge_agent.inference.runtimes import Interpreter, Runtime, RuntimeUnavailable, find_runtime
-from edge_agent.records import Accelerator, ModelFile, Result, Sample
-
-
-class ModelRefused(Exception):
-    """The model cannot be used. `permanent`: trying the same file again is pointless."""
-
-    def __init__(self, reason: str, *, permanent: bool) -> None:
-        super().__init__(reason)
-        self.permanent = permanent
+from edge_agent.inference.tasks.classification import Classification, OutputMismatch
+from edge_agent.records import ModelFile, Result, Sample
 
 
 class LoadedModel:
@@ -30,7 +23,7 @@ class LoadedModel:
     def __init__(
         self,
         interpreter: Interpreter,
-        delegates: list[Any],
+        opened: Opened,
         model_input: ModelInput,
         task: Classification,
         options: ModelOptions,
@@ -38,11 +31,13 @@ class LoadedModel:
         self.input = model_input
         self.task = task
         self._interpreter = interpreter
-        self._delegates = delegates
+        self._opened = opened
         self._invoke = interpreter.invoke
         self._raw_data = options.raw_data
-        self.accelerator: Accelerator = "edgetpu" if delegates else "cpu"
-        self.degraded: str | None = None
+        self.accelerator = opened.accelerator
+        self.degraded = opened.degraded
+        self.device = opened.device
+        self.remarks = opened.remarks
 
     def warm_up(self, sample: Sample | None) -> None:
         """Run the model once: on a real sample where there is one, so that a model that does not fit is found.
@@ -80,18 +75,26 @@ class LoadedModel:
         """Give up the interpreter first and the delegate second: the other order crashes libedgetpu."""
         del self._invoke
         del self._interpreter
-        self._delegates.clear()
+        self._opened.close()
 
 
 def build(
-    runtime: Runtime, model: ModelFile, options: ModelOptions, last: Sample | None, *, root: Path = Path("/")
+    runtime: Runtime,
+    model: ModelFile,
+    options: ModelOptions,
+    last: Sample | None,
+    *,
+    avoid_edgetpu: str = "",
+    root: Path = Path("/"),
 ) -> LoadedModel:
     """Build the model and warm it up with the last sample seen. Raises ModelRefused.
 
-    `root` is where /sys and /dev are looked for.
+    `avoid_edgetpu` says why the Edge TPU must not be touched now, or is empty. `root` is where /sys and /dev are looked
+    for.
     """
     try:
-        return _build(runtime, model, options, last, root)
+        opened = open_accelerator(runtime, model, options, avoid=avoid_edgetpu, root=root)
+        return _build(runtime, model, options, last, opened)
     except RuntimeUnavailable as error:
         raise ModelRefused(str(error), permanent=False) from error
     except ValueError as error:
@@ -105,9 +108,10 @@ def build(
         raise ModelRefused(f"cannot be read: {error}", permanent=False) from error
 
 
-def _build(runtime: Runtime, model: ModelFile, options: ModelOptions, last: Sample | None, root: Path) -> LoadedModel:
-    delegates, degraded = _open_accelerator(runtime, model, options, root)
-    interpreter = runtime.interpreter(model.path, delegates)
+def _build(
+    runtime: Runtime, model: ModelFile, options: ModelOptions, last: Sample | None, opened: Opened
+) -> LoadedModel:
+    interpreter = runtime.interpreter(opened.path, opened.delegates)
     interpreter.allocate_tensors()
     inputs = interpreter.get_input_details()
     if len(inputs) != 1:
@@ -116,8 +120,7 @@ def _build(runtime: Runtime, model: ModelFile, options: ModelOptions, last: Samp
     # A release brings the labels of its own classes; those of the settings are for releases without any.
     labels = model.labels if model.labels is not None else options.labels
     task = Classification(interpreter.get_output_details(), labels, options.top_k)
-    loaded = LoadedModel(interpreter, delegates, model_input, task, options)
-    loaded.degraded = degraded
+    loaded = LoadedModel(interpreter, opened, model_input, task, options)
     loaded.warm_up(last)
     return loaded
 
@@ -129,32 +132,6 @@ def _in_words(error: Exception) -> str:
     if any(words in text for words in ("valid Flatbuffer", "Could not open", "model allocation is null")):
         return "is no TensorFlow Lite model, or is cut short"
     return f"the runtime cannot run it: {text[:300]}"
-
-
-def _open_accelerator(
-    runtime: Runtime, model: ModelFile, options: ModelOptions, root: Path
-) -> tuple[list[Any], str | None]:
-    """Return the delegates to use, and why the model runs on the CPU although an Edge TPU was to be expected."""
-    if not is_edgetpu_model(model.path):
-        return [], _plain_model(options, root)
-    if options.accelerator == "cpu":
-        raise ModelRefused(
-            "it is compiled for the Edge TPU, but [inference].accelerator is 'cpu'; "
-            "publish the model as it was before the Edge TPU compiler",
-            permanent=False,
-        )
-    try:
-        return [runtime.load_delegate({"device": options.device} if options.device else {})], None
-    except (OSError, ValueError) as error:
-        reason = explain_failure(error, options.device, list_devices(root))
-        raise ModelRefused(f"it needs an Edge TPU, and {reason}", permanent=False) from error
-
-
-def _plain_model(options: ModelOptions, root: Path) -> str | None:
-    not_compiled = "the model is not compiled for the Edge TPU (edgetpu_compiler)"
-    if options.accelerator == "edgetpu":
-        raise ModelRefused(f"{not_compiled}, but [inference].accelerator is 'edgetpu'", permanent=False)
-    return not_compiled if options.accelerator == "auto" and list_devices(root) else None
 
 
 def try_file(path: str) -> None:

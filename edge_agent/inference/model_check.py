@@ -35,7 +35,8 @@ async def check_model(path: str) -> Verdict:
 def main() -> None:
     """Check the file named on the command line."""
     die_with_parent()
-    from edge_agent.inference.model import ModelRefused, try_file  # noqa: PLC0415  not in the agent's process
+    from edge_agent.inference.model import try_file  # noqa: PLC0415  not in the agent's process
+    from edge_agent.inference.refusal import ModelRefused  # noqa: PLC0415
 
     verdict = Verdict()
     try:

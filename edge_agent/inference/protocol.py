@@ -21,34 +21,52 @@ _LENGTH = struct.Struct("<I")
 class ModelOptions(msgspec.Struct, frozen=True):
     """How models are to be run; the same for all versions."""
 
-    accelerator: str
-    device: str
-    top_k: int
-    resize: str
-    image_mean: float
-    image_std: float
-    labels: list[str] | None
-    raw_data: int
+    accelerator: str = "auto"
+    device: str = ""
+    device_options: dict[str, str] = {}
+    task: str = "classification"
+    top_k: int = 3
+    threshold: float = 0.0
+    iou_threshold: float = 0.5
+    low: float | None = None
+    high: float | None = None
+    resize: str = "bilinear"
+    fit: str = "stretch"
+    image_mean: float = 127.5
+    image_std: float = 127.5
+    labels: list[str] | None = None
+    raw_data: int = 0
 
 
 class Configure(msgspec.Struct, frozen=True, tag="configure"):
     """Agent to worker, first message: what to read, and how to run a model on it.
 
     `plugin` is the source's class as "module:Class": finding it by its entry point costs memory that only the check
-    of the settings needs. `resume` is the position of the last sample that a worker before this one has finished.
+    of the settings needs. `runtime` is one that `edge_agent.inference.runtimes` knows, or "auto". `resume` is the
+    position of the last sample that a worker before this one has finished; `avoid` are the positions of samples that
+    have killed workers. `pass_over` says that reading the sample after `resume` has killed them.
+    `root` is where /sys and /dev are looked for.
     """
 
     plugin: str
     options: dict[str, Any]
     model: ModelOptions
+    runtime: str = "auto"
     resume: str | None = None
+    avoid: list[str] = []
+    pass_over: bool = False
+    root: str = "/"
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Agent to worker: build this model beside the running one and take it into use."""
+    """Agent to worker: build this model beside the running one and take it into use.
+
+    `avoid_edgetpu` says why the Edge TPU must not be touched now, or is empty.
+    """
 
     request: int
     model: ModelFile
+    avoid_edgetpu: str = ""
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):

@@ -19,12 +19,13 @@ from collections.abc import Callable
 
 from edge_agent.inference.buffer import SampleBuffer
 from edge_agent.inference.child import die_with_parent, volunteer_for_oom_killer
-from edge_agent.inference.classification import OutputMismatch
 from edge_agent.inference.inputs import InputMismatch
-from edge_agent.inference.model import LoadedModel, ModelRefused, build
+from edge_agent.inference.model import LoadedModel, build
 from edge_agent.inference.progress import ProgressPage, Reporter, Stage, Track
 from edge_agent.inference.protocol import AgentGone, Channel, Configure, Load, Loaded, Ready, Results, SourceState, Stop
+from edge_agent.inference.refusal import ModelRefused
 from edge_agent.inference.runtimes import Runtime, find_runtime
+from edge_agent.inference.tasks.classification import OutputMismatch
 from edge_agent.records import LoadReport, Result, Sample
 from edge_agent.sources.base import Source, SourceEnded, SourceError
 from edge_agent.sources.base import build as build_source

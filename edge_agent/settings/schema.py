@@ -24,11 +24,23 @@ PREFIX = "EDGE_AGENT_"
 # The id goes into Pub/Sub attributes and into event ids, where "/" separates.
 _SAFE_ID = re.compile(r"[A-Za-z0-9._~%+-]{1,128}")
 _NO_KEY = {"no key": True}
+# As libedgetpu has them, or a bus and a stable place on it: a USB port path or a PCI address.
+_DEVICE = re.compile(
+    r"|(usb|pci)?:\d{1,3}|usb|pci|usb:\d+-\d+(\.\d+)*|pci:([0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
+)
 
 
 def _safe_id(value: str | None) -> str | None:
     if value is not None and not _SAFE_ID.fullmatch(value):
         raise ValueError(f"may hold 1 to 128 letters, digits and . _ ~ % + - only, not {show(value)}")
+    return value
+
+
+def _device(value: str) -> str:
+    if not _DEVICE.fullmatch(value):
+        raise ValueError(
+            f'{show(value)} names no Edge TPU; write for instance "usb:1-1.3", "pci:0000:01:00.0", "usb:0"'
+        )
     return value
 
 
@@ -50,6 +62,13 @@ def _labels(value: object) -> list[str] | str | None:
     if isinstance(value, list) and value and all(isinstance(item, str) and item for item in value):
         return value
     raise ValueError(f"expected a list of names or the path of a file, not {show(value)}")
+
+
+def _label_or_labels(value: object) -> list[str] | str | None:
+    one = value if isinstance(value, list) and value else [value]
+    if value is not None and not all(isinstance(item, str) and item for item in one):
+        raise ValueError(f"expected a name or a list of names, not {show(value)}")
+    return value  # type: ignore[return-value]  # just checked
 
 
 def _unique_names(actions: "list[ActionSettings]") -> "list[ActionSettings]":
@@ -106,6 +125,14 @@ class ModelSettings(Table):
         Annotated[str, MinLen(1), MaxLen(128)] | None,
         doc("Name of the model in every event; taken from the URL when not given."),
     ] = None
+    cpu_url: Annotated[
+        Location | None,
+        Parse(parse_location),
+        doc(
+            "Where the same model for the CPU is fetched from, for when there is no Edge TPU; without it the name of "
+            "the model without _edgetpu is tried."
+        ),
+    ] = None
     poll_interval: Annotated[Duration, Ge(1), doc("How often to look for a new version of the model.")] = (
         parse_duration("1h")
     )
@@ -114,6 +141,14 @@ class ModelSettings(Table):
     def model_name(self) -> str:
         """The given name, or one taken from the URL."""
         return self.name or self.url.default_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(Table):
+    """[inference.limits]"""
+
+    low: Annotated[Number | None, doc('A value below this makes the prediction "low".')] = None
+    high: Annotated[Number | None, doc('A value above this makes the prediction "high", or "anomaly".')] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,14 +161,41 @@ class InferenceSettings(Table):
             "What runs the model; auto is the Edge TPU if there is one and the model is made for it, and else the CPU."
         ),
     ] = "auto"
-    device: Annotated[str, doc('Which Edge TPU to use, for instance "usb:0" or "pci:0"; empty for any.')] = ""
-    task: Annotated[Literal["classification"], doc("How the model's output is read.")] = "classification"
+    device: Annotated[
+        str,
+        After(_device),
+        doc(
+            'Which Edge TPU to use, by the port it is plugged in, for instance "usb:1-1.3" or "pci:0000:01:00.0", or '
+            'by number, "usb:0" or "pci:0"; empty for any.'
+        ),
+    ] = ""
+    device_options: Annotated[
+        dict[str, str], doc('Options of the Edge TPU\'s driver, for instance { Performance = "Max" }.')
+    ] = field(default_factory=dict)
+    runtime: Annotated[
+        Literal["auto", "ai-edge-litert", "tflite-runtime", "pycoral"],
+        doc("Which TensorFlow Lite runtime to use; auto is the first that gets along with the Edge TPU's driver."),
+    ] = "auto"
+    task: Annotated[
+        Literal["classification", "detection", "regression", "anomaly", "raw"],
+        doc("How the model's output is read."),
+    ] = "classification"
     labels: Annotated[
         list[str] | str | None,
         Parse(_labels),
         doc("Names of the classes in the model's order, or the path of a labels file; those of a release go before."),
     ] = None
-    top_k: Annotated[Whole, Ge(1), Le(1000), doc("How many of the best classes go into each event.")] = 3
+    top_k: Annotated[Whole, Ge(1), Le(1000), doc("How many of the best classes or objects go into each event.")] = 3
+    threshold: Annotated[
+        Number, Ge(0), Le(1), doc("The score, from 0 to 1, below which a class or an object is left out.")
+    ] = 0.0
+    iou_threshold: Annotated[
+        Number,
+        Gt(0),
+        Le(1),
+        doc("Of two objects of one class that overlap by more than this, the better one counts; from 0 to 1."),
+    ] = 0.5
+    limits: Annotated[Limits, doc("For the tasks regression and anomaly: the values that are normal.")] = Limits()
     deadline: Annotated[
         Duration,
         Ge(1),
@@ -142,6 +204,10 @@ class InferenceSettings(Table):
     resize: Annotated[
         Literal["nearest", "bilinear", "lanczos"], doc("How images are brought to the size of the model's input.")
     ] = "bilinear"
+    fit: Annotated[
+        Literal["stretch", "letterbox"],
+        doc("Whether an image is stretched to the model's input, or keeps its proportions and gets a border."),
+    ] = "stretch"
     image_mean: Annotated[Number, doc("Subtracted from each pixel, for models with floating-point input only.")] = 127.5
     image_std: Annotated[
         Number, Gt(0), doc("Divides each pixel after that, for models with floating-point input only.")
@@ -175,6 +241,9 @@ class TelemetrySettings(Table):
         doc("Where events go: pubsub://PROJECT/TOPIC, file:///PATH or a path."),
     ]
     raw_data: Annotated[Whole, Ge(0), Le(1000), doc("How many of the first input values go into each event.")] = 0
+    health_interval: Annotated[
+        Duration, Ge(10), doc("How often an event tells how it all goes: latencies and counts.")
+    ] = parse_duration("5m")
     linger: Annotated[Duration, Ge(0), Le(60), doc("How long events gather before they are sent together.")] = (
         parse_duration("250ms")
     )
@@ -185,8 +254,23 @@ class TelemetrySettings(Table):
 class When(Table):
     """`when` of [[actions]]: the results that a rule is about."""
 
-    label: Annotated[Text, doc("The best class of the result.")]
+    label: Annotated[
+        Annotated[list[Text], MinLen(1)] | Text | None,
+        Parse(_label_or_labels),
+        doc("The prediction, or the objects, that the rule is about; a list means any of them; without it all."),
+    ] = None
     min_confidence: Annotated[Number, Ge(0), Le(1), doc("The score that it needs, from 0 to 1.")] = 0.0
+    min_count: Annotated[
+        Whole | None, Ge(0), doc("How many such objects there must be at least, for the task detection.")
+    ] = None
+    max_count: Annotated[
+        Whole | None, Ge(0), doc("How many such objects there may be at most, for the task detection; 0 is none.")
+    ] = None
+    above: Annotated[Number | None, doc("The value, of the tasks regression and anomaly, must be above this.")] = None
+    below: Annotated[Number | None, doc("The value, of the tasks regression and anomaly, must be below this.")] = None
+    hysteresis: Annotated[
+        Number, Ge(0), doc("How far score or value may fall back behind its limit before the condition ends.")
+    ] = 0.0
     hold: Annotated[Duration, doc("How long this must last before the rule fires.")] = parse_duration("0s")
 
 

@@ -87,8 +87,10 @@ class Envelope:
                 time_source=time_source,
                 device_labels=labels,
                 results=result.scores,
-                prediction=result.scores[0].label,
-                confidence=result.scores[0].score,
+                prediction=_prediction(result),
+                confidence=result.scores[0].score if result.scores and result.value is None else UNSET,
+                value=UNSET if result.value is None else result.value,
+                outputs=UNSET if result.outputs is None else result.outputs,
                 inference_time_ms=result.inference_ns // 1000 / 1000,
                 model_name=name,
                 model_version=version,
@@ -128,6 +130,10 @@ class Envelope:
         self._queue.put(number, [line], timestamp, timestamp)
         return line
 
+    def put_device_alarm(self, captured_ns: int, **fields: Any) -> bytes:
+        """Queue an `alarm` event that no result has set off."""
+        return self._put_now(captured_ns, AlarmEvent, fields)
+
     def _make(self, number: int, timestamp: int, kind: Callable[..., EventT], fields: dict[str, Any]) -> EventT:
         given: dict[str, Any] = {name: UNSET if value is None else value for name, value in fields.items()}
         given |= {
@@ -138,3 +144,9 @@ class Envelope:
             "device_labels": self._labels,
         }
         return kind(**given)
+
+
+def _prediction(result: Result) -> str | UnsetType:
+    if result.verdict is not None:
+        return result.verdict
+    return result.scores[0].label if result.scores else UNSET

@@ -139,7 +139,7 @@ def recording(folder: Path) -> Path:
 
 def worker(plugin: str, **options: object) -> Configure:
     """Return the settings of a worker for the swap."""
-    return Configure(plugin, options, ModelOptions("cpu", "", 3, "bilinear", 127.5, 127.5, None, 0))
+    return Configure(plugin, options, ModelOptions(accelerator="cpu"))
 
 
 def main() -> None:

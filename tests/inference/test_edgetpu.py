@@ -13,7 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from edge_agent.inference import supervisor
-from edge_agent.inference.accelerators import GET_LIBRARY, explain_failure, list_devices
+from edge_agent.inference.accelerators.devices import GET_LIBRARY, explain_failure, list_devices
 from edge_agent.inference.connection import Connection
 from edge_agent.inference.progress import Stage, Track
 from edge_agent.records import ModelFile

@@ -16,10 +16,12 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
+from edge_agent.inference.accelerators.opening import Opened
 from edge_agent.inference.inputs import ModelInput
-from edge_agent.inference.model import LoadedModel, ModelRefused, build, try_file
+from edge_agent.inference.model import LoadedModel, build, try_file
 from edge_agent.inference.progress import ProgressPage, Reporter, Stage, Track
 from edge_agent.inference.protocol import ModelOptions
+from edge_agent.inference.refusal import ModelRefused
 from edge_agent.inference.runtimes import Runtime, RuntimeUnavailable, find_runtime
 from edge_agent.records import ModelFile, Sample
 from tests.inference.conftest import DEMO_MODEL, ROOT
@@ -37,8 +39,9 @@ NO_MODEL = "is no TensorFlow Lite model, or is cut short"
 CHILD = """
 import json, sys
 import msgspec
-from edge_agent.inference.model import ModelRefused, build
+from edge_agent.inference.model import build
 from edge_agent.inference.protocol import ModelOptions
+from edge_agent.inference.refusal import ModelRefused
 from edge_agent.inference.runtimes import find_runtime
 from edge_agent.records import ModelFile
 from pathlib import Path
@@ -166,11 +169,12 @@ def test_the_interpreter_is_given_up_before_the_delegate() -> None:
     interpreter.allocate_tensors()
     task = built().task
     details = interpreter.get_input_details()[0]
-    model = LoadedModel(interpreter, [delegate], ModelInput(details, resize="nearest", mean=0, std=1), task, OPTIONS)
+    opened = Opened(str(DEMO_MODEL), delegates=[delegate])
+    model = LoadedModel(interpreter, opened, ModelInput(details, resize="nearest", mean=0, std=1), task, OPTIONS)
     assert model.accelerator == "edgetpu"
     weakref.finalize(interpreter, ends.append, "interpreter")
     weakref.finalize(delegate, ends.append, "delegate")
-    del interpreter, delegate
+    del interpreter, delegate, opened
 
     model.close()
 

@@ -201,7 +201,7 @@ def empty_state(system: Arm64) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def scores() -> Iterator[Callable[[Readings], dict[str, float]]]:
     """What this machine makes of a sample: the score of each class."""
-    options = ModelOptions("cpu", "", len(LABELS), "bilinear", 127.5, 127.5, None, 0)
+    options = ModelOptions(accelerator="cpu", top_k=len(LABELS))
     model = build(find_runtime(), ModelFile(str(ROOT / MODEL), "reference", "v1", LABELS), options, None)
     page = ProgressPage.create()
     reporter = Reporter(page, Track.INFERENCE)

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.inference.classification import Classification, OutputMismatch
 from edge_agent.inference.labels import LabelsError
+from edge_agent.inference.tasks.classification import Classification, OutputMismatch
 
 
 def outputs(classes: int, dtype: type = np.uint8, scale: float = 1 / 256, zero_point: int = 0) -> list[dict[str, Any]]:

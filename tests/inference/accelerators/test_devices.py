@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.inference.accelerators import (
+from edge_agent.inference.accelerators.devices import (
     GET_LIBRARY,
     explain_failure,
     find_library,

@@ -1,0 +1,1 @@
+"""What a model's output tensors mean: a module for each `[inference].task`."""

@@ -19,7 +19,7 @@ from edge_agent.settings.schema import tables
 from edge_agent.settings.showing import show
 
 # Values that may be paths, relative to the folder of the file.
-_PATHS = (("model", "url"), ("inference", "labels"), ("telemetry", "sink"))
+_PATHS = (("model", "url"), ("model", "cpu_url"), ("inference", "labels"), ("telemetry", "sink"))
 
 _SYNTAX = {
     "Invalid value": 'the value is not understood; text needs quotes, as in plugin = "vibration"',

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from edge_agent.settings.conditions import unmet
 from edge_agent.settings.document import Document, read
 from edge_agent.settings.faults import MISSING, Fault, NotSetUp, SettingsError
 from edge_agent.settings.lines import KeyPath
@@ -37,6 +38,8 @@ def check(document: Document) -> Settings:
         if not faults and all(each["type"] == "missing" and _is_essential(each["loc"]) for each in errors):
             raise NotSetUp(found) from None
         faults += found
+    else:
+        faults += [document.fault(path, message) for path, message in unmet(settings)]
     if faults:
         raise SettingsError(faults)
     return settings

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_
 from annotated_types import DocInfo, Ge, Gt, Le, MaxLen, MinLen, doc
 
 from edge_agent.settings.checks import After, Before, Parse
+from edge_agent.settings.conditions import consistent
 from edge_agent.settings.location import Destination, Location, parse_destination, parse_location
 from edge_agent.settings.showing import show
 from edge_agent.settings.units import Duration, Size, parse_duration, parse_size
@@ -69,6 +70,12 @@ def _label_or_labels(value: object) -> list[str] | str | None:
     if value is not None and not all(isinstance(item, str) and item for item in one):
         raise ValueError(f"expected a name or a list of names, not {show(value)}")
     return value  # type: ignore[return-value]  # just checked
+
+
+def _in_order(limits: "Limits") -> "Limits":
+    if limits.low is not None and limits.high is not None and limits.low >= limits.high:
+        raise ValueError(f"low {limits.low:g} must be less than high {limits.high:g}")
+    return limits
 
 
 def _unique_names(actions: "list[ActionSettings]") -> "list[ActionSettings]":
@@ -195,7 +202,9 @@ class InferenceSettings(Table):
         Le(1),
         doc("Of two objects of one class that overlap by more than this, the better one counts; from 0 to 1."),
     ] = 0.5
-    limits: Annotated[Limits, doc("For the tasks regression and anomaly: the values that are normal.")] = Limits()
+    limits: Annotated[
+        Limits, After(_in_order), doc("For the tasks regression and anomaly: the values that are normal.")
+    ] = Limits()
     deadline: Annotated[
         Duration,
         Ge(1),
@@ -252,7 +261,7 @@ class TelemetrySettings(Table):
 
 @dataclass(frozen=True, kw_only=True)
 class When(Table):
-    """`when` of [[actions]]: the results that a rule is about."""
+    """`when` of [[actions]]: the results that a rule is about. All that is given must be so."""
 
     label: Annotated[
         Annotated[list[Text], MinLen(1)] | Text | None,
@@ -261,15 +270,19 @@ class When(Table):
     ] = None
     min_confidence: Annotated[Number, Ge(0), Le(1), doc("The score that it needs, from 0 to 1.")] = 0.0
     min_count: Annotated[
-        Whole | None, Ge(0), doc("How many such objects there must be at least, for the task detection.")
+        Whole | None,
+        Ge(1),
+        doc("How many objects of these labels and with this score there must be at least, for the task detection."),
     ] = None
     max_count: Annotated[
-        Whole | None, Ge(0), doc("How many such objects there may be at most, for the task detection; 0 is none.")
+        Whole | None, Ge(0), doc("How many of them there may be at most, for the task detection; 0 means none.")
     ] = None
-    above: Annotated[Number | None, doc("The value, of the tasks regression and anomaly, must be above this.")] = None
-    below: Annotated[Number | None, doc("The value, of the tasks regression and anomaly, must be below this.")] = None
+    above: Annotated[Number | None, doc("The value must be above this, for the tasks regression and anomaly.")] = None
+    below: Annotated[Number | None, doc("The value must be below this, for the tasks regression and anomaly.")] = None
     hysteresis: Annotated[
-        Number, Ge(0), doc("How far score or value may fall back behind its limit before the condition ends.")
+        Number,
+        Ge(0),
+        doc("How far score or value may fall back behind its limit, once it was met, before the condition ends."),
     ] = 0.0
     hold: Annotated[Duration, doc("How long this must last before the rule fires.")] = parse_duration("0s")
 
@@ -279,7 +292,7 @@ class ActionSettings(Table):
     """[[actions]]: a rule on the results, and the command that it runs."""
 
     name: Annotated[Text, doc("Name of the rule in events and log lines.")]
-    when: Annotated[When, doc("The results that the rule is about.")]
+    when: Annotated[When, After(consistent), doc("The results that the rule is about.")]
     run: Annotated[list[Text], MinLen(1), doc("The command and its arguments; no shell is involved.")]
     # Without a rest, a rule that every result meets would start a process for each of them.
     cooldown: Annotated[Duration, Ge(parse_duration("100ms")), doc("How long the rule rests after it fired.")] = (

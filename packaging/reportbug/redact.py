@@ -24,18 +24,29 @@ PLAIN = {
     "actions.cooldown",
     "actions.name",
     "actions.timeout",
+    "actions.when.above",
+    "actions.when.below",
     "actions.when.hold",
+    "actions.when.hysteresis",
     "actions.when.label",
+    "actions.when.max_count",
     "actions.when.min_confidence",
+    "actions.when.min_count",
     "device.id",
     "inference.accelerator",
     "inference.deadline",
     "inference.device",
+    "inference.fit",
     "inference.image_mean",
     "inference.image_std",
+    "inference.iou_threshold",
     "inference.labels",
+    "inference.limits.high",
+    "inference.limits.low",
     "inference.resize",
+    "inference.runtime",
     "inference.task",
+    "inference.threshold",
     "inference.top_k",
     "log.format",
     "log.level",
@@ -48,15 +59,16 @@ PLAIN = {
     "source.seed",
     "source.values",
     "source.warning",
+    "telemetry.health_interval",
     "telemetry.linger",
     "telemetry.queue.commit_interval",
     "telemetry.queue.max_size",
     "telemetry.raw_data",
 }
-# The same of tables whose names the administrator chooses.
-PLAIN_TABLES = {"device.labels"}
+# The same of tables whose names the administrator or a driver chooses.
+PLAIN_TABLES = {"device.labels", "inference.device_options"}
 # Of these, what could carry a password is cut off.
-ADDRESSES = {"model.url", "telemetry.sink"}
+ADDRESSES = {"model.cpu_url", "model.url", "telemetry.sink"}
 
 
 def main(file: str) -> int:

@@ -32,6 +32,8 @@ PAGES = {name: ROOT / "docs/man" / name for name in ("edge-agent.8", "edge-agent
 COMMANDS, SETTINGS = (page.read_text(encoding="utf-8") for page in PAGES.values())
 CODE = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "edge_agent").rglob("*.py")))
 IDLE = "not set up yet: [source].plugin, [model].url and [telemetry].sink are missing in /etc/edge-agent.toml"
+# What a condition tells of the model that it is for.
+TASKS = {"_count = ": "detection", "above = ": "regression", "label = ": "classification"}
 needs_mandoc = pytest.mark.skipif(not shutil.which("mandoc"), reason="needs mandoc")
 
 
@@ -170,6 +172,18 @@ def test_the_examples_of_settings_are_good(tmp_path: Path) -> None:
         file = tmp_path / "edge-agent.toml"
         file.write_text(text)
         assert str(load(file, {}).telemetry.sink).startswith("pubsub://")
+
+
+def test_the_examples_of_conditions_are_good(tmp_path: Path) -> None:
+    whens = [block for block in blocks(SETTINGS) if block.startswith("when")]
+    parts = (ROOT / "packaging/man/example.toml").read_text(encoding="utf-8").partition("[[actions]]")[0]
+    file, met = tmp_path / "edge-agent.toml", []
+    for number, when in enumerate(whens):
+        task = next(name for key, name in TASKS.items() if key in when)
+        text = parts.replace("[inference]\n", f'[inference]\ntask = "{task}"\ntop_k = 10\n')
+        file.write_text(f'{text}[[actions]]\nname = "{number}"\nrun = ["beep"]\n{when}\n')
+        met += load(file, {}).actions
+    assert [action.when.hold for action in met] == [0.0, 10.0, 0.0, 0.0]
 
 
 def test_the_examples_of_variables_are_good(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ from pydantic import TypeAdapter
 from edge_agent import plugins
 from edge_agent.settings.faults import NotSetUp
 from edge_agent.settings.loading import load
-from edge_agent.settings.schema import ActionSettings, Settings, description, keys, tables
+from edge_agent.settings.schema import ActionSettings, Settings, When, description, keys, tables
 from edge_agent.settings.units import parse_duration
 
 FILE = Path(__file__).parents[2] / "config" / "edge-agent.toml"
 COMMENTED = re.compile(r"^# (?=\w+ = |\[)", re.MULTILINE)
+# Other values of a key, one to a line; they stand below the one that is active without its comment sign.
+ALTERNATIVE = re.compile(r"^#   (when = \{.*?\})(?: +\(.*\))?$", re.MULTILINE)
 # What has no default, and what is off by default and shown by an example.
 EXAMPLES = {
     "device.id": "edge-001",
@@ -26,11 +28,18 @@ EXAMPLES = {
     "source.plugin": "vibration",
     "model.url": "gs://your-model-bucket/edge-models/vibration-classifier/latest/model_quant_edgetpu.tflite",
     "model.name": "vibration-classifier",
+    "model.cpu_url": "gs://your-model-bucket/edge-models/vibration-classifier/latest/model_quant.tflite",
     "inference.labels": ["normal", "warning", "failure"],
+    "inference.limits.low": 10.0,
+    "inference.limits.high": 90.0,
     "telemetry.sink": "pubsub://your-project/inference-results",
     "actions.name": "alarm",
     "actions.when.label": "failure",
     "actions.when.min_confidence": 0.8,
+    "actions.when.min_count": 4,
+    "actions.when.max_count": 0,
+    "actions.when.above": 80.0,
+    "actions.when.below": 10.0,
     "actions.run": ["/usr/local/bin/trigger-alarm"],
 }
 
@@ -42,16 +51,24 @@ def uncommented() -> str:
 
 @pytest.fixture
 def shown(uncommented: str) -> dict[str, Any]:
-    """All values of the file by their dotted key; those of the one action without its number."""
+    """All values of the file by their dotted key; those of the one action without its number.
+
+    A key of `when` that the active one does not have is that of its alternatives.
+    """
     document = tomllib.loads(uncommented)
-    [document["actions"]] = document["actions"]
-    return flat(document)
+    [action] = document["actions"]
+    more = {key: value for alternative in alternatives() for key, value in alternative.items()}
+    return flat(document | {"actions": action | {"when": more | action["when"]}})
+
+
+def alternatives() -> list[dict[str, Any]]:
+    return [tomllib.loads(line)["when"] for line in ALTERNATIVE.findall(FILE.read_text(encoding="utf-8"))]
 
 
 def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in table.items():
-        inner = isinstance(value, dict) and f"{prefix}{key}" != "device.labels"
+        inner = isinstance(value, dict) and f"{prefix}{key}" not in {"device.labels", "inference.device_options"}
         found |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
     return found
 
@@ -156,6 +173,23 @@ def test_every_setting_has_a_description_of_one_sentence() -> None:
 def test_the_action_of_the_file_is_valid(shown: dict[str, Any]) -> None:
     action = tomllib.loads(COMMENTED.sub("", FILE.read_text(encoding="utf-8")))["actions"][0]
     assert TypeAdapter(ActionSettings).validate_python(action).when.hold == 0
+
+
+def test_each_key_of_when_that_the_action_does_not_have_is_shown_by_one_alternative(uncommented: str) -> None:
+    [action] = tomllib.loads(uncommented)["actions"]
+    new = Counter(key for alternative in alternatives() for key in alternative if key not in action["when"])
+    assert new == Counter(keys(When).keys() - action["when"].keys())
+
+
+def test_the_alternatives_are_good_with_the_tasks_that_the_file_names(
+    settings_file: Callable[[str], Path], uncommented: str
+) -> None:
+    for line in ALTERNATIVE.findall(uncommented):
+        task, top_k = ("detection", 4) if "_count" in line else ("regression", 3)
+        text = re.sub(r"^when = .*", line, uncommented, flags=re.MULTILINE)
+        text = text.replace('task = "classification"', f'task = "{task}"').replace("top_k = 3", f"top_k = {top_k}")
+        [action] = load(settings_file(text), {}).actions
+        assert action.when != When(label="failure", min_confidence=0.8)
 
 
 @pytest.mark.parametrize("name", ["vibration", "recording", "images"])

@@ -9,7 +9,7 @@ import pytest
 from edge_agent.settings.faults import NotSetUp, SettingsError
 from edge_agent.settings.loading import load
 from edge_agent.settings.location import Destination, Location
-from edge_agent.settings.schema import When
+from edge_agent.settings.schema import InferenceSettings, Limits, When
 
 Write = Callable[[str], Path]
 Faults = Callable[..., list[str]]
@@ -24,10 +24,21 @@ path = "samples.csv"
 rate = 10
 [model]
 url = "gs://your-model-bucket/edge-models/vibration-classifier/latest/model_quant_edgetpu.tflite"
+cpu_url = "gs://your-model-bucket/edge-models/vibration-classifier/latest/model_quant.tflite"
 poll_interval = "5m"
 [inference]
 labels = ["normal", "warning", "failure"]
+device = "usb:1-1.3"
+device_options = { Performance = "Max" }
+runtime = "tflite-runtime"
+threshold = 0.25
+iou_threshold = 0.4
+fit = "letterbox"
+[inference.limits]
+low = 1
+high = 9.5
 [telemetry]
+health_interval = "1m"
 sink = "pubsub://your-project/inference-results"
 [telemetry.queue]
 max_size = "1GiB"
@@ -47,7 +58,19 @@ def test_a_full_file(settings_file: Write) -> None:
     assert settings.model.url.bucket == "your-model-bucket"
     assert settings.model.model_name == "vibration-classifier"
     assert settings.model.poll_interval == 300
-    assert settings.inference.labels == ["normal", "warning", "failure"]
+    assert settings.model.cpu_url is not None
+    assert settings.model.cpu_url.path == "edge-models/vibration-classifier/latest/model_quant.tflite"
+    assert settings.inference == InferenceSettings(
+        labels=["normal", "warning", "failure"],
+        device="usb:1-1.3",
+        device_options={"Performance": "Max"},
+        runtime="tflite-runtime",
+        threshold=0.25,
+        iou_threshold=0.4,
+        fit="letterbox",
+        limits=Limits(low=1, high=9.5),
+    )
+    assert settings.telemetry.health_interval == 60
     assert settings.telemetry.sink == Destination("pubsub", "your-project", "inference-results")
     assert settings.telemetry.queue.max_size == 2**30
     assert settings.telemetry.queue.commit_interval == 1
@@ -65,10 +88,13 @@ def test_the_same_file_gives_equal_settings(settings_file: Write) -> None:
 def test_relative_paths_start_from_the_folder_of_the_file(
     settings_file: Write, complete: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = settings_file(complete + '[inference]\nlabels = "labels.txt"\n')
+    twin = 'url = "model.tflite"\ncpu_url = "cpu/model.tflite"'
+    text = complete.replace('url = "model.tflite"', twin) + '[inference]\nlabels = "labels.txt"\n'
+    file = settings_file(text)
     monkeypatch.chdir(file.parent.parent)
     settings = load(Path(file.parent.name, file.name), {})
     assert settings.model.url == Location("file", "", f"{file.parent}/model.tflite")
+    assert settings.model.cpu_url == Location("file", "", f"{file.parent}/cpu/model.tflite")
     assert settings.telemetry.sink == Destination("file", path=f"{file.parent}/events.jsonl")
     assert settings.inference.labels == f"{file.parent}/labels.txt"
 
@@ -340,12 +366,29 @@ def test_an_empty_file_tells_what_is_needed(faults: Faults) -> None:
         ("[inference]\nimage_mean = nan", ":10: [inference].image_mean: expected a finite number, not NaN"),
         ("[inference]\nimage_mean = true", ":10: [inference].image_mean: expected a number, not true"),
         ('[device]\nid = ""', ':10: [device].id: may hold 1 to 128 letters, digits and . _ ~ % + - only, not ""'),
-        ("options = 5", ":9: [telemetry].options: unknown key; known here: linger, queue, raw_data, sink"),
+        ("options = 5",
+         ":9: [telemetry].options: unknown key; known here: health_interval, linger, queue, raw_data, sink"),
         ("[inference]\nimage_std = 0", ":10: [inference].image_std: must be more than 0, not 0"),
         ("[inference]\ndevice = 0", ":10: [inference].device: expected text in quotes, not 0"),
         ('[inference]\naccelerator = "gpu"',
          ':10: [inference].accelerator: expected "auto", "edgetpu" or "cpu", not "gpu"'),
-        ('[inference]\ntask = "detection"', ':10: [inference].task: expected "classification", not "detection"'),
+        ('[inference]\ntask = "segmentation"', (':10: [inference].task: expected "classification", "detection", '
+         '"regression", "anomaly" or "raw", not "segmentation"')),
+        ('[inference]\nruntime = "onnx"', (':10: [inference].runtime: expected "auto", "ai-edge-litert", '
+         '"tflite-runtime" or "pycoral", not "onnx"')),
+        ('[inference]\nfit = "crop"', ':10: [inference].fit: expected "stretch" or "letterbox", not "crop"'),
+        ("[inference]\ndevice_options = { Usb = 5 }",
+         ":10: [inference].device_options.Usb: expected text in quotes, not 5"),
+        ('[inference]\ndevice_options = "max"', ':10: [inference].device_options: expected a table, not "max"'),
+        ("[inference]\nthreshold = -0.1", ":10: [inference].threshold: must be at least 0, not -0.1"),
+        ("[inference]\nthreshold = 50", ":10: [inference].threshold: must be at most 1, not 50"),
+        ("[inference]\niou_threshold = 0", ":10: [inference].iou_threshold: must be more than 0, not 0"),
+        ("[inference]\niou_threshold = 1.5", ":10: [inference].iou_threshold: must be at most 1, not 1.5"),
+        ('[inference.limits]\nlow = "cold"', ':10: [inference.limits].low: expected a number, not "cold"'),
+        ("[inference.limits]\n\nhigh = inf", ":11: [inference.limits].high: expected a finite number, not Infinity"),
+        ("[inference.limits]\nlow = 5\nhigh = 5", ":9: [inference.limits]: low 5 must be less than high 5"),
+        ("[inference.limits]\nmax = 5", ":10: [inference.limits].max: unknown key; known here: high, low"),
+        ('health_interval = "9s"', ':9: [telemetry].health_interval: must be at least 10s, not "9s"'),
         ("[inference]\nlabels = []", ":10: [inference].labels: expected a list of names or the path of a file, not []"),
         ('[inference]\ndeadline = "10 parsecs"', (':10: [inference].deadline: "10 parsecs" is no duration; '
          'write for instance "200ms", "10s" or "1h30m"')),
@@ -396,7 +439,6 @@ labl = "x"
         "edge-agent.toml:14: [[actions]] \"alarm\".colldown: unknown key (did you mean 'cooldown'?)",
         "edge-agent.toml:16: [[actions]] number 2.name: is missing (name of the rule in events and log lines)",
         "edge-agent.toml:17: [[actions]] number 2.run: must not be empty",
-        "edge-agent.toml:18: [[actions]] number 2.when.label: is missing (the best class of the result)",
         "edge-agent.toml:19: [[actions]] number 2.when.labl: unknown key (did you mean 'label'?)",
     ]
 
@@ -405,6 +447,141 @@ def test_an_action_must_rest(faults: Faults, complete: str) -> None:
     action = '[[actions]]\nname = "alarm"\nwhen = { label = "x" }\nrun = ["beep"]\ncooldown = "0s"\n'
     assert faults(complete + action) == [
         'edge-agent.toml:13: [[actions]] "alarm".cooldown: must be at least 100ms, not "0s"'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        ("", "names no condition; it needs one of label, min_confidence, min_count, max_count, above, below"),
+        ('hold = "5s", hysteresis = 0.1',
+         "names no condition; it needs one of label, min_confidence, min_count, max_count, above, below"),
+        ("min_count = 3, max_count = 2", "no number is at least 3 (min_count) and at most 2 (max_count)"),
+        ("above = 5, below = 5", "no value is above 5 and below 5; for values outside a range write two actions"),
+        ("min_count = 1, above = 5", "above and min_count do not go together: no task gives both values and scores"),
+        ("below = 5, min_confidence = 0.5",
+         "below and min_confidence do not go together: no task gives both values and scores"),
+        ('label = "x", hysteresis = 0.1',
+         "hysteresis 0.1 must be less than min_confidence 0, or no score would end the condition"),
+        ("min_confidence = 0.5, hysteresis = 0.5",
+         "hysteresis 0.5 must be less than min_confidence 0.5, or no score would end the condition"),
+        ("max_count = 0, min_confidence = 0.8, hysteresis = 0.3",
+         "min_confidence 0.8 and hysteresis 0.3 come to more than 1, so no score would end the condition"),
+    ],
+)  # fmt: skip
+def test_an_action_whose_conditions_make_no_sense(faults: Faults, complete: str, when: str, message: str) -> None:
+    action = f'[[actions]]\nname = "alarm"\nrun = ["beep"]\nwhen = {{ {when} }}\n'
+    assert faults(complete + action) == [f'edge-agent.toml:12: [[actions]] "alarm".when: {message}']
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        ("label = []", ".label: expected a name or a list of names, not []"),
+        ('label = ["x", 5]', '.label: expected a name or a list of names, not ["x", 5]'),
+        ('label = ""', '.label: expected a name or a list of names, not ""'),
+        ("min_count = 0", ".min_count: must be at least 1, not 0"),
+        ("max_count = -1", ".max_count: must be at least 0, not -1"),
+        ("max_count = 1.5", ".max_count: expected a whole number, not 1.5"),
+        ("above = true", ".above: expected a number, not true"),
+        ("below = nan", ".below: expected a finite number, not NaN"),
+        ("above = 5, hysteresis = -1", ".hysteresis: must be at least 0, not -1"),
+    ],
+)
+def test_a_wrong_value_in_a_condition(faults: Faults, complete: str, when: str, message: str) -> None:
+    action = f'[[actions]]\nname = "alarm"\nrun = ["beep"]\nwhen = {{ {when} }}\n'
+    assert faults(complete + action) == [f'edge-agent.toml:12: [[actions]] "alarm".when{message}']
+
+
+@pytest.mark.parametrize(
+    ("inference", "when", "message"),
+    [
+        ('task = "classification"', "min_count = 1",
+         'min_count: needs [inference].task "detection", not "classification"'),
+        ('task = "regression"', "max_count = 0", 'max_count: needs [inference].task "detection", not "regression"'),
+        ('task = "detection"', "above = 5",
+         'above: needs [inference].task "regression" or "anomaly", not "detection"'),
+        ('task = "anomaly"', "min_confidence = 0.5",
+         'min_confidence: needs [inference].task "classification" or "detection", not "anomaly"'),
+        ('task = "raw"', 'label = "x"',
+         'label: needs [inference].task "classification", "detection", "regression" or "anomaly", not "raw"'),
+        ('task = "detection"', "min_count = 4",
+         "min_count: 4 objects are never found: an event has at most 3 ([inference].top_k)"),
+        ('task = "detection"\ntop_k = 5', "max_count = 5",
+         "max_count: more than 5 objects are never found: an event has at most 5 ([inference].top_k)"),
+    ],
+)  # fmt: skip
+def test_an_action_that_does_not_fit_the_model(
+    faults: Faults, complete: str, inference: str, when: str, message: str
+) -> None:
+    actions = f'[[actions]]\nname = "alarm"\nrun = ["beep"]\nwhen = {{ {when} }}\n'
+    line = 13 + inference.count("\n") + 1
+    assert faults(f"{complete}[inference]\n{inference}\n{actions}") == [
+        f'edge-agent.toml:{line}: [[actions]] "alarm".when.{message}'
+    ]
+
+
+def test_conditions_that_make_sense(settings_file: Write, complete: str) -> None:
+    detection = """
+[inference]
+task = "detection"
+top_k = 10
+[[actions]]
+name = "crowd"
+when = { label = ["person", "child"], min_confidence = 0.5, min_count = 4, hysteresis = 0.1 }
+run = ["beep"]
+[[actions]]
+name = "one or two"
+when = { min_count = 1, max_count = 2 }
+run = ["beep"]
+[[actions]]
+name = "nobody"
+when = { label = "person", max_count = 0, hysteresis = 0.5, hold = "10s" }
+run = ["beep"]
+[[actions]]
+name = "sure of anything"
+when = { min_confidence = 0.9 }
+run = ["beep"]
+"""
+    crowd, few, nobody, _ = load(settings_file(complete + detection), {}).actions
+    assert crowd.when == When(label=["person", "child"], min_confidence=0.5, min_count=4, hysteresis=0.1)
+    assert few.when == When(min_count=1, max_count=2)
+    assert nobody.when == When(label="person", max_count=0, hysteresis=0.5, hold=10)
+    regression = """
+[inference]
+task = "regression"
+limits = { low = -5 }
+[[actions]]
+name = "hot"
+when = { above = 80, hysteresis = 100 }
+run = ["beep"]
+[[actions]]
+name = "within"
+when = { label = "low", above = -10, below = -5.5 }
+run = ["beep"]
+"""
+    hot, within = load(settings_file(complete + regression), {}).actions
+    assert hot.when == When(above=80, hysteresis=100)
+    assert within.when == When(label="low", above=-10, below=-5.5)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ":0", "usb", "usb:0", "pci:12", "usb:1-1", "usb:1-1.3.4", "pci:01:00.0", "pci:0000:0a:00.7"]
+)
+def test_the_names_of_an_edge_tpu(settings_file: Write, complete: str, name: str) -> None:
+    text = f'{complete}[inference]\ndevice = "{name}"\n'
+    assert load(settings_file(text), {}).inference.device == name
+
+
+@pytest.mark.parametrize(
+    "name", ["0", "usb:", "usb:1-", "usb:1.3", "pci:1234", "usb:1-1\\n", "USB:0", "/dev/apex_0", "pci:0000:01:00"]
+)
+def test_what_names_no_edge_tpu(faults: Faults, complete: str, name: str) -> None:
+    assert faults(f'{complete}[inference]\ndevice = "{name}"\n') == [
+        (
+            f'edge-agent.toml:10: [inference].device: "{name}" names no Edge TPU; '
+            'write for instance "usb:1-1.3", "pci:0000:01:00.0", "usb:0"'
+        )
     ]
 
 

@@ -15,6 +15,7 @@ from annotated_types import DocInfo, Ge, Gt, Le, MaxLen, MinLen, doc
 
 from edge_agent.settings.checks import After, Before, Parse
 from edge_agent.settings.conditions import consistent
+from edge_agent.settings.device_options import check_device_options
 from edge_agent.settings.location import Destination, Location, parse_destination, parse_location
 from edge_agent.settings.showing import show
 from edge_agent.settings.units import Duration, Size, parse_duration, parse_size
@@ -177,7 +178,9 @@ class InferenceSettings(Table):
         ),
     ] = ""
     device_options: Annotated[
-        dict[str, str], doc('Options of the Edge TPU\'s driver, for instance { Performance = "Max" }.')
+        dict[str, str],
+        After(check_device_options),
+        doc('Options of the Edge TPU\'s driver, for instance { Performance = "Max" }.'),
     ] = field(default_factory=dict)
     runtime: Annotated[
         Literal["auto", "ai-edge-litert", "tflite-runtime", "pycoral"],

@@ -130,8 +130,11 @@ def test_a_plain_model_is_refused_where_the_edge_tpu_is_demanded(plugged_in: Pat
     assert not permanent
 
 
-BUSY = "usb 2-1 is plugged in but could not be opened; another process may hold it"
-ELSEWHERE = "there is no Edge TPU at '{}'; there is usb 2-1"
+BUSY = (
+    "usb:2-1 is there, but libedgetpu could not open it; plug it in again, or switch the machine off and on; "
+    "a container or a sandbox may also keep its device file shut"
+)
+ELSEWHERE = "there is no Edge TPU at '{}'; there is usb:2-1"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ A rule runs once at a time, and `MAX_RUNNING` run at a time in all. A firing tha
 
 import asyncio
 import os
-import re
 import signal
 from collections import Counter
 from collections.abc import Mapping
@@ -15,17 +14,12 @@ import structlog
 
 from edge_agent.actions.command import Command, Outcome
 from edge_agent.actions.rules import Rule
+from edge_agent.programs import without_secrets
 
 MAX_RUNNING = 4
 # A rule may fire ten times a second; the lines that say so, seldom (seconds).
 LOG_INTERVAL = 10.0
 GRACE = 5.0
-
-_PRIVATE = re.compile(
-    r"GOOGLE_APPLICATION_CREDENTIALS|CREDENTIALS_DIRECTORY|NOTIFY_SOCKET|WATCHDOG_.*|LISTEN_(FDS|PID|FDNAMES)"
-    r"|.*(TOKEN|PASSWORD|PASSWD|SECRET|PRIVATE_KEY|API_KEY|CREDENTIAL).*",
-    re.IGNORECASE,
-)
 
 log = structlog.get_logger()
 
@@ -36,7 +30,7 @@ class ActionRunner:
     def __init__(self, *, environ: Mapping[str, str] = os.environ, grace: float = GRACE) -> None:
         """`environ` goes to the programs, less what is secret; `grace` is in seconds, from SIGTERM to SIGKILL."""
         self.skipped: Counter[str] = Counter()
-        self._environ = {name: value for name, value in environ.items() if not _PRIVATE.fullmatch(name)}
+        self._environ = without_secrets(environ)
         self._grace = grace
         self._running: dict[str, tuple[Command, asyncio.Task[None]]] = {}
         self._skipped_in_a_row: Counter[str] = Counter()

@@ -7,15 +7,15 @@
         twins/<id>/cpu.tflite           likewise: the same model for the CPU, named by its own upload
         releases/<id>.part/             a download that is not finished; also in twins/
 
-A release is *downloaded* (`candidate`), then *committed* or *rejected*. A twin is *attached* to a release that is on disk,
-and together they are the candidate, so the model is neither fetched nor copied again for it. Invariants, which hold after
-a kill or power cut at any instruction:
+A release is *downloaded* (`candidate`), then *committed* or *rejected*. A twin is *attached* to a release that is on
+disk; together they are the candidate, and the model is neither fetched nor copied again for it. Invariants, which hold
+after a kill or power cut at any instruction:
 
 - A release named in `state.json` has its file, and its twin's if it has one, whole and on the disk.
-- A file is replaced by rename only; releases that have the same model or twin share its file.
-- Folders that `state.json` does not name are rubbish and removed at the next change or opening.
-- A damaged model takes its release away, a damaged twin only itself; the next poll finds that it is missing.
-- A twin takes nothing away: one that is refused leaves its model, as a candidate or committed, alone.
+- A file is replaced by rename only. Releases with the same model, or the same twin, share its file.
+- Folders that `state.json` does not name are rubbish, and removed at the next change or opening.
+- A damaged model takes its release away, a damaged twin only itself; the next poll fetches it again.
+- A twin that is refused leaves its model where it was: committed, or the candidate.
 
 All calls block on the disk. One lock makes a call that was left behind in a thread harmless.
 """

@@ -24,7 +24,7 @@ from edge_agent.housekeeping import Housekeeping
 from edge_agent.inference.accelerators.devices import find_library, list_devices
 from edge_agent.inference.supervisor import Supervisor
 from edge_agent.lifecycle import Lifecycle
-from edge_agent.models.open import open_store
+from edge_agent.models.open import open_store, open_twins
 from edge_agent.models.rollout import Rollout, RolloutChange
 from edge_agent.models.slots import Slots
 from edge_agent.pipeline import Pipeline
@@ -158,10 +158,12 @@ class Agent:
 
     def _make_rollout(self, configuration: Configuration) -> Rollout:
         model = configuration.settings.model
+        slots = Slots(self._directories.state / "models", str(model.url))
         return Rollout(
-            Slots(self._directories.state / "models", str(model.url)),
+            slots,
             open_store(model.url),
             self._supervisor,
+            twins=open_twins(slots, model.url, model.cpu_url),
             model_name=model.model_name,
             poll_interval=model.poll_interval,
             on_change=self._report_model,
@@ -175,6 +177,10 @@ class Agent:
     def _report_model(self, change: RolloutChange) -> None:
         release, previous, report = change.release, change.previous, change.report
         committed = change.state == "committed"
+        if change.part == "twin":
+            detail = release.version if committed else f"{release.version}: {report.reason}"
+            self._report_health("model", f"twin {change.state}", detail)
+            return
         self._envelope.put_model(
             time.monotonic_ns(),
             model_name=self._configuration.settings.model.model_name,
@@ -271,7 +277,7 @@ class Agent:
 
     async def _apply_model(self, old: Configuration, new: Configuration) -> None:
         before, after = old.settings.model, new.settings.model
-        if (before.url, before.model_name) == (after.url, after.model_name):
+        if (before.url, before.cpu_url, before.model_name) == (after.url, after.cpu_url, after.model_name):
             self._rollout.configure(poll_interval=after.poll_interval)
             self._rollout.poll_now()
             return

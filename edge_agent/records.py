@@ -20,11 +20,13 @@ class Sample(msgspec.Struct, frozen=True):
     `data` is a NumPy array: uint8 of shape (height, width, 3) for an image, otherwise float32 of any shape.
     `captured_ns` is CLOCK_MONOTONIC in nanoseconds, which all processes of a boot share.
     `position` tells the source where to go on after this sample, should the worker be started again.
+    `size` is width and height of the picture that `data` was scaled from, or None: it is as large as `data`.
     """
 
     data: Any
     captured_ns: int
     position: str | None = None
+    size: tuple[int, int] | None = None
 
 
 class Box(msgspec.Struct, frozen=True):

@@ -68,6 +68,13 @@ class Source(ABC):
         None. A position the source cannot use any more means: start from the beginning. Raises SourceError.
         """
 
+    def prefer_size(self, width: int, height: int, resize: str) -> None:  # noqa: B027  few sources have pictures
+        """Take note of the size that the model scales pictures to anyway, and of the way: nearest, bilinear or lanczos.
+
+        A source that can scale more cheaply may give pictures of just this size, then with `Sample.size`. Called
+        before `open`, and at any time by another thread.
+        """
+
     @abstractmethod
     def read(self, timeout: float) -> Sample | None:
         """Return the next sample, or None when there was none within `timeout` seconds.

@@ -62,6 +62,8 @@ class WorkerStatus:
     failed: int = 0
     failure: str = ""
     """Why no sample can be worked on at the moment; empty when some can."""
+    report: LoadReport | None = None
+    """How the model in use was loaded."""
 
 
 @dataclass
@@ -197,6 +199,7 @@ class Supervisor:
         if self._stopping:
             return None
         self.status.state = "starting"
+        self.status.report = None
         self._models.clear()
         connection = await Connection.open()
         self._connection = connection
@@ -273,6 +276,7 @@ class Supervisor:
         if message.report.accepted:
             # Results of the model before this one have all been received: the worker sends in order.
             self._models = {message.request: (pending.model, message.report)}
+            self.status.report = message.report
             self.status.state = "running"
             self._decide(None)
         if not pending.answer.done():

@@ -275,6 +275,8 @@ class Worker:
             accepted=True,
             accelerator=model.accelerator,
             degraded=model.degraded,
+            device=model.device,
+            remarks=model.remarks,
             detail=f"input {model.input}, {model.task.classes} classes, "
             f"built in {(time.monotonic() - start) * 1000:.0f} ms by {runtime}",
         )

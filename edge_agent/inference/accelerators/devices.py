@@ -73,7 +73,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """The name that stays the same over restarts, and while it stays in its port: `[inference].device`."""
-        return f"{self.bus}:{self.address}"
+        return f"{self.bus}:{self.address}" if self.address else self.bus
 
     @property
     def usable(self) -> bool:
@@ -202,7 +202,7 @@ def _apex(entry: Path, root: Path) -> Device:
         device = _owned(device, words)
     limit = _number(_read(entry / "trip_point0_temp"))
     if device.state is DeviceState.READY and celsius is not None and limit is not None and celsius >= limit / 1000:
-        detail = f"at {celsius:.0f} °C it slows itself down (from {limit / 1000:.0f} °C on); it needs better cooling"
+        detail = f"it slows itself down from {limit / 1000:.0f} °C on; it needs better cooling"
         device = _with(device, DeviceState.THROTTLED, detail)
     return _judged(device)
 

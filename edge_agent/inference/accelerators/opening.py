@@ -219,4 +219,4 @@ def _remarks(device: Device) -> Iterator[str]:
     if slow := slow_link(device):
         yield f"{device.name}: {slow}"
     if device.state is DeviceState.THROTTLED:
-        yield str(device)
+        yield f"{device.name} is at {device.temperature:.0f} °C: {device.detail}"

@@ -52,7 +52,9 @@ def parse(message: bytes) -> tuple[dict[str, str], bool]:
         _, start, length = _UDEV_HEADER.unpack_from(message)
         message = message[start : start + length]
     fields = (field.partition(b"=") for field in message.split(b"\0"))
-    properties = {name.decode(errors="replace"): value.decode(errors="replace") for name, found, value in fields if found}
+    properties = {
+        name.decode(errors="replace"): value.decode(errors="replace") for name, found, value in fields if found
+    }
     return properties, from_udev
 
 
@@ -85,7 +87,7 @@ class UeventListener:
 
     def listen_on(self, opened: socket.socket) -> None:
         """Listen on a socket that gives one event for each datagram, and close it in the end."""
-        opened.setblocking(False)
+        opened.settimeout(0)
         self._socket = opened
         asyncio.get_running_loop().add_reader(opened, self._read)
 
@@ -103,9 +105,10 @@ class UeventListener:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno != errno.ENOBUFS:
+                # More came than the socket, or the memory, could hold.
+                if error.errno not in {errno.ENOBUFS, errno.ENOMEM}:
+                    self.stop()
                     raise
-                # More came than the socket could hold.
                 self._on_event(Uevent(LOST))
                 continue
             if (event := to_uevent(message)) is not None:

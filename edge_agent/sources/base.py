@@ -160,6 +160,10 @@ class Pacer:
         self._start: float | None = None
         self._beat = 0
 
+    def now(self) -> float:
+        """Return the time of the clock that the beat is measured with, in seconds."""
+        return self._clock()
+
     def wait(self, timeout: float) -> bool:
         """Wait for the beat, at most `timeout` seconds. True: it is time for a sample; then call `step`."""
         if not self._rate:

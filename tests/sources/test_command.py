@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.records import Sample
 from edge_agent.sources.base import SourceEnded, SourceError
 from edge_agent.sources.command import Command
 from edge_agent.sources.formats import MAX_LINE
@@ -28,9 +28,11 @@ def shell() -> Iterator[Callable[..., Command]]:
     """Make sources that run a shell script, and close them."""
     made: list[Command] = []
 
-    def make(script: str, *, live: bool = True, restart: float | None = None, **injected: FakeClock) -> Command:
+    def make(
+        script: str, *, live: bool = True, restart: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> Command:
         options = Command.Options(run=["/bin/sh", "-c", script], live=live, restart=restart)
-        source = Command(options, **injected)
+        source = Command(options, clock=clock, sleep=getattr(clock, "sleep", time.sleep))
         made.append(source)
         return source
 
@@ -58,9 +60,13 @@ def values(source: Command) -> list[float]:
 def failure(source: Command) -> str:
     """Read until the source cannot go on, and say why."""
     with pytest.raises(SourceError) as caught:
-        while True:
-            source.read(TIMEOUT)
+        read_on(source)
     return str(caught.value)
+
+
+def read_on(source: Command) -> None:
+    while True:
+        source.read(TIMEOUT)
 
 
 def test_three_lines_of_shell_make_a_sensor(shell: Shell) -> None:
@@ -73,7 +79,7 @@ def test_samples_are_float32_with_the_time_at_which_their_line_came(shell: Shell
     sample = opened(shell("echo '[[1, 2], [3, 4]]'; sleep 600")).read(TIMEOUT)
     assert sample is not None
     assert (sample.data.dtype, sample.data.shape, sample.position) == (np.float32, (2, 2), None)
-    assert 0 < sample.captured_ns
+    assert 0 < sample.captured_ns <= time.monotonic_ns()
 
 
 def test_reading_comes_back_when_nothing_is_printed(shell: Shell) -> None:
@@ -106,7 +112,10 @@ def test_bad_lines_are_counted_with_their_number(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("echo one >&2; echo 'no  sensor' >&2; exit 3", "it ended with exit status 3; its last lines: one | no  sensor"),
+        (
+            "echo one >&2; echo 'no  sensor' >&2; exit 3",
+            "it ended with exit status 3; its last lines: one | no  sensor",
+        ),
         ("kill -SEGV $$", "it was ended by signal 11 (Segmentation fault)"),
     ],
 )
@@ -142,26 +151,19 @@ def test_a_recording_goes_on_behind_the_line_that_was_worked_on(shell: Shell) ->
 
 
 def test_a_program_that_ends_each_time_is_started_again(shell: Shell, clock: FakeClock) -> None:
-    source = shell("cat /proc/sys/kernel/random/uuid | tr -dc 0-9 | cut -c1-3", restart=10.0)
-    source = Command(Command.Options(run=source._run, restart=10.0), clock=clock, sleep=clock.sleep)
-    source.open(None)
-    assert len(values(source)) == 1
-    while source.read(5.0) is not None or not clock.naps:
-        pass
+    source = opened(shell("echo $$", restart=10.0, clock=clock))
+    first = values(source)
+    while not clock.naps:
+        assert source.read(5.0) is None
     assert clock.naps == [5.0]
-    assert len(values(source)) == 1
+    assert values(source) != first
     assert clock.naps == [5.0, 5.0]
-    source.close()
 
 
 def test_a_closed_output_is_the_end_of_a_sensor(shell: Shell, clock: FakeClock) -> None:
-    source = shell("exec >&-; exec sleep 600")
-    source._clock = clock
-    source.open(None)
+    source = opened(shell("exec >&-; exec sleep 600", clock=clock))
     with pytest.raises(SourceError, match="closed its standard output, but goes on running"):
-        while True:
-            source.read(0.05)
-            clock.now += 1.0
+        list(iter(lambda: (source.read(0.05), clock.sleep(1.0)), None))
 
 
 def test_what_it_leaves_running_does_not_hide_its_end(shell: Shell) -> None:
@@ -201,14 +203,15 @@ def program(path: Path, text: str, mode: int = 0o755) -> list[str]:
     [
         (lambda folder: [str(folder / "none")], "there is no such program; install it, or correct the path in run"),
         (lambda folder: program(folder / "a", "#!/bin/sh\n", 0o644), "it may not be run; make it executable"),
-        (lambda folder: program(folder / "b", "#!/none/sh\n"), "the interpreter named in its first line does not exist"),
+        (
+            lambda folder: program(folder / "b", "#!/none/sh\n"),
+            "the interpreter named in its first line does not exist",
+        ),
         (lambda folder: program(folder / "c", "echo 1\n"), "it is no program for this machine; a script needs a first"),
     ],
     ids=["missing", "not executable", "no interpreter", "no program"],
 )
-def test_a_program_that_cannot_be_started(
-    tmp_path: Path, make: Callable[[Path], list[str]], reason: str
-) -> None:
+def test_a_program_that_cannot_be_started(tmp_path: Path, make: Callable[[Path], list[str]], reason: str) -> None:
     run = make(tmp_path)
     source = Command(Command.Options(run=run))
     with pytest.raises(SourceError) as caught:
@@ -302,13 +305,13 @@ def test_a_silent_program_ends_with_a_worker_that_is_killed() -> None:
 
 
 def test_nothing_stays_open(shell: Shell) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(Path("/proc/self/fd").iterdir())
     source = opened(shell("echo 1; sleep 600"))
     assert values(source) == [1]
     source.close()
     with pytest.raises(SourceError):
         Command(Command.Options(run=["/none"])).open(None)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(Path("/proc/self/fd").iterdir()) == before
 
 
 def test_a_fifo_is_no_program(tmp_path: Path) -> None:
@@ -316,9 +319,3 @@ def test_a_fifo_is_no_program(tmp_path: Path) -> None:
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     with pytest.raises(SourceError, match="may not be run"):
         Command(Command.Options(run=[str(tmp_path / "pipe")])).open(None)
-
-
-def first(source: Command) -> Sample:
-    sample = source.read(TIMEOUT)
-    assert sample is not None
-    return sample

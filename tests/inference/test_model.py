@@ -346,17 +346,6 @@ def test_a_runtime_that_cannot_work_says_what_to_install() -> None:
     assert not caught.value.permanent
 
 
-def test_without_a_runtime_each_one_is_named() -> None:
-    # -S: without the packages of the virtual environment.
-    code = f"import sys; sys.path.append({str(ROOT)!r})\nfrom edge_agent.inference.runtimes import find_runtime\n"
-    code += "try: find_runtime()\nexcept RuntimeError as error: print(error)"
-    child = subprocess.run([sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    assert child.stdout == (
-        "no TensorFlow Lite runtime; install ai-edge-litert (ai_edge_litert: No module named 'ai_edge_litert'; "
-        "tflite_runtime: No module named 'tflite_runtime')\n"
-    )
-
-
 def test_a_file_is_tried_without_a_device(compiled: Path, tmp_path: Path) -> None:
     try_file(str(DEMO_MODEL))
     try_file(str(compiled))

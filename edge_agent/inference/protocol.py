@@ -19,21 +19,21 @@ _LENGTH = struct.Struct("<I")
 
 
 class ModelOptions(msgspec.Struct, frozen=True):
-    """How models are to be run; the same for all versions."""
+    """How models are to be run; the same for all versions. None is for what the task or the model says itself."""
 
     accelerator: str = "auto"
     device: str = ""
     device_options: dict[str, str] = {}
     task: str = "classification"
     top_k: int = 3
-    threshold: float = 0.0
+    threshold: float | None = None
     iou_threshold: float = 0.5
     low: float | None = None
     high: float | None = None
     resize: str = "bilinear"
     fit: str = "stretch"
-    image_mean: float = 127.5
-    image_std: float = 127.5
+    image_mean: float | None = None
+    image_std: float | None = None
     labels: list[str] | None = None
     raw_data: int = 0
 

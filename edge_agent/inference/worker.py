@@ -25,7 +25,7 @@ from edge_agent.inference.progress import ProgressPage, Reporter, Stage, Track
 from edge_agent.inference.protocol import AgentGone, Channel, Configure, Load, Loaded, Ready, Results, SourceState, Stop
 from edge_agent.inference.refusal import ModelRefused
 from edge_agent.inference.runtimes import Runtime, find_runtime
-from edge_agent.inference.tasks.classification import OutputMismatch
+from edge_agent.inference.tasks.base import OutputMismatch
 from edge_agent.records import LoadReport, Result, Sample
 from edge_agent.sources.base import Source, SourceEnded, SourceError
 from edge_agent.sources.base import build as build_source
@@ -275,9 +275,7 @@ class Worker:
             accepted=True,
             accelerator=model.accelerator,
             degraded=model.degraded,
-            device=model.device,
-            remarks=model.remarks,
-            detail=f"input {model.input}, {model.task.classes} classes, "
+            detail=f"input {model.input}, {model.task}, "
             f"built in {(time.monotonic() - start) * 1000:.0f} ms by {runtime}",
         )
         # From here on the thread that runs the model has its say: what it does is no fault of the new model.

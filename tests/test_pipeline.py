@@ -8,7 +8,7 @@ import pytest
 import structlog
 
 from edge_agent.actions.rules import Rule, RuleSet
-from edge_agent.inference.supervisor import ResultBatch
+from edge_agent.inference.worker_status import ResultBatch
 from edge_agent.pipeline import Pipeline
 from edge_agent.records import LoadReport, ModelFile, Result, Score, TimeSource
 from edge_agent.telemetry.envelope import Envelope

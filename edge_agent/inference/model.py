@@ -11,6 +11,7 @@ from edge_agent.inference.accelerators.devices import is_edgetpu_model
 from edge_agent.inference.accelerators.opening import Opened, open_accelerator
 from edge_agent.inference.inputs import InputMismatch, ModelInput, Prepared
 from edge_agent.inference.labels import LabelsError
+from edge_agent.inference.latencies import StageLatencies
 from edge_agent.inference.metadata import Description, describe
 from edge_agent.inference.progress import Reporter, Stage
 from edge_agent.inference.protocol import ModelOptions
@@ -70,23 +71,24 @@ class LoadedModel:
         if self._state is not None:
             self._state.reset()
 
-    def run(self, sample: Sample, progress: Reporter) -> Result:
+    def run(self, sample: Sample, progress: Reporter, latencies: StageLatencies) -> Result:
         """Return what the model says of the sample.
 
         Raises InputMismatch, OutputMismatch, or the runtime's RuntimeError.
         """
-        progress.begin(Stage.PREPROCESS)
+        begun = progress.begin(Stage.PREPROCESS)
         prepared = self.input.prepare(sample.data)
         self._feed(prepared)
         progress.step(Stage.INVOKE)
-        start = time.perf_counter_ns()
+        ready = time.monotonic_ns()
         self._invoke()
-        elapsed = time.perf_counter_ns() - start
+        invoked = time.monotonic_ns()
         progress.step(Stage.DECODE)
         answer = self._read(prepared)
+        latencies.add(sample.captured_ns, begun, ready, invoked, time.monotonic_ns())
         return Result(
             sample.captured_ns,
-            elapsed,
+            invoked - ready,
             answer.scores,
             prepared.clipped,
             self._first_values(sample) if self._raw_data else None,
@@ -182,7 +184,7 @@ def _try(
     except RuntimeError as error:
         if opened.accelerator == "edgetpu":
             # It may be the fault of the device or its driver, and another time go well.
-            return _DeviceFailed(_in_words(error), permanent=False)
+            return _DeviceFailed(_in_words(error), permanent=False, about_device=True)
         return ModelRefused(prefix + _in_words(error), permanent=not (twin or is_edgetpu_model(opened.path)))
     except OSError as error:
         return ModelRefused(f"{prefix}cannot be read: {error}", permanent=False)

@@ -97,7 +97,7 @@ def open_accelerator(
 def _fall_back(model: ModelFile, options: ModelOptions, reason: str) -> Opened:
     if options.accelerator == "auto" and model.cpu_path is not None:
         return Opened(model.cpu_path, degraded=reason)
-    raise ModelRefused(f"it needs an Edge TPU, and {reason}", permanent=False)
+    raise ModelRefused(f"it needs an Edge TPU, and {reason}", permanent=False, about_device=True)
 
 
 def _plain_model(options: ModelOptions, root: Path) -> str | None:

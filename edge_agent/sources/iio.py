@@ -70,11 +70,11 @@ class IndustrialIO(Source):
             """Whether the buffer is to be used. A refusal by the system is no reason to take another way, silently."""
             return self.mode == "buffer" or (self.mode == "auto" and device.buffered)
 
-    def __init__(self, options: Options, *, root: Path = ROOT, pacer: Pacer | None = None) -> None:
+    def __init__(self, options: Options, *, root: Path | None = None, pacer: Pacer | None = None) -> None:
         super().__init__(options)
         self.live = True
         self._options = options
-        self._root = root
+        self._root = root or ROOT
         self._pacer = pacer or Pacer(options.rate or POLL_RATE)
         self._reader: Reader | None = None
 

@@ -17,7 +17,7 @@ import pytest
 from edge_agent.sources.base import SourceEnded, SourceError
 from edge_agent.sources.command import Command
 from edge_agent.sources.formats import MAX_LINE
-from tests.sources.conftest import FakeClock
+from edge_agent.testing import Clock
 
 TIMEOUT = 30.0
 _PR_SET_CHILD_SUBREAPER = 36
@@ -64,9 +64,10 @@ def failure(source: Command) -> str:
     return str(caught.value)
 
 
-def read_on(source: Command) -> None:
+def read_on(source: Command, timeout: float = TIMEOUT, between: Callable[[], object] = lambda: None) -> None:
     while True:
-        source.read(TIMEOUT)
+        source.read(timeout)
+        between()
 
 
 def test_three_lines_of_shell_make_a_sensor(shell: Shell) -> None:
@@ -150,7 +151,7 @@ def test_a_recording_goes_on_behind_the_line_that_was_worked_on(shell: Shell) ->
     assert values(opened(shell(script), "4")) == [1, 2]
 
 
-def test_a_program_that_ends_each_time_is_started_again(shell: Shell, clock: FakeClock) -> None:
+def test_a_program_that_ends_each_time_is_started_again(shell: Shell, clock: Clock) -> None:
     source = opened(shell("echo $$", restart=10.0, clock=clock))
     first = values(source)
     while not clock.naps:
@@ -160,10 +161,10 @@ def test_a_program_that_ends_each_time_is_started_again(shell: Shell, clock: Fak
     assert clock.naps == [5.0, 5.0]
 
 
-def test_a_closed_output_is_the_end_of_a_sensor(shell: Shell, clock: FakeClock) -> None:
+def test_a_closed_output_is_the_end_of_a_sensor(shell: Shell, clock: Clock) -> None:
     source = opened(shell("exec >&-; exec sleep 600", clock=clock))
     with pytest.raises(SourceError, match="closed its standard output, but goes on running"):
-        list(iter(lambda: (source.read(0.05), clock.sleep(1.0)), None))
+        read_on(source, 0.05, lambda: clock.sleep(1.0))
 
 
 def test_what_it_leaves_running_does_not_hide_its_end(shell: Shell) -> None:

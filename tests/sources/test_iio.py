@@ -15,8 +15,8 @@ from edge_agent.sources import iio
 from edge_agent.sources.base import Pacer, SourceError
 from edge_agent.sources.iio import IndustrialIO, nearest
 from edge_agent.sources.iio_device import Device
+from edge_agent.testing import Clock
 from tests.agentprocess import ordinary_user
-from tests.sources.conftest import FakeClock
 from tests.sources.iio_tree import ACCELEROMETER, THERMOMETER, Board, records, state
 
 Open = Callable[..., IndustrialIO]
@@ -31,7 +31,7 @@ def board(tmp_path: Path) -> Iterator[Board]:
 
 
 @pytest.fixture
-def open_device(board: Board, clock: FakeClock) -> Iterator[Open]:
+def open_device(board: Board, clock: Clock) -> Iterator[Open]:
     """Open sources on the board, with a clock that only naps move, and close them."""
     opened: list[IndustrialIO] = []
 
@@ -153,7 +153,7 @@ def test_the_trigger_gives_the_beat(board: Board, open_device: Open) -> None:
 # -- file by file
 
 
-def test_files_are_read_at_a_beat(board: Board, open_device: Open, clock: FakeClock) -> None:
+def test_files_are_read_at_a_beat(board: Board, open_device: Open, clock: Clock) -> None:
     folder = board.add(1, THERMOMETER, node=False)
     source = open_device("bmp280", window=2, rate=4)
     first = source.read(0.2)

@@ -4,7 +4,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pytest
@@ -17,17 +16,10 @@ from edge_agent.sources import folder as folder_module
 from edge_agent.sources.base import Pacer, Source, SourceEnded, SourceError, build, describe
 from edge_agent.sources.folder import Arrivals
 from edge_agent.sources.images import SCAN_INTERVAL, Images
+from edge_agent.testing import Clock
 
 GENEROUS = 30.0
 type_of_read_all = Callable[[Source], list[Sample]]
-
-
-class Clock(Protocol):
-    now: float
-
-    def __call__(self) -> float: ...
-
-    def sleep(self, seconds: float) -> None: ...
 
 
 def picture(path: Path, colour: int = 0, size: tuple[int, int] = (6, 4), **options: object) -> Path:

@@ -4,7 +4,6 @@ import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pytest
@@ -16,17 +15,10 @@ from edge_agent.records import Sample
 from edge_agent.sources.base import Pacer, Source, SourceEnded, SourceError, build
 from edge_agent.sources.recording import Recording
 from edge_agent.sources.rows import open_rows
+from edge_agent.testing import Clock
 
 type_of_write = Callable[[str, str], Path]
 type_of_read_all = Callable[[Source], list[Sample]]
-
-
-class Clock(Protocol):
-    now: float
-
-    def __call__(self) -> float: ...
-
-    def sleep(self, seconds: float) -> None: ...
 
 
 def recording(path: Path, resume: str | None = None, **options: object) -> Recording:

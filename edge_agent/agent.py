@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from edge_agent import __version__
-from edge_agent.actions.rules import Rule, RuleSet
+from edge_agent.actions.rules import RuleSet, rules_of
 from edge_agent.actions.runner import ActionRunner
 from edge_agent.configuration import Configuration, load_configuration
 from edge_agent.device.clock import Clock
@@ -92,8 +92,8 @@ class Agent:
         )
         name = device_id(settings.device.id, state_dir=directories.state)
         self._envelope = Envelope(name, settings.device.labels, self._clock, self._queue)
-        self._actions = ActionRunner()
-        self._rules = RuleSet(Rule.from_settings(action) for action in settings.actions)
+        self._actions = ActionRunner(self._report_health)
+        self._rules = RuleSet(rules_of(settings))
         self._pipeline = Pipeline(self._envelope, self._rules, self._actions.submit)
         self._sender = Sender(
             self._queue, open_sink(settings.telemetry.sink, os.environ), linger=settings.telemetry.linger
@@ -325,7 +325,7 @@ class Agent:
         configure_logs(settings.log.level, settings.log.format)
         name = device_id(settings.device.id, state_dir=self._directories.state)
         self._envelope.describe_device(name, settings.device.labels)
-        self._rules.replace(Rule.from_settings(action) for action in settings.actions)
+        self._rules.replace(rules_of(settings))
         queue = settings.telemetry.queue
         self._queue.configure(max_size=queue.max_size, commit_interval=queue.commit_interval)
         self._housekeeping.health_interval = settings.telemetry.health_interval

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
+from msgspec import UNSET
 
 from edge_agent.actions.rules import Rule
 from edge_agent.inference.worker_status import ResultBatch
@@ -22,7 +23,7 @@ CLIPPED_WARNING = 0.05
 class Rules(Protocol):
     """What is needed of `edge_agent.actions.rules.RuleSet`."""
 
-    def check(self, prediction: str, confidence: float, captured_ns: int) -> Sequence[Rule]: ...
+    def check(self, event: ResultEvent, captured_ns: int) -> Sequence[Rule]: ...
 
 
 class Pipeline:
@@ -32,10 +33,11 @@ class Pipeline:
         self,
         envelope: Envelope,
         rules: Rules,
-        run_action: Callable[[Rule, bytes], None],
+        run_action: Callable[[Rule, bytes, int], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`run_action` gets the rule, the JSON of its alarm, and the CLOCK_MONOTONIC ns of the sample's capture."""
         self.rules = rules
         self.prediction: ResultEvent | None = None
         self._envelope = envelope
@@ -55,8 +57,8 @@ class Pipeline:
         events = self._envelope.put_results(batch.results, self._facts_of(batch))
         check = self.rules.check
         for result, event in zip(batch.results, events, strict=True):
-            for rule in check(event.prediction or "", event.confidence or 0.0, result.captured_ns):
-                self._raise_alarm(rule, event)
+            for rule in check(event, result.captured_ns):
+                self._raise_alarm(rule, event, result.captured_ns)
         self._show_change(events)
 
     def _facts_of(self, batch: ResultBatch) -> ModelFacts:
@@ -66,17 +68,10 @@ class Pipeline:
             self._facts = (model, report, facts)
         return self._facts[2]
 
-    def _raise_alarm(self, rule: Rule, event: ResultEvent) -> None:
-        log.warning(
-            "alarm",
-            action=rule.name,
-            prediction=event.prediction,
-            confidence=round(event.confidence or 0.0, 3),
-            event_id=event.event_id,
-            _per=rule.name,
-            _every=ALARM_INTERVAL,
-        )
-        self._run_action(rule, self._envelope.put_alarm(event, rule.name))
+    def _raise_alarm(self, rule: Rule, event: ResultEvent, captured_ns: int) -> None:
+        facts = _objects(rule, event) if rule.counts else {"prediction": _shown(event), **_facts(event)}
+        log.warning("alarm", action=rule.name, **facts, event_id=event.event_id, _per=rule.name, _every=ALARM_INTERVAL)
+        self._run_action(rule, self._envelope.put_alarm(event, rule.name), captured_ns)
 
     def _show_change(self, events: list[ResultEvent]) -> None:
         previous = self.prediction
@@ -88,15 +83,44 @@ class Pipeline:
         now = self._clock()
         if not self._changes or now - self._shown_at < self._interval or previous is None:
             return
-        facts = {
-            "confidence": round(previous.confidence or 0.0, 3),
-            "inference_ms": round(previous.inference_time_ms, 3),
-        }
+        facts = _facts(previous)
+        facts["inference_ms"] = round(previous.inference_time_ms, 3)
         if previous.clipped >= CLIPPED_WARNING:
             facts["clipped"] = previous.clipped
         if self._changes > 1:
             facts["changes"] = self._changes
         self._interval = min(LONGEST_INTERVAL, self._interval * 2) if self._changes > 1 else FIRST_INTERVAL
-        log.info("prediction", now=previous.prediction, **facts)
+        log.info("prediction", now=_shown(previous), **facts)
         self._changes = 0
         self._shown_at = now
+
+
+def _shown(event: ResultEvent) -> str | float:
+    """Return what a result comes to, in a word."""
+    if event.prediction is not UNSET:
+        return event.prediction
+    if event.value is not UNSET:
+        return _short(event.value)
+    return "nothing" if event.outputs is UNSET else "raw outputs"
+
+
+def _facts(event: ResultEvent) -> dict[str, Any]:
+    """Return what else a person wants to read of it; what it does not have is left out."""
+    facts: dict[str, Any] = {}
+    if event.confidence is not UNSET:
+        facts["confidence"] = round(event.confidence, 3)
+    if event.value is not UNSET:
+        facts["value"] = _short(event.value)
+    if event.results and event.results[0].box is not UNSET:
+        facts["objects"] = len(event.results)
+    return facts
+
+
+def _objects(rule: Rule, event: ResultEvent) -> dict[str, Any]:
+    """Return what a rule has counted; the best of all objects, which is the prediction, need not be one of them."""
+    objects: dict[str, Any] = {"objects": rule.objects(event)}
+    return objects | {"of": ", ".join(sorted(rule.labels))} if rule.labels else objects
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,7 +1,8 @@
 """From a batch of results to events, alarms and the operator's log."""
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,11 +11,11 @@ import structlog
 from edge_agent.actions.rules import Rule, RuleSet
 from edge_agent.inference.worker_status import ResultBatch
 from edge_agent.pipeline import Pipeline
-from edge_agent.records import LoadReport, ModelFile, Result, Score, TimeSource
+from edge_agent.records import Box, LoadReport, ModelFile, Result, Score, Tensor, TimeSource
 from edge_agent.telemetry.envelope import Envelope
 
 MODEL = ModelFile("/m.tflite", "vibration", "v1")
-RULE = Rule("stop", "failure", min_confidence=0.8, hold=0.0, cooldown=10.0, run=("true",), timeout=1.0)
+RULE = Rule(name="stop", labels=frozenset({"failure"}), min_confidence=0.8, cooldown=10.0, run=("true",))
 
 
 class Clock:
@@ -38,19 +39,23 @@ class Queue:
 
 
 class Rig:
-    def __init__(self) -> None:
+    def __init__(self, *rules: Rule, clock: Callable[[], float] = time.monotonic) -> None:
         self.queue = Queue()
-        self.ran: list[tuple[str, dict[str, Any]]] = []
+        self.ran: list[tuple[str, dict[str, Any], int]] = []
         envelope = Envelope("edge-001", {}, Clock(), self.queue)
-        self.pipeline = Pipeline(
-            envelope, RuleSet([RULE]), lambda rule, line: self.ran.append((rule.name, json.loads(line)))
-        )
+        self.pipeline = Pipeline(envelope, RuleSet(rules or [RULE]), self.run, clock=clock)
+
+    def run(self, rule: Rule, line: bytes, captured_ns: int) -> None:
+        self.ran.append((rule.name, json.loads(line), captured_ns))
 
     def take(self, *labels: str, **more: Any) -> None:
-        results = [Result(n * 100_000_000, 2_000_000, [Score(label, 0.9, 0)], 0.0) for n, label in enumerate(labels)]
+        self.take_results(*([Score(label, 0.9, 0)] for label in labels), **more)
+
+    def take_results(self, *scores: list[Score], results: Sequence[Result] = (), **more: Any) -> None:
+        results = [*results, *(Result(n * 100_000_000, 2_000_000, each, 0.0) for n, each in enumerate(scores))]
         facts: dict[str, Any] = {"dropped": 0, "failed": 0, "failure": ""}
         report = LoadReport(accepted=True, accelerator="edgetpu")
-        self.pipeline.take(ResultBatch(results, MODEL, report, **(facts | more)))
+        self.pipeline.take(ResultBatch(list(results), MODEL, report, **(facts | more)))
 
 
 @pytest.fixture
@@ -70,7 +75,7 @@ def test_an_alarm_follows_the_results_of_its_batch(rig: Rig) -> None:
     assert alarm["action"] == "stop"
     assert alarm["timestamp"] == rig.queue.events[1]["timestamp"]
     assert alarm["event_id"] != rig.queue.events[1]["event_id"]
-    assert rig.ran == [("stop", alarm)]
+    assert rig.ran == [("stop", alarm, 100_000_000)]
     assert alarm["accelerator"] == "edgetpu"
 
 
@@ -99,9 +104,7 @@ def test_samples_that_failed_are_told_of(rig: Rig) -> None:
 
 def test_a_prediction_that_goes_on_flickering_is_told_ever_more_rarely() -> None:
     now = 0.0
-    pipeline = Pipeline(Envelope("edge-001", {}, Clock(), Queue()), RuleSet([]), lambda *_: None, clock=lambda: now)
-    rig = Rig()
-    rig.pipeline = pipeline
+    rig = Rig(clock=lambda: now)
     with structlog.testing.capture_logs() as logs:
         for _ in range(600):
             rig.take("normal", "warning")
@@ -113,4 +116,53 @@ def test_a_prediction_that_goes_on_flickering_is_told_ever_more_rarely() -> None
             now += seconds
             rig.take(label)
     # Once it has held still for a while, each change is told at once again.
-    assert [line["now"] for line in logs] == ["failure", "normal", "failure", "normal"]
+    shown = [line["now"] for line in logs if line["event"] == "prediction"]
+    assert shown == ["failure", "normal", "failure", "normal"]
+
+
+def found(label: str, score: float) -> Score:
+    return Score(label, score, 0, Box(0.1, 0.1, 0.2, 0.2))
+
+
+def test_an_alarm_on_objects_tells_how_many_there_are_and_not_of_the_best_one() -> None:
+    crowd = Rule(name="crowd", labels=frozenset({"person", "child"}), min_confidence=0.5, min_count=2, run=("true",))
+    rig = Rig(crowd, Rule(name="empty", max_count=0, run=("true",)))
+    with structlog.testing.capture_logs() as logs:
+        rig.take_results([found("dog", 0.9), found("person", 0.8), found("child", 0.5), found("child", 0.4)], [])
+    alarms = [line for line in logs if line["event"] == "alarm"]
+    assert [(line["action"], line["objects"], line.get("of")) for line in alarms] == [
+        ("crowd", 2, "child, person"),
+        ("empty", 0, None),
+    ]
+    assert not {"prediction", "confidence"} & alarms[0].keys()
+    assert [event["kind"] for event in rig.queue.events] == ["result", "result", "alarm", "alarm"]
+    assert len(rig.queue.events[2]["results"]) == 4
+    assert not {"prediction", "confidence", "value"} & rig.queue.events[3].keys()
+
+
+def test_an_alarm_on_a_value_tells_the_value() -> None:
+    rig = Rig(Rule(name="hot", above=80.0, run=("true",)))
+    with structlog.testing.capture_logs() as logs:
+        rig.take_results(results=[Result(7, 2_000_000, [], 0.0, verdict="high", value=80.123456)])
+    [alarm] = [line for line in logs if line["event"] == "alarm"]
+    assert (alarm["prediction"], alarm["value"]) == ("high", 80.1235)
+    assert "confidence" not in alarm
+    assert rig.ran[0][1:] == (rig.queue.events[1], 7)
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        (Result(1, 2_000_000, [found("person", 0.91234), found("dog", 0.5)], 0.0),
+         {"now": "person", "confidence": 0.912, "objects": 2}),
+        (Result(1, 2_000_000, [], 0.0), {"now": "nothing"}),
+        (Result(1, 2_000_000, [], 0.0, verdict="low", value=-3.14159265), {"now": "low", "value": -3.14159}),
+        (Result(1, 2_000_000, [], 0.0, value=123456.7), {"now": 123457.0, "value": 123457.0}),
+        (Result(1, 2_000_000, [], 0.0, outputs=[Tensor("scores", [1], [0.5])]), {"now": "raw outputs"}),
+    ],
+)  # fmt: skip
+def test_what_is_shown_of_a_result(result: Result, shown: dict[str, Any]) -> None:
+    rig = Rig()
+    with structlog.testing.capture_logs() as logs:
+        rig.take_results(results=[result])
+    assert logs == [{"event": "prediction", "log_level": "info", "inference_ms": 2.0, **shown}]

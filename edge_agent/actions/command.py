@@ -41,52 +41,65 @@ class Outcome:
     """How a run went.
 
     `problem` and `advice` are for a person, and empty when all went well. `output` is the end of what the program
-    printed. `seconds` is how long it ran.
+    printed. `seconds` is how long it ran. `started_ns` is the CLOCK_MONOTONIC of its start, None if it never ran.
     """
 
     problem: str
     advice: str
-    output: str
-    seconds: float
+    output: str = ""
+    seconds: float = 0.0
+    started_ns: int | None = None
 
 
 class Command:
     """One run of a program. Await `run` once; `signal` may be called at any time."""
 
     def __init__(
-        self, argv: Sequence[str], *, stdin: bytes, environ: Mapping[str, str], timeout: float, grace: float
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes,
+        environ: Mapping[str, str],
+        timeout: float,
+        grace: float,
+        on_start: Callable[[int], None],
     ) -> None:
-        """`timeout` and `grace` are in seconds: from the start to SIGTERM, and from there to SIGKILL."""
+        """`timeout` and `grace` are in seconds: from the start to SIGTERM, and from there to SIGKILL.
+
+        `on_start` is called with the CLOCK_MONOTONIC in nanoseconds at which the program had been started.
+        """
         self._argv = argv
         self._stdin = stdin
         self._environ = environ
         self._timeout = timeout
         self._grace = grace
+        self._on_start = on_start
         self._process: subprocess.Popen[bytes] | None = None
         self._early_signal: signal.Signals | None = None
 
     async def run(self) -> Outcome:
         """Start the program and wait until it has ended, or was ended for running too long."""
-        started = time.monotonic()
         try:
-            process = self._process = await _in_thread(self._start)
+            process, started_ns = await _in_thread(self._start)
         except (OSError, ValueError) as error:
             failure = error
             reason = await _in_thread(lambda: why_not_started(failure, self._argv[0], self._environ))
-            return Outcome(*reason, output="", seconds=0.0)
+            return Outcome(*reason)
+        self._process = process
         if self._early_signal:
             self.signal(self._early_signal)
         assert process.stdout is not None  # noqa: S101 - for mypy: _start asks for a pipe
         with process.stdout as pipe:
             tail = _Tail(pipe.fileno())
             try:
+                self._on_start(started_ns)
                 late = await self._wait(process.pid)
             finally:
                 if process.poll() is None:  # cancelled, or no thread to be had
                     self.signal(signal.SIGKILL)
                 tail.close()
         verdict = _too_late(self._timeout) if late else _verdict(process.returncode)
-        return Outcome(*verdict, output=tail.text(), seconds=time.monotonic() - started)
+        return Outcome(*verdict, tail.text(), (time.monotonic_ns() - started_ns) / 1e9, started_ns)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the program and all it has started; one that comes before the start is kept for it."""
@@ -103,7 +116,7 @@ class Command:
                     advice="give it a time limit of its own, for instance with timeout(1)",
                 )
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> tuple[subprocess.Popen[bytes], int]:
         with os.fdopen(os.memfd_create("event"), "w+b") as stdin:
             stdin.write(self._stdin)
             stdin.seek(0)
@@ -115,10 +128,11 @@ class Command:
                 env=self._environ,
                 start_new_session=True,
             )
+            started_ns = time.monotonic_ns()  # Popen returns when the program has taken the place of this one
         # It may have ended already, or run as another user.
         with suppress(OSError):
             Path(f"/proc/{process.pid}/oom_score_adj").write_text(_OOM_SCORE_ADJ, encoding="ascii")
-        return process
+        return process, started_ns
 
     async def _wait(self, pid: int) -> bool:
         """Whether the program had to be ended for running too long."""

@@ -1,88 +1,153 @@
 """Decides which actions a result sets off. A pure state machine: no input or output, no clock of its own.
 
-A rule's condition is met by a result whose prediction is the rule's label with at least its confidence. The rule
-fires once its condition was met by every result for `hold` seconds, measured between captures. It then keeps quiet
-for `cooldown` seconds; if the condition has held all along, it fires again at their end, as a reminder.
+A rule has a condition, see `edge_agent.actions.conditions`. The rule fires once its condition was met by every result
+for `hold` seconds, measured between captures. It then keeps quiet for `cooldown` seconds; if the condition has held all
+along, it fires again at their end, as a reminder.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from edge_agent.settings.schema import ActionSettings
+from msgspec import UnsetType
+
+from edge_agent.actions.conditions import Condition, confident, count, counted, valued
+from edge_agent.records import ResultEvent
+from edge_agent.settings.schema import ActionSettings, Settings
 
 _NS = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One table of `[[actions]]`. `run` is a program and its arguments; `hold`, `cooldown`, `timeout` are seconds."""
+    """One table of `[[actions]]`. `run` is a program and its arguments; `hold`, `cooldown`, `timeout` are seconds.
+
+    `labels` are those of `when`, or empty for any. `min_count` and `max_count` are about the objects in a result,
+    `above` and `below` about its value.
+    """
 
     name: str
-    label: str
-    min_confidence: float
-    hold: float
-    cooldown: float
     run: tuple[str, ...]
-    timeout: float
+    labels: frozenset[str] = frozenset()
+    min_confidence: float = 0.0
+    min_count: int | None = None
+    max_count: int | None = None
+    above: float | None = None
+    below: float | None = None
+    hysteresis: float = 0.0
+    hold: float = 0.0
+    cooldown: float = 60.0
+    timeout: float = 30.0
 
     @classmethod
-    def from_settings(cls, settings: ActionSettings) -> "Rule":
-        """The rule that an admin has written."""
+    def from_settings(cls, settings: ActionSettings, task: str) -> "Rule":
+        """The rule that an admin has written, for results of this task."""
+        when = settings.when
+        labels = [when.label] if isinstance(when.label, str) else when.label
+        # The prediction of a detection is its best object; a rule on "person" means a person beside a better dog too.
+        one = 1 if task == "detection" and when.max_count is None else None
         return cls(
             name=settings.name,
-            label=str(settings.when.label),
-            min_confidence=settings.when.min_confidence,
-            hold=settings.when.hold,
-            cooldown=settings.cooldown,
             run=tuple(settings.run),
+            labels=frozenset(labels or ()),
+            min_confidence=when.min_confidence,
+            min_count=one if when.min_count is None else when.min_count,
+            max_count=when.max_count,
+            above=when.above,
+            below=when.below,
+            hysteresis=when.hysteresis,
+            hold=when.hold,
+            cooldown=settings.cooldown,
             timeout=settings.timeout,
         )
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts objects; otherwise it is about the prediction or the value."""
+        return self.min_count is not None or self.max_count is not None
+
+    def objects(self, event: ResultEvent) -> int:
+        """Return how many objects it finds in a result."""
+        return count(event, self.labels, self.min_confidence)
+
+    def condition(self) -> Condition:
+        """Return what it asks of a result; only results with one of its labels come there, unless it counts objects."""
+        if self.counts:
+            return counted(
+                self.labels,
+                min_confidence=self.min_confidence,
+                hysteresis=self.hysteresis,
+                min_count=self.min_count,
+                max_count=self.max_count,
+            )
+        if self.above is not None or self.below is not None:
+            return valued(above=self.above, below=self.below, hysteresis=self.hysteresis)
+        return confident(min_confidence=self.min_confidence, hysteresis=self.hysteresis)
+
+
+def rules_of(settings: Settings) -> list[Rule]:
+    """Return the rules that an admin has written, in order."""
+    return [Rule.from_settings(action, settings.inference.task) for action in settings.actions]
 
 
 class RuleSet:
     """All rules and how far each of them is. Results must come in the order of their capture."""
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
-        self._by_label: dict[str, list[_Progress]] = {}
-        self._label: str | None = None
-        self._watching: Sequence[_Progress] = ()
+        self._all: list[_Progress] = []
+        self._label: str | UnsetType | None = None
         self.replace(rules)
 
-    def check(self, prediction: str, confidence: float, captured_ns: int) -> Sequence[Rule]:
-        """The rules that fire on this result. `captured_ns` is CLOCK_MONOTONIC in nanoseconds."""
-        # Only rules for the label seen last can be on hold, so a change of label is the one moment to reset any.
-        if prediction != self._label:
-            for progress in self._watching:
-                progress.due_ns = None
-            self._label = prediction
-            self._watching = self._by_label.get(prediction, ())
+    def check(self, event: ResultEvent, captured_ns: int) -> Sequence[Rule]:
+        """The rules that fire on this result, in order. `captured_ns` is CLOCK_MONOTONIC in nanoseconds."""
+        # Almost every result has the label of the one before, and almost no label has a rule.
+        if event.prediction != self._label:
+            self._turn_to(event.prediction)
         if not self._watching:
             return ()
-        return [p.rule for p in self._watching if p.fires(confidence, captured_ns)]
+        return [p.rule for p in self._watching if p.fires(event, captured_ns)]
 
     def replace(self, rules: Iterable[Rule]) -> None:
         """Take these rules from now on. A rule that is equal to one of the old ones goes on where that one is."""
-        known = {p.rule: p for group in self._by_label.values() for p in group}
-        self._by_label = {}
-        for rule in rules:
-            self._by_label.setdefault(rule.label, []).append(known.get(rule) or _Progress(rule))
-        self._watching = self._by_label.get(self._label, ()) if self._label is not None else ()
+        known = {p.rule: p for p in self._all}
+        self._all = [known.get(rule) or _Progress(rule) for rule in rules]
+        labels = {label for p in self._all for label in p.labels}
+        self._by_label: dict[str | UnsetType | None, list[_Progress]] = {
+            label: [p for p in self._all if not p.labels or label in p.labels] for label in labels
+        }
+        self._of_any_label = [p for p in self._all if not p.labels]
+        self._watching = self._watching_for(self._label)
+
+    def _turn_to(self, label: str | UnsetType) -> None:
+        self._label = label
+        before, self._watching = self._watching, self._watching_for(label)
+        # Only rules that were watched can be on hold, so a change of label is the one moment to reset any.
+        for progress in before:
+            if progress not in self._watching:
+                progress.due_ns = None
+
+    def _watching_for(self, label: str | UnsetType | None) -> "list[_Progress]":
+        return self._by_label.get(label, self._of_any_label)
 
 
 class _Progress:
-    """Where one rule stands. `due_ns`: when it fires if its condition goes on; None while the condition is not met."""
+    """Where one rule stands. `due_ns`: when it fires if its condition goes on; None while the condition is not met.
 
-    __slots__ = ("_cooldown_ns", "_hold_ns", "_quiet_until_ns", "due_ns", "rule")
+    `labels` are those of the results that it must see, or empty for all.
+    """
+
+    __slots__ = ("_cooldown_ns", "_hold_ns", "_met", "_quiet_until_ns", "due_ns", "labels", "rule")
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
+        self.labels = frozenset[str]() if rule.counts else rule.labels
         self.due_ns: int | None = None
+        self._met = rule.condition()
         self._hold_ns = round(rule.hold * _NS)
         self._cooldown_ns = round(rule.cooldown * _NS)
         self._quiet_until_ns = 0
 
-    def fires(self, confidence: float, captured_ns: int) -> bool:
-        if not confidence >= self.rule.min_confidence:  # not "<": a confidence that is no number must not fire
+    def fires(self, event: ResultEvent, captured_ns: int) -> bool:
+        if not self._met(event, self.due_ns is not None):
             self.due_ns = None
             return False
         if self.due_ns is None:

@@ -9,28 +9,21 @@ compared in place of the values.
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from edge_agent.repeats import Repeats
+
 EVERY = 60.0
-_MAX_KEPT = 256
 _LEVELS = frozenset({"warning", "error", "critical"})
-
-
-@dataclass(slots=True)
-class _Shown:
-    at: float
-    held_back: int = 0
 
 
 class Throttle:
     """A structlog processor; stands after `add_log_level`. May be called from any thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._shown: dict[Hashable, _Shown] = {}
+        self._repeats = Repeats(clock)
         self._lock = threading.Lock()
 
     def __call__(self, _logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
@@ -40,22 +33,12 @@ class Throttle:
         if every > 0:
             key = (line["level"], line["event"], _texts(line) if per is None else per)
             with self._lock:
-                held_back = self._pass(key, every)
+                held_back = self._repeats.held_back(key, every)
+            if held_back is None:
+                raise structlog.DropEvent
             if held_back:
                 line["repeated"] = held_back
         return line
-
-    def _pass(self, key: Hashable, every: float) -> int:
-        now = self._clock()
-        shown = self._shown.get(key)
-        if shown and now - shown.at < every:
-            shown.held_back += 1
-            raise structlog.DropEvent
-        self._shown.pop(key, None)
-        self._shown[key] = _Shown(now)
-        if len(self._shown) > _MAX_KEPT:
-            del self._shown[next(iter(self._shown))]  # the one shown longest ago
-        return shown.held_back if shown else 0
 
 
 def _texts(line: EventDict) -> Hashable:

@@ -5,6 +5,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 import structlog
 
 from edge_agent.actions.rules import Rule
-from edge_agent.actions.runner import MAX_RUNNING, ActionRunner
+from edge_agent.actions.runner import EVENT_INTERVAL, MAX_RUNNING, ActionRunner, Health
 
 EVENT = b'{"kind":"alarm","prediction":"failure"}'
 NEVER = 1e9  # seconds
+CAPTURED_NS = 1
 
 Log = list[dict[str, Any]]
 
@@ -48,20 +50,24 @@ def script(tmp_path: Path) -> Callable[[str], str]:
 
 
 def program(*argv: str, name: str = "alarm", timeout: float = NEVER) -> Rule:
-    return Rule(name=name, label="failure", min_confidence=0.5, hold=0, cooldown=0, run=argv, timeout=timeout)
+    return Rule(name=name, run=argv, cooldown=0, timeout=timeout)
 
 
 def shell(text: str, *, name: str = "alarm", timeout: float = NEVER) -> Rule:
     return program("/bin/sh", "-c", text, name=name, timeout=timeout)
 
 
+def runner_of(on_health: Health = lambda *_: None, **options: Any) -> ActionRunner:
+    return ActionRunner(on_health, **options)
+
+
 def run(*rules: Rule, event: bytes = EVENT, **options: Any) -> ActionRunner:
     """Run each rule once, to its end."""
 
     async def main() -> ActionRunner:
-        runner = ActionRunner(**options)
+        runner = runner_of(**options)
         for rule in rules:
-            runner.submit(rule, event)
+            runner.submit(rule, event, CAPTURED_NS)
         await runner.stop(NEVER)
         return runner
 
@@ -132,6 +138,31 @@ def test_the_event_comes_on_standard_input_with_a_newline(tmp_path: Path, log: L
     assert (tmp_path / "got").read_bytes() == EVENT + b"\n"
     assert [(line["event"], line["log_level"]) for line in log] == [("action done", "info")]
     assert log[0]["output"] == EVENT.decode()
+
+
+def test_the_time_from_the_capture_to_the_start_is_measured_once_the_program_runs(holder: Holder, log: Log) -> None:
+    """The program tells the clock's time at its own start; nothing it says can lie before what was measured."""
+    clock = f"{sys.executable} -c 'import time; print(time.monotonic_ns())'"
+
+    async def main() -> None:
+        runner = runner_of()
+        captured_ns = time.monotonic_ns()
+        runner.submit(shell(f"{clock}; echo $CAPTURED_MONOTONIC_NS; echo ready > {holder.path}"), EVENT, captured_ns)
+        runner.submit(program("/nonexistent/alarm", name="missing"), EVENT, captured_ns)
+        await until(lambda: bool(log))  # the one that could not be started has no reaction
+        assert (log[0]["action"], "reaction_ms" in log[0]) == ("missing", False)
+        await until(lambda: bool(runner.reactions.count))  # while the program waits for a reader of its pipe
+        assert [line["action"] for line in log] == ["missing"]
+        longest_ns = runner.reactions.max_ns
+        await holder.ready()
+        await runner.stop(NEVER)
+        assert runner.reactions.count == 1
+        said_ns, told_ns = map(int, log[1]["output"].split())
+        assert told_ns == captured_ns
+        assert 0 < longest_ns < said_ns - captured_ns
+        assert log[1]["reaction_ms"] == round(longest_ns / 1e6, 1)
+
+    asyncio.run(main())
 
 
 def test_arguments_reach_the_program_without_a_shell(tmp_path: Path) -> None:
@@ -231,8 +262,8 @@ def python(code: str, holder: Holder, timeout: float = NEVER) -> Rule:
 
 def test_the_time_limit_ends_the_whole_group_even_where_sigterm_is_ignored(holder: Holder, log: Log) -> None:
     async def main(forward: Callable[[float], None]) -> None:
-        runner = ActionRunner(grace=NEVER)
-        runner.submit(python(STUBBORN, holder, timeout=60), EVENT)
+        runner = runner_of(grace=NEVER)
+        runner.submit(python(STUBBORN, holder, timeout=60), EVENT, CAPTURED_NS)
         await holder.ready()
         told = asyncio.create_task(holder.says("told"))
         await until(told.done, lambda: forward(60))
@@ -248,8 +279,8 @@ def test_the_time_limit_ends_the_whole_group_even_where_sigterm_is_ignored(holde
 
 def test_the_time_limit_first_asks_with_sigterm(holder: Holder, log: Log) -> None:
     async def main(forward: Callable[[float], None]) -> None:
-        runner = ActionRunner(grace=NEVER)
-        runner.submit(python(OBEDIENT, holder, timeout=60), EVENT)
+        runner = runner_of(grace=NEVER)
+        runner.submit(python(OBEDIENT, holder, timeout=60), EVENT, CAPTURED_NS)
         await holder.ready()
         await holder.gone()
         await until(lambda: bool(log), lambda: forward(60))
@@ -265,12 +296,12 @@ def test_a_process_left_behind_neither_delays_the_end_nor_is_killed(holder: Hold
     rule = shell(f"(exec 3> {holder.path}; echo ready >&3; exec sleep 1000) & echo $! > {pid_file}; echo started")
 
     async def main() -> None:
-        runner = ActionRunner()
-        runner.submit(rule, EVENT)
+        runner = runner_of()
+        runner.submit(rule, EVENT, CAPTURED_NS)
         await holder.ready()
         await until(lambda: bool(log))
         # Its pipe must be forgotten, although this process still holds the other end: the number is used again.
-        runner.submit(shell("echo again"), EVENT)
+        runner.submit(shell("echo again"), EVENT, CAPTURED_NS)
         await until(lambda: len(log) == 2)
         os.kill(int(pid_file.read_text()), signal.SIGTERM)  # fails if it is no more
         await holder.gone()
@@ -284,14 +315,14 @@ def test_a_rule_runs_once_at_a_time_and_skipped_firings_are_counted_and_logged_o
     rule = shell(f"echo ready > {holder.path}")
 
     async def main() -> None:
-        runner = ActionRunner()
+        runner = runner_of()
         for _ in range(4):
-            runner.submit(rule, EVENT)
+            runner.submit(rule, EVENT, CAPTURED_NS)
         assert runner.skipped == {"alarm": 3}
         await holder.ready()
         await holder.gone()
         await until(lambda: log[-1]["event"] == "action done")
-        runner.submit(program("true"), EVENT)
+        runner.submit(program("true"), EVENT, CAPTURED_NS)
         await runner.stop(NEVER)
         assert runner.skipped == {"alarm": 3}
 
@@ -307,9 +338,9 @@ def test_a_rule_runs_once_at_a_time_and_skipped_firings_are_counted_and_logged_o
 
 def test_only_so_many_run_at_once(holder: Holder, log: Log) -> None:
     async def main() -> None:
-        runner = ActionRunner()
+        runner = runner_of()
         for n in range(MAX_RUNNING + 2):
-            runner.submit(shell(f"echo ready > {holder.path}", name=f"alarm{n}"), EVENT)
+            runner.submit(shell(f"echo ready > {holder.path}", name=f"alarm{n}"), EVENT, CAPTURED_NS)
         assert runner.skipped == {f"alarm{MAX_RUNNING}": 1, f"alarm{MAX_RUNNING + 1}": 1}
         reading = os.open(holder.path, os.O_RDONLY | os.O_NONBLOCK)  # from now on the programs can go on
         await runner.stop(NEVER)
@@ -322,12 +353,12 @@ def test_only_so_many_run_at_once(holder: Holder, log: Log) -> None:
 
 def test_stop_waits_then_asks_then_kills_and_takes_nothing_more(holder: Holder, log: Log) -> None:
     async def main(forward: Callable[[float], None]) -> None:
-        runner = ActionRunner()
-        runner.submit(python(STUBBORN, holder), EVENT)
+        runner = runner_of()
+        runner.submit(python(STUBBORN, holder), EVENT, CAPTURED_NS)
         await holder.ready()
         stopping = asyncio.create_task(runner.stop(2000))
         await asyncio.sleep(0)
-        runner.submit(shell("exit 0", name="late"), EVENT)
+        runner.submit(shell("exit 0", name="late"), EVENT, CAPTURED_NS)
         forward(1000)
         await holder.says("told")
         assert not stopping.done()
@@ -343,8 +374,8 @@ def test_stop_waits_then_asks_then_kills_and_takes_nothing_more(holder: Holder, 
 
 def test_stop_right_after_submit_leaves_nothing_behind(tmp_path: Path, log: Log) -> None:
     async def main() -> None:
-        runner = ActionRunner()
-        runner.submit(shell("exec sleep 1000"), EVENT)
+        runner = runner_of()
+        runner.submit(shell("exec sleep 1000"), EVENT, CAPTURED_NS)
         await runner.stop(0)
 
     asyncio.run(main())
@@ -354,8 +385,8 @@ def test_stop_right_after_submit_leaves_nothing_behind(tmp_path: Path, log: Log)
 
 def test_the_loop_goes_on_while_a_program_prints_without_end(log: Log) -> None:
     async def main(forward: Callable[[float], None]) -> None:
-        runner = ActionRunner(grace=NEVER)
-        runner.submit(shell("exec yes", timeout=1e6), EVENT)
+        runner = runner_of(grace=NEVER)
+        runner.submit(shell("exec yes", timeout=1e6), EVENT, CAPTURED_NS)
         for _ in range(1000):
             await asyncio.to_thread(os.sched_yield)
         assert not log
@@ -365,3 +396,104 @@ def test_the_loop_goes_on_while_a_program_prints_without_end(log: Log) -> None:
     run_with_clock(main)
     assert problems(log) == ["it did not end within 1e+06 s and was ended"]
     assert set(log[0]["output"].splitlines()) <= {"y"}
+
+
+class Told:
+    """Keeps what the agent would make health events of."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str, str]] = []
+
+    def __call__(self, component: str, state: str, detail: str) -> None:
+        self.events.append((component, state, detail))
+
+
+def test_a_rule_that_fails_is_told_of_at_once_and_then_once_a_minute(log: Log) -> None:
+    told, now = Told(), 0.0
+    bad, worse = shell("exit 3"), program("/nonexistent/alarm", name="worse")
+
+    async def main() -> None:
+        nonlocal now
+        runner = runner_of(told, clock=lambda: now)
+
+        async def fail(rule: Rule) -> None:
+            failed = runner.failed[rule.name] + 1
+            runner.submit(rule, EVENT, CAPTURED_NS)
+            await until(lambda: runner.failed[rule.name] == failed)
+
+        await fail(bad)
+        assert told.events == [("action", "failed", "alarm: it ended with exit status 3")]
+        await fail(worse)
+        assert told.events[1:] == [("action", "failed", "worse: there is no such program")]
+        now = EVENT_INTERVAL - 1
+        for _ in range(3):
+            await fail(bad)
+        assert len(told.events) == 2
+        now = EVENT_INTERVAL
+        await fail(bad)
+        assert told.events[2:] == [
+            (
+                "action",
+                "failed",
+                "alarm: it ended with exit status 3 (and 3 times before, since this was last told)",
+            )
+        ]
+        assert runner.failed == {"alarm": 5, "worse": 1}
+        await runner.stop(NEVER)
+
+    asyncio.run(main())
+
+
+def test_a_skipped_action_is_told_of_but_not_each_time(holder: Holder, log: Log) -> None:
+    told = Told()
+
+    async def main() -> None:
+        runner = runner_of(told, clock=lambda: 0.0)
+        for _ in range(5):
+            runner.submit(shell(f"echo ready > {holder.path}; exit 1"), EVENT, CAPTURED_NS)
+        await holder.ready()
+        await runner.stop(NEVER)
+        runner.submit(program("true", name="late"), EVENT, CAPTURED_NS)
+        assert runner.skipped == {"alarm": 4, "late": 1}
+
+    asyncio.run(main())
+    assert told.events == [
+        ("action", "skipped", "alarm: its last run has not ended"),
+        ("action", "failed", "alarm: it ended with exit status 1"),
+        ("action", "skipped", "late: the agent is stopping"),
+    ]
+
+
+def test_what_the_agent_had_to_end_when_it_stopped_has_failed_too(log: Log) -> None:
+    told = Told()
+
+    async def main() -> None:
+        runner = runner_of(told)
+        runner.submit(shell("exec sleep 1000"), EVENT, CAPTURED_NS)
+        await runner.stop(0)
+        assert runner.failed == {"alarm": 1}
+
+    asyncio.run(main())
+    [(_, state, detail)] = told.events
+    assert state == "failed"
+    assert detail.startswith("alarm: it was ended by signal")
+
+
+def test_a_bug_in_the_agent_shows_at_once_and_the_next_action_runs(tmp_path: Path, log: Log) -> None:
+    told = Told()
+    environ: dict[str, Any] = {"PATH": os.defpath, "NUMBER": 5}  # which no caller may give
+
+    async def main() -> None:
+        runner = runner_of(told, environ=environ)
+        runner.submit(program("true"), EVENT, CAPTURED_NS)
+        await until(lambda: bool(told.events))
+        [line] = log
+        assert (line["log_level"], line["action"], type(line["exc_info"])) == ("critical", "alarm", TypeError)
+        assert told.events[0][1:] == ("failed", f"alarm: the agent itself failed: {line['exc_info']!r}")
+        assert runner.failed == {"alarm": 1}
+        del runner._environ["NUMBER"]
+        runner.submit(shell(f"touch {tmp_path}/ran"), EVENT, CAPTURED_NS)
+        await runner.stop(NEVER)
+
+    asyncio.run(main())
+    assert (tmp_path / "ran").exists()

@@ -71,6 +71,6 @@ def test_the_call_chooses_the_window_and_what_is_compared(throttle: Throttle, cl
 def test_what_it_remembers_is_bounded(throttle: Throttle) -> None:
     for n in range(1000):
         assert passes(throttle, f"event {n}")
-    assert len(throttle._shown) == 256
+    assert len(throttle._repeats._shown) == 256
     assert not passes(throttle, "event 999")
     assert passes(throttle, "event 0")

@@ -26,6 +26,7 @@ from edge_agent.inference.accelerators.recovery import Recovery
 from edge_agent.inference.accelerators.watch import DeviceWatch
 from edge_agent.inference.runtime_choice import RuntimeChoice
 from edge_agent.inference.supervisor import Supervisor
+from edge_agent.latency import Histogram
 from edge_agent.lifecycle import Lifecycle
 from edge_agent.models.open import open_store, open_twins
 from edge_agent.models.rollout import Rollout, RolloutChange
@@ -249,10 +250,13 @@ class Agent:
             device_resets=device.resets,
             fallbacks=device.fallbacks,
             returns=device.returns,
+            actions_failed=self._actions.failed.total(),
+            actions_skipped=self._actions.skipped.total(),
         )
 
     def _take_latencies(self) -> list[Latency]:
-        return self._supervisor.latencies.take()
+        reactions = Histogram().merge(self._actions.reactions.take()).summary("action")
+        return self._supervisor.latencies.take() + ([reactions] if reactions is not None else [])
 
     # -- how it stands
 

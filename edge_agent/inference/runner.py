@@ -88,6 +88,7 @@ class Inference:
                 self._idle(capture)
         self._flush()
         self._send_figures()
+        self._progress.begin(Stage.IDLE)
 
     def _take_over(self) -> None:
         assert self._next is not None  # noqa: S101  only called when it is set

@@ -124,7 +124,7 @@ def test_the_end_of_the_source_is_told_at_once_although_the_last_sample_came_wit
         theirs.close()
         channel._stream.close()
     assert page.count(Track.INFERENCE) == 1
-    assert page.stage(Track.INFERENCE) is Stage.WAIT
+    assert page.stage(Track.INFERENCE) is Stage.IDLE
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["cpu", "edgetpu"])

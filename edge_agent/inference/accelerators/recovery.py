@@ -73,6 +73,8 @@ class Recovery:
         self._last_strike = -FORGIVE_AFTER
         self._reset_due = False
         self._failed_to_open = ""
+        self._looked_well = False
+        self._has_run = False
         self._device: Device | None = None
         self._stuck = ""
         self._pause = FIRST_PAUSE
@@ -91,7 +93,7 @@ class Recovery:
             self._device = usable[0]
             if self._failed_to_open:
                 self._strike(self._failed_to_open)
-        self._failed_to_open = ""
+        self._failed_to_open, self._looked_well = "", bool(usable)
         if avoid := self.avoid():
             return Plan(avoid_edgetpu=avoid)
         if not usable:
@@ -107,11 +109,12 @@ class Recovery:
     def loaded(self, model: ModelFile, report: LoadReport) -> None:
         """Take note of how a model was loaded."""
         if report.accelerator == "edgetpu" and report.accepted:
-            if self.degraded:
+            if self.degraded and self._has_run:
                 self.counts.returns += 1
                 log.info("the Edge TPU has taken over again", device=report.device)
                 self._on_health("accelerator", "ok", f"{report.device or 'the Edge TPU'} has taken over again")
             self.degraded = self._failed_to_open = ""
+            self._has_run = True
             return
         if not report.accepted and (self._device_open or not report.about_device):
             return  # the fault of this model: the one before it goes on where it is
@@ -119,10 +122,11 @@ class Recovery:
         if not reason or not self._compiled.get(model.path):
             self.degraded = ""
             return
-        if not self.avoid():
+        if self._looked_well and not self.avoid():
             self._failed_to_open = reason
         if report.accepted and not self.degraded:
             self.counts.fallbacks += 1
+            self._has_run = True
             log.warning("the CPU has taken over from the Edge TPU", reason=reason)
             self._on_health("accelerator", "degraded", reason)
         self.degraded = reason

@@ -43,7 +43,7 @@ class Driver:
 
     def load_delegate(self, _library: str, options: Mapping[str, str]) -> "Delegate":
         self.asked.append(dict(options))
-        node = self.numbers.get(options["device"])
+        node = self.numbers.get(options.get("device", ""))
         if node is None:
             raise ValueError("Failed to load delegate from libedgetpu.so.1")
         file = node.open("rb")
@@ -176,6 +176,32 @@ def test_the_new_model_goes_where_the_old_one_is(driver: Driver, machine: Machin
     assert holds_lock("usb:1-2", machine.root)
     new.close()
     assert driver.locked_at_the_end == [True, True]
+
+
+def test_another_device_that_this_process_has_is_no_wrong_one(
+    driver: Driver, machine: Machine, compiled: ModelFile
+) -> None:
+    driver.numbers = {"usb:0": machine.usb("1-1"), "usb:1": machine.usb("1-2")}
+    first, second = opened(driver, compiled, device="usb:1-1"), opened(driver, compiled, device="usb:1-2")
+    assert (first.device, second.device) == ("usb:1-1", "usb:1-2")
+    assert len(driver.asked) == 2
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize(("device", "ignored"), [("", True), ("usb", True), ("usb:0", False), (":0", False)])
+def test_where_the_kernel_shows_nothing_it_is_left_to_the_driver(
+    driver: Driver, machine: Machine, compiled: ModelFile, tmp_path: Path, *, device: str, ignored: bool
+) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.touch()
+    driver.numbers = {device: hidden}
+    got = opened(driver, compiled, device=device, device_options={"Performance": "Low"})
+    assert driver.asked == [({"device": device} if device else {}) | {"Performance": "Low"}]
+    assert got.device == device
+    assert bool(got.remarks) is ignored
+    got.close()
+    assert refusal(driver, compiled, device="pci:3") == "it needs an Edge TPU, and no Edge TPU is plugged in"
 
 
 def test_what_the_driver_refuses_is_given_back_and_explained(

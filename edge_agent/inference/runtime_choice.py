@@ -126,7 +126,6 @@ class RuntimeChoice:
             log.warning("runtime could not be tried with the Edge TPU's library", **_facts(listing, trial))
             return trial
         log.info("runtime was tried with the Edge TPU's library", verdict=trial.verdict, **_facts(listing, trial))
-        self._failed_once.discard(pair)
         await asyncio.to_thread(self._memory.keep, _Verdict(pair, trial.detail))
         return trial
 

@@ -118,7 +118,7 @@ typedef struct {
     int32_t builtin_code;
     const char *custom_name;
     int version;
-    void *replacement; /* a TfLiteOperator, whose functions go before those above; unknown before TensorFlow 2.11 */
+    void *replacement; /* a TfLiteOperator, whose functions go before those above; TensorFlow 2.5 has none */
     char unused[16];
 } Registration;
 

@@ -103,8 +103,9 @@ def complete(
         kind = source.Options
         names = [field.name for field in dataclasses.fields(kind)]
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
+        adapter.rebuild(raise_errors=True)  # else a type that does not exist shows only when it is used
     except Exception as error:
-        message = f"plugin '{name}' declares no usable Options: {type(error).__name__}: {error}"
+        message = f"plugin '{name}' declares no usable Options: {type(error).__name__}: {_first_line(error)}"
         raise Refused(SourceFault(("plugin",), message)) from error
     faults = [SourceFault((key,), unknown(key, names)) for key in options if key not in names]
     try:
@@ -121,6 +122,11 @@ def complete(
     resolved = _absolute(checked, base_dir)
     absent = _run_check(name, resolved)
     return dict(adapter.dump_python(resolved, mode="json")), absent
+
+
+def _first_line(error: Exception) -> str:
+    # What pydantic adds is for who writes with pydantic.
+    return str(error).partition("\n")[0]
 
 
 def _absolute(value: Any, base_dir: Path) -> Any:

@@ -3,11 +3,13 @@
 A library that was built for another TensorFlow Lite does not raise: it crashes as tensors are allocated, or leaves the
 model's operation unresolved. What there is, and whether a pair works, is therefore asked of a child that may die:
 
-    python -m edge_agent.inference.runtime_probe list RUNTIME                       prints `Listing` as JSON
-    python -m edge_agent.inference.runtime_probe try RUNTIME MODEL DEVICE OPTIONS   prints `Trial` as JSON
+    python -m edge_agent.inference.runtime_probe list RUNTIME                            prints `Listing` as JSON
+    python -m edge_agent.inference.runtime_probe try RUNTIME MODEL DEVICE OPTIONS ROOT   prints `Trial` as JSON
 
-OPTIONS are the driver's, as a JSON object. The child writes what it is about to do to its standard error, for the case
-that it never comes back from it. The agent imports this module too, so runtimes are imported only in the child.
+DEVICE is as in the settings, OPTIONS are the driver's, as a JSON object, and ROOT is where /sys and /dev are looked
+for. The child opens the device as the worker does, with the lock that keeps others from it. It writes what it is about
+to do to its standard error, for the case that it never comes back from it. The agent imports this module too, so
+runtimes are imported only in the child.
 """
 
 import enum
@@ -23,7 +25,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from edge_agent.inference.accelerators.opening import EdgeTpuUnavailable, Opened, open_edgetpu
 from edge_agent.inference.child import die_with_parent
+from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.runtimes import LIBRARY, PyCoral, Runtime, RuntimeUnavailable, open_runtime
 from edge_agent.inference.throwaway import NoAnswerError, ask
 
@@ -114,12 +118,13 @@ async def list_runtime(name: str) -> Listing:
         return Listing(name, problem=f"{name} cannot be used: the process that looked at it {error}")
 
 
-async def try_pair(runtime: str, model_path: str, device: str, options: Mapping[str, str]) -> Trial:
-    """Run a model once, on zeros, on the Edge TPU; no other process may have it open."""
+async def try_pair(
+    runtime: str, model_path: str, device: str, options: Mapping[str, str], *, root: Path = Path("/")
+) -> Trial:
+    """Run a model once, on zeros, on the Edge TPU that `device` means; no other process may have it open."""
+    asked = ("try", runtime, model_path, device, json.dumps(dict(options)), str(root))
     try:
-        return await ask(
-            Trial, MODULE, "try", runtime, model_path, device, json.dumps(dict(options)), timeout=TRY_DEADLINE
-        )
+        return await ask(Trial, MODULE, *asked, timeout=TRY_DEADLINE)
     except NoAnswerError as error:
         stage = _last_stage(error.errors)
         if error.killed_by in _MISMATCH_SIGNALS and stage in _WITH_LIBRARY:
@@ -186,7 +191,7 @@ def _ask_dpkg(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _try(name: str, model_path: str, device: str, options: str) -> Trial:
+def _try(name: str, model_path: str, device: str, options: str, root: str) -> Trial:
     progress = _Progress(_Stage.IMPORT)
     try:
         runtime = open_runtime(name)
@@ -194,23 +199,21 @@ def _try(name: str, model_path: str, device: str, options: str) -> Trial:
         progress.enter(_Stage.READ)
         runtime.interpreter(model_path)
         progress.enter(_Stage.OPEN)
-        delegate = _open(runtime, device, json.loads(options))
-        _run(runtime, model_path, delegate, progress)
+        opened = _open(runtime, model_path, ModelOptions(device=device, device_options=json.loads(options)), root)
+        _run(runtime, model_path, opened.delegates, progress)
     except (OSError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
         return Trial("mismatch" if _UNRESOLVED in text else "trouble", f"{progress.stage}: {text[:MAX_ERROR]}")
     progress.enter(_Stage.CLOSE)
-    del delegate
+    opened.close()
     return Trial("works")
 
 
-def _open(runtime: Runtime, device: str, options: dict[str, str]) -> Any:
-    if device:
-        options |= {"device": device}
+def _open(runtime: Runtime, model_path: str, options: ModelOptions, root: str) -> Opened:
     try:
-        return runtime.load_delegate(options)
-    except ValueError as error:  # it says that it failed, and no more
-        raise ValueError(f"{str(error).strip()}{_what_is_seen(runtime)}") from error
+        return open_edgetpu(runtime, model_path, options, Path(root))
+    except EdgeTpuUnavailable as error:
+        raise ValueError(f"{error}{_what_is_seen(runtime)}") from error
 
 
 def _what_is_seen(runtime: Runtime) -> str:
@@ -220,9 +223,9 @@ def _what_is_seen(runtime: Runtime) -> str:
     return f"; PyCoral sees {', '.join(seen) or 'no Edge TPU'}"
 
 
-def _run(runtime: Runtime, model_path: str, delegate: Any, progress: "_Progress") -> None:
+def _run(runtime: Runtime, model_path: str, delegates: list[Any], progress: "_Progress") -> None:
     progress.enter(_Stage.BUILD)
-    interpreter = runtime.interpreter(model_path, [delegate])
+    interpreter = runtime.interpreter(model_path, delegates)
     progress.enter(_Stage.ALLOCATE)
     interpreter.allocate_tensors()
     progress.enter(_Stage.RUN)

@@ -4,18 +4,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 import pytest
-from edge_agent.inference.runtime_choice import RuntimeChoice
 
 from edge_agent.inference.accelerators.devices import list_devices
 from edge_agent.inference.accelerators.recovery import Recovery
 from edge_agent.inference.accelerators.reset import reset_usb
 from edge_agent.inference.protocol import Configure, ModelOptions
+from edge_agent.inference.runtime_choice import RuntimeChoice
+from edge_agent.inference.runtime_probe import try_pair
 from edge_agent.inference.supervisor import Supervisor
 from edge_agent.inference.worker_status import ResultBatch
 from edge_agent.records import ModelFile
@@ -74,10 +76,11 @@ class Rig:
         self.ends: list[tuple[str, str]] = []
         self.alarms: list[str] = []
         self.ahead = 0.0
+        self.folder = folder
         self._news = asyncio.Event()
         root = Path(configure.root)
         self.recovery = Recovery(
-            RuntimeChoice(folder / "runtimes.json"),
+            RuntimeChoice(folder / "runtimes.json", trying=partial(try_pair, root=root)),
             on_health=self._health,
             on_alarm=self._alarm,
             devices=lambda: list_devices(root),

@@ -89,7 +89,7 @@ def open_accelerator(
     if avoid:
         return _fall_back(model, options, avoid)
     try:
-        return _open_edgetpu(runtime, model.path, options, root)
+        return open_edgetpu(runtime, model.path, options, root)
     except EdgeTpuUnavailable as error:
         return _fall_back(model, options, str(error))
 
@@ -117,7 +117,8 @@ def _asked_for_cpu(model: ModelFile) -> Opened:
     )
 
 
-def _open_edgetpu(runtime: Runtime, path: str, options: ModelOptions, root: Path) -> Opened:
+def open_edgetpu(runtime: Runtime, path: str, options: ModelOptions, root: Path = Path("/")) -> Opened:
+    """Choose an Edge TPU, lock it and open it. Raises EdgeTpuUnavailable."""
     wrong: list[str] = []
     for _ in range(_TRIES):
         devices = list_devices(root)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edge_agent.inference.runtime_choice import Choice
 
 from edge_agent.inference.accelerators.devices import CUSTOM_OP, Device, DeviceState
 from edge_agent.inference.accelerators.recovery import (
@@ -19,6 +18,7 @@ from edge_agent.inference.accelerators.recovery import (
 from edge_agent.inference.accelerators.reset import ResetFailed
 from edge_agent.inference.deaths import Death, LastMoment
 from edge_agent.inference.protocol import Configure, ModelOptions
+from edge_agent.inference.runtime_choice import Choice
 from edge_agent.inference.supervision import Plan
 from edge_agent.records import LoadReport, ModelFile
 

@@ -95,7 +95,7 @@ def test_an_event_of_the_kernel_makes_it_look(monkeypatch: pytest.MonkeyPatch) -
         device.is_usable = True
         running = asyncio.create_task(device.watch().run())
         async with asyncio.timeout(20):  # less than the interval
-            while not callbacks:
+            while not callbacks:  # noqa: ASYNC110  it has no event to wait for
                 await asyncio.sleep(0)
             callbacks[0](Uevent("add", "usb:1-1"))
             await device.tried.wait()

@@ -190,11 +190,12 @@ def _apex(entry: Path, root: Path) -> Device:
         address=address if _PCI_ADDRESS.fullmatch(address) else entry.name,
         node=root / "dev" / entry.name,
         state=DeviceState.READY,
-        temperature=celsius,
+        # What a dead chip reads is no temperature.
+        temperature=None if celsius is None or celsius < _COLDEST else celsius,
     )
     trouble = _trouble(entry, celsius)
     if trouble:
-        return _with(device, DeviceState.STUCK, f"stuck: {trouble}; {_POWER_CYCLE}")
+        return _with(device, DeviceState.STUCK, f"{trouble}; {_POWER_CYCLE}")
     if _read(entry / "is_device_owned") == "1":
         assert device.node is not None  # noqa: S101  set above
         owner = _number(_read(entry / "device_owner"))
@@ -213,10 +214,10 @@ def _trouble(entry: Path, celsius: float | None) -> str:
     except FileNotFoundError:  # a driver that does not tell
         status = "ALIVE"
     except (OSError, UnicodeDecodeError) as error:
-        return f"its status cannot be read ({error})"
+        return f"it does not answer: its status cannot be read ({error})"
     if status != "ALIVE":
-        return f"its driver says {status}"
-    return f"it reads {celsius:.0f} °C" if celsius is not None and celsius < _COLDEST else ""
+        return f"it does not work: its driver says {status}"
+    return f"it does not answer, and reads {celsius:.0f} °C" if celsius is not None and celsius < _COLDEST else ""
 
 
 def _is_edgetpu_on_pci(entry: Path) -> bool:

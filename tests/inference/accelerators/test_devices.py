@@ -138,16 +138,17 @@ def test_from_its_first_trip_point_on_it_is_throttled(machine: Machine, temp: st
 @pytest.mark.parametrize(
     ("attributes", "told"),
     [
-        ({"temp": "-89700"}, "stuck: it reads -90 °C; "),
-        ({"status": "DEAD"}, "stuck: its driver says DEAD; "),
-        ({"status": "LAMED"}, "stuck: its driver says LAMED; "),
-        ({"status": "DEAD", "is_device_owned": "1", "device_owner": "812"}, "stuck: its driver says DEAD; "),
+        ({"temp": "-89700"}, "it does not answer, and reads -90 °C; "),
+        ({"status": "DEAD"}, "it does not work: its driver says DEAD; "),
+        ({"status": "LAMED"}, "it does not work: its driver says LAMED; "),
+        ({"status": "DEAD", "is_device_owned": "1", "device_owner": "812"}, "it does not work: its driver says DEAD; "),
     ],
 )
 def test_stuck(machine: Machine, attributes: dict[str, str], told: str) -> None:
     machine.apex(0, "0000:01:00.0", **attributes)
     device = only(machine)
     assert (device.state, device.usable) == (DeviceState.STUCK, False)
+    assert device.temperature == (None if attributes.get("temp") == "-89700" else 54.3)
     assert device.detail == f"{told}switch the machine off and on; a restart alone does not cut its power"
 
 

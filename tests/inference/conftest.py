@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from edge_agent.inference.inputs import Prepared
 from edge_agent.inference.protocol import Configure, ModelOptions
 from edge_agent.inference.supervisor import ResultBatch, Supervisor
 from edge_agent.records import ModelFile
@@ -16,6 +17,9 @@ from edge_agent.records import ModelFile
 ROOT = Path(__file__).parents[2]
 DEMO_MODEL = ROOT / "edge_agent/demo/vibration_classifier.tflite"
 
+
+# For tasks that do not look at the input.
+NOTHING = Prepared(None, 0.0)
 
 REFERENCES = {
     "faulty": "tests.plugins.faulty:Faulty",

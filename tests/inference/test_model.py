@@ -23,12 +23,12 @@ from edge_agent.inference.progress import ProgressPage, Reporter, Stage, Track
 from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.refusal import ModelRefused
 from edge_agent.inference.runtimes import Runtime, RuntimeUnavailable, find_runtime
+from edge_agent.inference.tensors import TensorInfo
 from edge_agent.records import ModelFile, Sample
 from tests.inference.conftest import DEMO_MODEL, ROOT
 from tests.standin.build import environment
 from tests.standin.models import edgetpu_model
 
-TRAFFIC_MODEL = ROOT.parent / "shared" / "models" / "traffic_model.tflite"
 OPTIONS = ModelOptions(
     accelerator="auto", device="", top_k=3, resize="nearest", image_mean=127.5, image_std=127.5, labels=None, raw_data=0
 )
@@ -168,9 +168,9 @@ def test_the_interpreter_is_given_up_before_the_delegate() -> None:
     interpreter = find_runtime().interpreter(str(DEMO_MODEL))
     interpreter.allocate_tensors()
     task = built().task
-    details = interpreter.get_input_details()[0]
+    tensor = TensorInfo.of(interpreter.get_input_details()[0])
     opened = Opened(str(DEMO_MODEL), delegates=[delegate])
-    model = LoadedModel(interpreter, opened, ModelInput(details, resize="nearest", mean=0, std=1), task, OPTIONS)
+    model = LoadedModel(interpreter, opened, ModelInput(tensor, resize="nearest", mean=0, std=1), task, OPTIONS)
     assert model.accelerator == "edgetpu"
     weakref.finalize(interpreter, ends.append, "interpreter")
     weakref.finalize(delegate, ends.append, "delegate")
@@ -269,24 +269,22 @@ def an_output_that_is_no_row(graph: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (no_outputs, "no classifier: expected one output of shape 1xN, found none"),
-        (two_outputs, "no classifier: expected one output of shape 1xN, found 1x3, 1x3"),
-        (an_output_that_is_no_row, "no classifier: expected one output of shape 1xN, found 1x1x128x16"),
-        (two_inputs, "the model has 2 inputs; only models with one can be fed"),
-    ],
+    ("change", "found"), [(no_outputs, "none"), (two_outputs, "1x3, 1x3"), (an_output_that_is_no_row, "1x1x128x16")]
 )
-def test_a_model_of_another_kind_is_refused_for_good(
-    tmp_path: Path, change: Callable[[Any], None], reason: str
+def test_a_model_for_another_task_is_refused_until_the_settings_name_that(
+    tmp_path: Path, change: Callable[[Any], None], found: str
 ) -> None:
-    assert refused(changed(change, tmp_path / "m.tflite")) == (reason, True)
+    reason = f"no classifier: expected one output of shape 1xN, found {found}; [inference].task is 'classification'"
+    assert refused(changed(change, tmp_path / "m.tflite")) == (reason, False)
 
 
-def test_a_detector_with_a_state_is_refused_for_good() -> None:
-    if not TRAFFIC_MODEL.exists():
-        pytest.skip(f"{TRAFFIC_MODEL.name} is not in {TRAFFIC_MODEL.parent}")
-    assert refused(TRAFFIC_MODEL) == ("the model has 3 inputs; only models with one can be fed", True)
+def test_a_model_that_wants_more_than_the_sample_is_refused_for_good(tmp_path: Path) -> None:
+    reason, permanent = refused(changed(two_inputs, tmp_path / "m.tflite"))
+    assert permanent
+    assert reason == (
+        "the model has 2 inputs, and 'keras_tensor_10' (uint8 of shape 1x128), 'second' (uint8 of shape 1x128) "
+        "all take data; only models with one such input can be fed"
+    )
 
 
 def test_a_model_that_does_not_fit_the_last_sample_is_refused_for_good() -> None:

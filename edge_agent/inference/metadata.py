@@ -138,8 +138,8 @@ def _unpack(file: BinaryIO, name: str) -> bytes:
             content = packed.read(MAX_FILE + 1)
     except KeyError:
         raise DamagedError(f"{clean(name)} is not in the model's archive") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
-        # zipfile raises RuntimeError for an encrypted file and ValueError for offsets that lead nowhere.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
+        # zipfile raises RuntimeError for encrypted files and unknown methods, the last two for offsets out of bounds.
         raise DamagedError(f"{clean(name)}: {clean(str(error))}") from error
     if len(content) > MAX_FILE:
         raise DamagedError(f"{clean(name)}: larger than {MAX_FILE // 1024 // 1024} MB, which is no labels file")

@@ -15,7 +15,7 @@ from edge_agent.inference.latencies import StageLatencies
 from edge_agent.inference.metadata import Description, describe
 from edge_agent.inference.progress import Reporter, Stage
 from edge_agent.inference.protocol import ModelOptions
-from edge_agent.inference.recurrent import State, find_roles
+from edge_agent.inference.recurrent import Roles, State, find_roles
 from edge_agent.inference.refusal import ModelRefused
 from edge_agent.inference.runtimes import Interpreter, Runtime, RuntimeUnavailable, find_runtime
 from edge_agent.inference.tasks.base import Answer, OutputMismatch, Task, TaskMismatch
@@ -170,24 +170,32 @@ def _build_on(
 def _try(
     runtime: Runtime, model: ModelFile, options: ModelOptions, last: Sample | None, opened: Opened
 ) -> LoadedModel | ModelRefused:
-    # The twin of a model is not the file that was asked for: another time there may be an Edge TPU.
-    twin = opened.path != model.path
-    prefix = "its twin for the CPU: " if twin else ""
     try:
         return _assemble(runtime, model, options, last, opened)
-    except RuntimeUnavailable as error:
-        return ModelRefused(str(error), permanent=False)
-    except ValueError as error:
-        # The task and labels of the settings are mended there; all else is a matter of the file.
-        ours = isinstance(error, TaskMismatch) or (isinstance(error, LabelsError) and model.labels is None)
-        return ModelRefused(prefix + _in_words(error), permanent=not (ours or twin))
-    except RuntimeError as error:
-        if opened.accelerator == "edgetpu":
-            # It may be the fault of the device or its driver, and another time go well.
-            return _DeviceFailed(_in_words(error), permanent=False, about_device=True)
-        return ModelRefused(prefix + _in_words(error), permanent=not (twin or is_edgetpu_model(opened.path)))
-    except OSError as error:
-        return ModelRefused(f"{prefix}cannot be read: {error}", permanent=False)
+    except (ValueError, RuntimeError, OSError) as error:
+        return _refusal(error, model, options, opened)
+
+
+def _refusal(error: Exception, model: ModelFile, options: ModelOptions, opened: Opened) -> ModelRefused:
+    reason = _in_words(error)
+    if isinstance(error, TaskMismatch):
+        reason = f"{reason}; [inference].task is '{options.task}'"
+    if opened.path != model.path:
+        # This is not the file that was asked for: another time there may be an Edge TPU.
+        return ModelRefused(f"its twin for the CPU: {reason}", permanent=False)
+    if opened.accelerator == "edgetpu" and isinstance(error, RuntimeError):
+        return _DeviceFailed(reason, permanent=False, about_device=True)
+    return ModelRefused(reason, permanent=_is_lasting(error, model))
+
+
+def _is_lasting(error: Exception, model: ModelFile) -> bool:
+    if isinstance(error, LabelsError):
+        # Those of the settings are mended there, as is the task.
+        return model.labels is not None
+    if isinstance(error, RuntimeError):
+        # What is compiled for the Edge TPU may meet another driver the next time.
+        return not (isinstance(error, RuntimeUnavailable) or is_edgetpu_model(model.path))
+    return not isinstance(error, TaskMismatch | OSError)
 
 
 def _assemble(
@@ -200,11 +208,9 @@ def _assemble(
         _tensors(interpreter.get_input_details(), file), _tensors(interpreter.get_output_details(), file)
     )
     model_input = _make_input(roles.data, options, file)
-    task, remarks = _make_task(options, roles.data, roles.outputs, model.labels, file)
+    task = _make_task(options, roles, model.labels, file)
     state = State(roles.states) if roles.states else None
-    loaded = LoadedModel(
-        interpreter, opened, model_input, task, options, state=state, remarks=(*file.remarks, *remarks)
-    )
+    loaded = LoadedModel(interpreter, opened, model_input, task, options, state=state, remarks=file.remarks)
     loaded.warm_up(last)
     return loaded
 
@@ -233,27 +239,22 @@ def _channels(
     return packed or [default]
 
 
-def _make_task(
-    options: ModelOptions,
-    model_input: TensorInfo,
-    outputs: Sequence[TensorInfo],
-    release: list[str] | None,
-    file: Description,
-) -> tuple[Task, list[str]]:
+def _make_task(options: ModelOptions, roles: Roles, release: list[str] | None, file: Description) -> Task:
     # A release brings the labels of its own classes; those of the settings are for releases without any.
     labels = release if release is not None else options.labels
-    if labels is not None or file.labels is None:
-        return make_task(options, model_input, outputs, labels), []
-    try:
-        return make_task(options, model_input, outputs, file.labels), []
-    except LabelsError as error:
-        remark = f"the labels packed in the model are left out: {error}"
-        return make_task(options, model_input, outputs, None), [remark]
+    if labels is None and file.labels is not None:
+        try:
+            return make_task(options, roles.data, roles.outputs, file.labels)
+        except LabelsError as error:
+            file.remarks.append(f"the labels packed in the model are left out: {error}")
+    return make_task(options, roles.data, roles.outputs, labels)
 
 
 def _in_words(error: Exception) -> str:
-    if isinstance(error, InputMismatch | OutputMismatch | LabelsError):
+    if isinstance(error, InputMismatch | OutputMismatch | LabelsError | RuntimeUnavailable):
         return str(error)
+    if isinstance(error, OSError):
+        return f"cannot be read: {error}"
     text = " ".join(str(error).split())
     if any(words in text for words in ("valid Flatbuffer", "Could not open", "model allocation is null")):
         return "is no TensorFlow Lite model, or is cut short"

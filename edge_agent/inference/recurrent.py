@@ -19,7 +19,7 @@ from edge_agent.inference.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
 
-_WORDS = re.compile(r"[a-z]+|\d+")
+_WORD = re.compile(r"[a-z]+|\d+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 # What tells the side of a state and not which one it is.
 _SIDES = {"in", "input", "inputs", "out", "output", "outputs", "raw", "serving", "default"}
@@ -84,14 +84,17 @@ def _same_kind(each: TensorInfo, output: TensorInfo) -> bool:
 def _keys(tensor: TensorInfo) -> set[tuple[str, ...]]:
     """Return the tensor's names without folders, and without the words that say on which side it is."""
     keys = set()
-    for name in (tensor.name, *tensor.also):
-        last = name.removesuffix(":0").rsplit("/", 1)[-1]
-        words = _WORDS.findall(_CAMEL.sub("_", last).lower())
+    for words in _words(tensor):
         key = tuple(word for word in words if word not in _SIDES)
         # "input" and "output" are no pair, "state_in" and "state_out" are one.
         if any(not word.isdigit() for word in key):
             keys.add(tuple(word for word in key if word != "state") or ("state",))
     return keys
+
+
+def _words(tensor: TensorInfo) -> list[list[str]]:
+    last_parts = [name.removesuffix(":0").rsplit("/", 1)[-1] for name in (tensor.name, *tensor.also)]
+    return [_WORD.findall(_CAMEL.sub("_", part).lower()) for part in last_parts]
 
 
 def _unclear(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], data: Sequence[TensorInfo]) -> str:
@@ -109,7 +112,7 @@ def _unclear(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], data: 
 
 
 def _is_state(tensor: TensorInfo) -> bool:
-    return any(word in _STATE for key in _keys(tensor) for word in key)
+    return any(not _STATE.isdisjoint(words) for words in _words(tensor))
 
 
 def _listed(tensors: Sequence[TensorInfo]) -> str:

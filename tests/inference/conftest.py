@@ -15,6 +15,7 @@ import pytest
 from edge_agent.inference.accelerators.devices import list_devices
 from edge_agent.inference.accelerators.recovery import Recovery
 from edge_agent.inference.accelerators.reset import reset_usb
+from edge_agent.inference.inputs import Prepared
 from edge_agent.inference.protocol import Configure, ModelOptions
 from edge_agent.inference.runtime_choice import RuntimeChoice
 from edge_agent.inference.runtime_probe import try_pair
@@ -25,6 +26,9 @@ from edge_agent.records import ModelFile
 ROOT = Path(__file__).parents[2]
 DEMO_MODEL = ROOT / "edge_agent/demo/vibration_classifier.tflite"
 
+
+# For tasks that do not look at the input.
+NOTHING = Prepared(None, 0.0)
 
 REFERENCES = {
     "faulty": "tests.plugins.faulty:Faulty",

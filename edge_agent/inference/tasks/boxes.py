@@ -16,7 +16,9 @@ Array = npt.NDArray[Any]
 def corners_of_centers(boxes: Array) -> Array:
     """Return the boxes given as center x, center y, width and height."""
     center, half = boxes[:, :2], boxes[:, 2:] / 2
-    return np.concatenate([center - half, center + half], axis=1)
+    # What a model overflowed to is no box, and is left out later.
+    with np.errstate(invalid="ignore"):
+        return np.concatenate([center - half, center + half], axis=1)
 
 
 def proper(boxes: Array) -> Array:

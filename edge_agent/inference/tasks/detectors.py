@@ -54,7 +54,7 @@ class Detector(Protocol):
 
 def best_rows(scores: Array, threshold: float) -> Array:
     """Return the rows of the best scores, best first and of equal ones the first, without those that are no numbers."""
-    rows = np.flatnonzero(scores >= threshold)
+    rows = np.flatnonzero((scores >= threshold) & (scores < np.inf))
     if rows.size > MAX_CANDIDATES:
         rows = np.sort(rows[np.argpartition(-scores[rows], MAX_CANDIDATES)[:MAX_CANDIDATES]])
     return rows[np.argsort(-scores[rows], kind="stable")]
@@ -198,7 +198,8 @@ class Yolo:
             rows = rows[real(rows[:, _SIDES]) >= threshold]
         scores = real(rows[:, self._first :].max(axis=1))
         if self._objectness:
-            scores = scores * real(rows[:, _SIDES])
+            with np.errstate(invalid="ignore"):
+                scores = scores * real(rows[:, _SIDES])
         chosen = best_rows(scores, threshold)
         boxes = corners_of_centers(real(rows[chosen, :_SIDES]))
         return Candidates(self._units.shares(boxes), scores[chosen], rows[chosen, self._first :].argmax(axis=1))
@@ -258,4 +259,5 @@ def _role(tensor: TensorInfo) -> str | None:
 
 def _is_whole(tensor: TensorInfo, values: Array) -> bool:
     # A quantised class is as near to its number as the scale allows.
-    return bool((np.abs(values - np.rint(values)) <= max(1e-6, tensor.scale / 2)).all())
+    with np.errstate(invalid="ignore"):
+        return bool((np.abs(values - np.rint(values)) <= max(1e-6, tensor.scale / 2)).all())

@@ -92,7 +92,7 @@ class CsiCamera:
             raise
         except (RuntimeError, OSError, ValueError, IndexError) as error:
             remedy = "end other programs that use the camera; see the log of the service and the kernel (dmesg)"
-            raise SourceError(f"{self._address.shown}: {error}", remedy) from error
+            raise SourceError(f"{self._address.shown}: {str(error).rstrip('.')}", remedy) from error
 
 
 def scaled(size: Size, wanted: Wanted | None) -> Size:

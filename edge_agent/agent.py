@@ -99,8 +99,9 @@ class Agent:
         self._sender = Sender(
             self._queue, open_sink(settings.telemetry.sink, os.environ), linger=settings.telemetry.linger
         )
+        self._runtimes = RuntimeChoice(directories.state / RUNTIMES_FILE)
         self._recovery = Recovery(
-            RuntimeChoice(directories.state / RUNTIMES_FILE),
+            self._runtimes,
             on_health=self._report_health,
             on_alarm=self._report_device_alarm,
         )
@@ -320,6 +321,7 @@ class Agent:
 
     async def _apply(self, new: Configuration) -> None:
         old = self._configuration
+        await self._runtimes.forget()
         # The worker is the one part that can refuse; it goes first, so that nothing has to be taken back.
         refused = await self._supervisor.reconfigure(new.worker(), new.settings.inference.deadline)
         if refused is not None:

@@ -115,7 +115,7 @@ def test_the_cpu_takes_over_while_the_stick_is_away_and_it_comes_back_by_itself(
             await until_on(rig, "edgetpu")
             # The same worker has swapped, and no sample is missing.
             assert rig.supervisor.worker_pid == process
-            assert every_position_once(rig) or sum(batch.failed for batch in rig.batches)
+            assert every_position_once(rig)
             counts = rig.recovery.counts
             assert (counts.fallbacks, counts.returns, counts.resets) == (1, 1, 0)
         assert [(component, state) for component, state, _ in rig.health] == [

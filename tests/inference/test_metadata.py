@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.inference.flatbuffer import DamagedError, Table
+from edge_agent.inference.latencies import StageLatencies
 from edge_agent.inference.metadata import Description, describe
 from edge_agent.inference.model import LoadedModel, build
 from edge_agent.inference.progress import ProgressPage, Reporter, Track
@@ -45,7 +46,7 @@ def built(content: bytes, folder: Path, release: list[str] | None = None, **opti
 
 def run(model: LoadedModel, data: Any) -> Result:
     page = ProgressPage.create()
-    result = model.run(Sample(data, 1), Reporter(page, Track.INFERENCE))
+    result = model.run(Sample(data, 1), Reporter(page, Track.INFERENCE), StageLatencies())
     page.close()
     model.close()
     return result

@@ -18,6 +18,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from edge_agent.inference.accelerators.opening import Opened
 from edge_agent.inference.inputs import ModelInput
+from edge_agent.inference.latencies import StageLatencies
 from edge_agent.inference.model import LoadedModel, build, try_file
 from edge_agent.inference.progress import ProgressPage, Reporter, Stage, Track
 from edge_agent.inference.protocol import ModelOptions
@@ -273,7 +274,7 @@ def test_a_result_is_that_of_the_sample() -> None:
         interpreter.invoke()
         output = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0].tolist()
 
-        result = model.run(sample(value), Reporter(page, Track.INFERENCE))
+        result = model.run(sample(value), Reporter(page, Track.INFERENCE), StageLatencies())
 
         ranked = sorted(range(3), key=lambda i: -output[i])[:2]
         assert [score.index for score in result.scores] == ranked
@@ -289,7 +290,7 @@ def test_a_result_is_that_of_the_sample() -> None:
 def test_missing_values_go_out_as_they_went_in() -> None:
     page = ProgressPage.create()
     gap = Sample(np.array([np.nan, np.inf] + [0.5] * 126, np.float32), 1)
-    result = built(given=options(raw_data=2)).run(gap, Reporter(page, Track.INFERENCE))
+    result = built(given=options(raw_data=2)).run(gap, Reporter(page, Track.INFERENCE), StageLatencies())
     page.close()
     assert result.clipped == 2 / 128
     assert result.raw_data is not None
@@ -301,7 +302,7 @@ def test_the_labels_of_the_release_count_more_than_those_of_the_settings() -> No
     given = options(labels=["x", "y", "z"])
     page = ProgressPage.create()
     for labels, names in ((None, set("xyz")), (["a", "b", "c"], set("abc"))):
-        result = built(given=given, labels=labels).run(sample(), Reporter(page, Track.INFERENCE))
+        result = built(given=given, labels=labels).run(sample(), Reporter(page, Track.INFERENCE), StageLatencies())
         assert {score.label for score in result.scores} == names
     page.close()
 

@@ -13,6 +13,7 @@ from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 
 from edge_agent.inference.labels import read_labels
+from edge_agent.inference.latencies import StageLatencies
 from edge_agent.inference.model import build
 from edge_agent.inference.progress import ProgressPage, Reporter, Track
 from edge_agent.inference.protocol import ModelOptions
@@ -148,7 +149,7 @@ def test_a_detector_with_a_state_sees_the_same_as_a_plain_loop() -> None:
     samples = [Sample(pixels, 1) for pixels in pictures]
     model = build(find_runtime(), ModelFile(str(path), "traffic", "v1"), options, samples[1], root=Path("/nowhere"))
 
-    results = [model.run(sample, reporter) for sample in samples]
+    results = [model.run(sample, reporter, StageLatencies()) for sample in samples]
 
     assert str(model.task) == "objects"
     for result, theirs in zip(results, expected, strict=True):
@@ -184,7 +185,7 @@ def test_a_letterboxed_picture_has_its_objects_where_they_are() -> None:
     bordered[64:192] = wide
     for pixels in (wide, bordered):
         model = build(find_runtime(), ModelFile(str(path), "traffic", "v1"), options, None, root=Path("/nowhere"))
-        found.append(model.run(Sample(pixels, 1), Reporter(page, Track.INFERENCE)).scores)
+        found.append(model.run(Sample(pixels, 1), Reporter(page, Track.INFERENCE), StageLatencies()).scores)
         model.close()
     page.close()
     inside, outside = ([flat(score) for score in scores] for scores in found)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edge_agent.inference.inputs import InputMismatch
+from edge_agent.inference.latencies import StageLatencies
 from edge_agent.inference.model import LoadedModel, build
 from edge_agent.inference.progress import ProgressPage, Reporter, Track
 from edge_agent.inference.protocol import ModelOptions
@@ -103,7 +104,7 @@ def built(model: Builder, folder: Path, last: Sample | None = None) -> LoadedMod
 
 def run(model: LoadedModel, value: float) -> list[float | None]:
     page = ProgressPage.create()
-    result = model.run(Sample(np.full(4, value, np.float32), 1), Reporter(page, Track.INFERENCE))
+    result = model.run(Sample(np.full(4, value, np.float32), 1), Reporter(page, Track.INFERENCE), StageLatencies())
     page.close()
     [answer] = result.outputs or []
     return answer.values

@@ -17,6 +17,7 @@ def make_video(path: Path, codec: str | None = None, form: str | None = None, re
     name = codec or (path.stem if path.stem in CODECS else "mjpeg" if path.suffix == ".avi" else "h264")
     with av.open(str(path), "w", format=form) as container:
         stream = container.add_stream(CODECS[name], rate=25)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height = 64, 48
         stream.pix_fmt = "yuvj420p" if name == "mjpeg" else "yuv420p"
         stream.options = {"g": "5"}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_agent.inference.latencies import StageLatencies
 from edge_agent.inference.model import LoadedModel, build
 from edge_agent.inference.progress import ProgressPage, Reporter, Track
 from edge_agent.inference.protocol import ModelOptions
@@ -34,7 +35,7 @@ def refused(model: Builder, folder: Path, task: str, **options: Any) -> str:
 def run(model: LoadedModel, *values: float) -> Result:
     page = ProgressPage.create()
     try:
-        return model.run(Sample(np.array(values, np.float32), 1), Reporter(page, Track.INFERENCE))
+        return model.run(Sample(np.array(values, np.float32), 1), Reporter(page, Track.INFERENCE), StageLatencies())
     finally:
         page.close()
 
@@ -135,7 +136,7 @@ def test_an_autoencoder_of_images_compares_with_what_it_saw(tmp_path: Path) -> N
     model = built(slices(entry, [Spec("again", (1, 2, 2, 3), "int8", 1 / 128, 0)]), tmp_path, "anomaly")
     page = ProgressPage.create()
     picture = np.random.default_rng(5).integers(0, 256, (2, 2, 3), np.uint8)
-    assert model.run(Sample(picture, 1), Reporter(page, Track.INFERENCE)).value == 0.0
+    assert model.run(Sample(picture, 1), Reporter(page, Track.INFERENCE), StageLatencies()).value == 0.0
     page.close()
 
 

@@ -109,6 +109,8 @@ def test_an_image_of_the_right_size_is_not_copied() -> None:
         (20, 40, Placement(40, 20, 0.0, 0.25, 1.0, 0.75)),
         (40, 20, Placement(20, 40, 0.25, 0.0, 0.75, 1.0)),
         (40, 40, Placement(40, 40)),
+        # 9.7 rows are 10.
+        (20, 33, Placement(33, 20, 0.0, 3 / 16, 1.0, 13 / 16)),
         # So narrow that less than a pixel would be left of it.
         (1, 1000, Placement(1000, 1, 0.0, 7 / 16, 1.0, 8 / 16)),
     ],

@@ -54,6 +54,10 @@ class Faulty(Source):
         values = np.full(self._options.values, 0.5, np.float32)
         return Sample(values, time.monotonic_ns(), str(self._number))
 
+    def pass_over(self) -> None:
+        """Go on behind the next sample."""
+        self._number += 1
+
     def _first_time(self) -> bool:
         marker = self._options.marker
         if marker is None:

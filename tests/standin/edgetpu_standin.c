@@ -35,6 +35,7 @@
  *     mismatch_unresolved     likewise, with the other outcome: "Encountered an unresolved custom op" at the invoke
  *   EDGETPU_STANDIN_AFTER     fail, unplug, hang, stuck, abort, segv and absent begin for invokes after so many good
  *                             ones (default: 0)
+ *   EDGETPU_STANDIN_POISON    a sum S (see Output): an input with just this sum ends the process with SIGABRT
  *   EDGETPU_STANDIN_DELAY_MS  milliseconds, for slow and slow_open (default: 100)
  *   EDGETPU_STANDIN_STATE     path of a file. While it is there, the mode that it holds goes before the one above, for
  *                             each call anew and from the first invoke on. So a device can be unplugged and come back
@@ -173,6 +174,7 @@ static const char *const MODE_NAMES[MODES] = {
 static Mode set_mode;
 static unsigned long set_after;
 static unsigned long delay_ms;
+static unsigned long poison;
 static atomic_ulong invokes;
 static atomic_bool unplugged;
 
@@ -212,6 +214,7 @@ static bool read_number(const char *name, unsigned long preset, unsigned long *n
 
 static bool read_environment(ReportError report_error) {
     return read_mode(report_error) && read_number("EDGETPU_STANDIN_AFTER", 0, &set_after, report_error) &&
+           read_number("EDGETPU_STANDIN_POISON", ULONG_MAX, &poison, report_error) &&
            read_number("EDGETPU_STANDIN_DELAY_MS", 100, &delay_ms, report_error);
 }
 
@@ -503,6 +506,7 @@ static int kernel_invoke(Context *context, Node *node) {
     }
     uint64_t sum = 0;
     for (int i = 0; i < node->inputs->size; i++) sum += sum_of_bytes(&context->tensors[node->inputs->data[i]]);
+    if (sum == poison) misbehave(context, ABORT);
     for (int i = 0; i < node->outputs->size; i++) answer(&context->tensors[node->outputs->data[i]], sum);
     return STATUS_OK;
 }

@@ -82,6 +82,13 @@ def test_values_overrule_a_wrong_name_and_what_they_told_is_kept() -> None:
     assert [score.label for score in decode(task, tensors, certain)] == ["1", "0"]
 
 
+def test_objects_that_are_certain_are_told_from_their_classes_by_size() -> None:
+    order = ["boxes", "scores", "classes", "count"]
+    tensors = postprocessed(order, dict.fromkeys(VALUES, "Identity"))
+    certain = [BOXES, np.array([[1, 1, 0]], np.float32), np.array([[7, 1, 0]], np.float32), COUNT]
+    assert [score.label for score in decode(detection(tensors), tensors, certain)] == ["7", "1"]
+
+
 def test_rows_beyond_the_count_hold_nothing() -> None:
     order = list(VALUES)
     tensors = postprocessed(order)

@@ -1,0 +1,89 @@
+"""A real worker, and samples that kill it each time."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+
+from edge_agent.inference import supervisor
+from edge_agent.records import ModelFile
+from tests.inference.conftest import DEMO_MODEL, running, settings
+from tests.standin import build, models
+
+ROWS, POISONED = 60, 23
+
+
+@pytest.fixture(autouse=True)
+def without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_DELAY", 0.02)
+
+
+def quantized_sum(row: np.ndarray[tuple[int], np.dtype[np.float32]]) -> int:
+    scale, zero_point = Interpreter(model_path=str(DEMO_MODEL)).get_input_details()[0]["quantization"]
+    return int(np.clip(np.rint(row / scale + zero_point), 0, 255).sum())
+
+
+def test_a_sample_that_kills_the_model_twice_is_left_out(
+    edgetpu_standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = np.full((ROWS, 128), 0.5, np.float32)
+    samples[POISONED] = 0.9
+    np.save(tmp_path / "samples.npy", samples)
+    for name, value in build.environment(edgetpu_standin).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("EDGETPU_STANDIN_POISON", str(quantized_sum(samples[POISONED])))
+    compiled = tmp_path / "m_edgetpu.tflite"
+    compiled.write_bytes(models.edgetpu_model(DEMO_MODEL.read_bytes()))
+
+    async def scenario() -> None:
+        source = settings("recording", path=str(tmp_path / "samples.npy"), rate=0, repeat=False)
+        async with running(source) as rig:
+            assert (await rig.supervisor.load(ModelFile(str(compiled), "m", "v1"))).accepted
+            await asyncio.wait_for(rig.supervisor.source_ended.wait(), 60)
+        results = [result for batch in rig.batches for result in batch.results]
+        done = {int(str(result.position).rpartition(":")[2]) for result in results}
+        assert set(range(1, ROWS + 1)) - done == {POISONED + 1}
+        assert rig.supervisor.status.deaths == 2
+        assert rig.supervisor.status.set_aside == 1
+        assert [status for status, _ in rig.ends] == ["killed by SIGABRT"] * 2
+        assert all("running the model" in stage for _, stage in rig.ends)
+        [told] = [detail for component, state, detail in rig.health if state == "sample_set_aside"]
+        assert told.startswith(f"the sample at 0:{POISONED + 1} has ended the worker twice: killed by SIGABRT while ")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("at", "what"), [(17, "the sample after 16"), (1, "the first sample")])
+def test_a_sample_that_kills_the_source_twice_is_passed_over(
+    faulty_plugin: str, demo_model: ModelFile, at: int, what: str
+) -> None:
+    async def scenario() -> None:
+        # Slow enough that the samples before are done when it happens.
+        async with running(settings(faulty_plugin, at=at, total=40, what="abort", pause=0.02)) as rig:
+            assert (await rig.supervisor.load(demo_model)).accepted
+            await asyncio.wait_for(rig.supervisor.source_ended.wait(), 60)
+        assert sorted(set(rig.positions)) == [number for number in range(1, 41) if number != at]
+        assert rig.supervisor.status.deaths == 2
+        assert rig.supervisor.status.set_aside == 1
+        [told] = [detail for component, state, detail in rig.health if state == "sample_set_aside"]
+        assert told.startswith(f"{what} has ended the worker twice: killed by SIGABRT while reading the source")
+
+    asyncio.run(scenario())
+
+
+def test_another_source_begins_without_suspects(faulty_plugin: str, demo_model: ModelFile) -> None:
+    async def scenario() -> None:
+        async with running(settings(faulty_plugin, at=3, total=40, what="abort", pause=0.02)) as rig:
+            assert (await rig.supervisor.load(demo_model)).accepted
+            await asyncio.wait_for(rig.supervisor.source_ended.wait(), 60)
+            again = settings(faulty_plugin, at=0, total=5)
+            rig.supervisor.source_ended.clear()
+            seen = len(rig.positions)
+            assert await rig.supervisor.reconfigure(again, 10.0) is None
+            await asyncio.wait_for(rig.supervisor.source_ended.wait(), 60)
+            await rig.until(lambda: len(rig.positions) == seen + 5)
+        assert rig.positions[seen:] == [1, 2, 3, 4, 5]
+
+    asyncio.run(scenario())

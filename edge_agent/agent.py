@@ -22,12 +22,17 @@ from edge_agent.device.clock import Clock
 from edge_agent.device.identity import boot_id, device_id
 from edge_agent.housekeeping import Housekeeping
 from edge_agent.inference.accelerators.devices import find_library, list_devices
+from edge_agent.inference.accelerators.recovery import Recovery
+from edge_agent.inference.accelerators.watch import DeviceWatch
+from edge_agent.inference.runtime_choice import RuntimeChoice
 from edge_agent.inference.supervisor import Supervisor
+from edge_agent.latency import Histogram
 from edge_agent.lifecycle import Lifecycle
-from edge_agent.models.open import open_store
+from edge_agent.models.open import open_store, open_twins
 from edge_agent.models.rollout import Rollout, RolloutChange
 from edge_agent.models.slots import Slots
 from edge_agent.pipeline import Pipeline
+from edge_agent.records import Counters, Latency
 from edge_agent.report import Reloaded, StatusReport
 from edge_agent.service.control_client import CONTROL_SOCKET
 from edge_agent.service.logs import configure as configure_logs
@@ -45,6 +50,9 @@ log = structlog.get_logger()
 ACTIONS_DEADLINE = 0.1
 SENDER_DEADLINE = 0.2
 QUEUE_DEADLINE = 1.0
+# Which runtime gets along with the Edge TPU's driver, in the state directory.
+RUNTIMES_FILE = "runtimes.json"
+LONGEST_DETAIL = 1000
 OLD_GO_ON = "the old settings go on"
 
 
@@ -91,9 +99,16 @@ class Agent:
         self._sender = Sender(
             self._queue, open_sink(settings.telemetry.sink, os.environ), linger=settings.telemetry.linger
         )
+        self._runtimes = RuntimeChoice(directories.state / RUNTIMES_FILE)
+        self._recovery = Recovery(
+            self._runtimes,
+            on_health=self._report_health,
+            on_alarm=self._report_device_alarm,
+        )
         self._supervisor = Supervisor(
             configuration.worker(),
             settings.inference.deadline,
+            guard=self._recovery,
             on_results=self._pipeline.take,
             on_health=self._report_health,
         )
@@ -105,7 +120,11 @@ class Agent:
             clock=self._clock,
             service=lifecycle.service,
             status=self._status_line,
+            counters=self._count,
+            take_latencies=self._take_latencies,
+            health_interval=settings.telemetry.health_interval,
         )
+        self._device_watch = DeviceWatch(self._recovery, wanted=self._wanted_device, again=self._try_device_again)
 
     async def run(self) -> int:
         """Run until told to stop; returns the exit status. Raises QueueLocked, OSError."""
@@ -127,6 +146,7 @@ class Agent:
             "sender": self._sender.run(),
             "worker": self._supervisor.run(),
             "models": self._run_rollout(self._rollout),
+            "devices": self._device_watch.run(),
             "reload": self._lifecycle.serve_reloads(self._reload, self._status_line),
             "housekeeping": self._housekeeping.run(),
         }
@@ -158,10 +178,12 @@ class Agent:
 
     def _make_rollout(self, configuration: Configuration) -> Rollout:
         model = configuration.settings.model
+        slots = Slots(self._directories.state / "models", str(model.url))
         return Rollout(
-            Slots(self._directories.state / "models", str(model.url)),
+            slots,
             open_store(model.url),
             self._supervisor,
+            twins=open_twins(slots, model.url, model.cpu_url),
             model_name=model.model_name,
             poll_interval=model.poll_interval,
             on_change=self._report_model,
@@ -175,6 +197,10 @@ class Agent:
     def _report_model(self, change: RolloutChange) -> None:
         release, previous, report = change.release, change.previous, change.report
         committed = change.state == "committed"
+        if change.part == "twin":
+            detail = release.version if committed else f"{release.version}: {report.reason}"
+            self._report_health("model", f"twin {change.state}", detail)
+            return
         self._envelope.put_model(
             time.monotonic_ns(),
             model_name=self._configuration.settings.model.model_name,
@@ -186,8 +212,52 @@ class Agent:
             reason=None if committed else report.reason,
         )
 
-    def _report_health(self, component: str, state: str, detail: str) -> None:
-        self._envelope.put_health(time.monotonic_ns(), component=component, state=state, detail=detail[:1000])
+    def _report_health(
+        self, component: str, state: str, detail: str, *, exit_status: str = "", stage: str = ""
+    ) -> None:
+        self._envelope.put_health(
+            time.monotonic_ns(),
+            component=component,
+            state=state,
+            detail=detail[:LONGEST_DETAIL],
+            exit_status=exit_status or None,
+            stage=stage or None,
+        )
+
+    def _report_device_alarm(self, detail: str) -> None:
+        self._envelope.put_device_alarm(time.monotonic_ns(), action="accelerator", detail=detail[:LONGEST_DETAIL])
+
+    def _wanted_device(self) -> str | None:
+        """Which Edge TPU is wanted and not in use."""
+        return self._configuration.settings.inference.device if self._recovery.degraded else None
+
+    async def _try_device_again(self) -> None:
+        if self._rollout.running is None:
+            self._rollout.poll_now()
+        else:
+            await self._supervisor.load_again()
+
+    def _count(self) -> Counters:
+        worker, device = self._supervisor.status, self._recovery.counts
+        return Counters(
+            samples=worker.samples,
+            dropped=worker.dropped,
+            failed=worker.failed,
+            skipped=worker.skipped,
+            set_aside=worker.set_aside,
+            clipped=worker.clipped,
+            worker_deaths=worker.deaths,
+            device_failures=device.failures,
+            device_resets=device.resets,
+            fallbacks=device.fallbacks,
+            returns=device.returns,
+            actions_failed=self._actions.failed.total(),
+            actions_skipped=self._actions.skipped.total(),
+        )
+
+    def _take_latencies(self) -> list[Latency]:
+        reactions = Histogram().merge(self._actions.reactions.take()).summary("action")
+        return self._supervisor.latencies.take() + ([reactions] if reactions is not None else [])
 
     # -- how it stands
 
@@ -251,6 +321,7 @@ class Agent:
 
     async def _apply(self, new: Configuration) -> None:
         old = self._configuration
+        await self._runtimes.forget()
         # The worker is the one part that can refuse; it goes first, so that nothing has to be taken back.
         refused = await self._supervisor.reconfigure(new.worker(), new.settings.inference.deadline)
         if refused is not None:
@@ -263,6 +334,7 @@ class Agent:
         self._rules.replace(rules_of(settings))
         queue = settings.telemetry.queue
         self._queue.configure(max_size=queue.max_size, commit_interval=queue.commit_interval)
+        self._housekeeping.health_interval = settings.telemetry.health_interval
         self._sender.linger = settings.telemetry.linger
         # A sink that waits for a person may have been mended: whoever reloads wants it tried now.
         if settings.telemetry.sink != old.settings.telemetry.sink or self._sender.state.status == "needs_person":
@@ -271,7 +343,7 @@ class Agent:
 
     async def _apply_model(self, old: Configuration, new: Configuration) -> None:
         before, after = old.settings.model, new.settings.model
-        if (before.url, before.model_name) == (after.url, after.model_name):
+        if (before.url, before.cpu_url, before.model_name) == (after.url, after.cpu_url, after.model_name):
             self._rollout.configure(poll_interval=after.poll_interval)
             self._rollout.poll_now()
             return

@@ -9,6 +9,7 @@ import structlog
 
 from edge_agent.device.clock import Clock
 from edge_agent.inference.supervisor import Supervisor
+from edge_agent.records import Counters, Latency
 from edge_agent.service.notify import ServiceManager
 from edge_agent.telemetry.envelope import Envelope
 from edge_agent.telemetry.queue import Loss, Queue
@@ -19,7 +20,11 @@ log = structlog.get_logger()
 
 
 class Housekeeping:
-    """`status` is the line for systemd. `rate` is samples per second since the tick before."""
+    """`status` is the line for systemd, `counters` and `latencies` are what the regular health event is made of.
+
+    `rate` is samples per second since the tick before, `latencies` is what the last health event said.
+    `health_interval` is in seconds.
+    """
 
     def __init__(
         self,
@@ -30,15 +35,25 @@ class Housekeeping:
         clock: Clock,
         service: ServiceManager,
         status: Callable[[], str],
+        counters: Callable[[], Counters],
+        take_latencies: Callable[[], list[Latency]],
+        health_interval: float,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.rate = 0.0
+        self.latencies: list[Latency] = []
+        self.health_interval = health_interval
         self._supervisor = supervisor
         self._queue = queue
         self._envelope = envelope
         self._clock = clock
         self._service = service
         self._status = status
-        self._measured = (0, time.monotonic())
+        self._counters = counters
+        self._take_latencies = take_latencies
+        self._monotonic = monotonic
+        self._measured = (0, monotonic())
+        self._told_health = monotonic()
         self._lost_samples: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -47,6 +62,7 @@ class Housekeeping:
         while True:
             self._measure_rate()
             self._count_lost_samples()
+            self._tell_health()
             self._queue.report_losses(self._describe_losses, self._clock.wall_ms(time.monotonic_ns()))
             self._service.status(self._status())
             if self._supervisor.making_progress:
@@ -54,7 +70,7 @@ class Housekeeping:
             await asyncio.sleep(interval)
 
     def _measure_rate(self) -> None:
-        samples, now = self._supervisor.status.samples, time.monotonic()
+        samples, now = self._supervisor.status.samples, self._monotonic()
         before, then = self._measured
         self.rate = (samples - before) / max(1e-3, now - then)
         self._measured = (samples, now)
@@ -63,13 +79,32 @@ class Housekeeping:
         """Count what never became an event: samples that the model had no time for, or could not work on."""
         status = self._supervisor.status
         now = self._clock.wall_ms(time.monotonic_ns())
-        for cause, total in (("source_overrun", status.dropped), ("sample_failed", status.failed)):
+        for cause, total in (
+            ("source_overrun", status.dropped),
+            ("sample_failed", status.failed),
+            ("source_skipped", status.skipped),
+            ("sample_set_aside", status.set_aside),
+        ):
             count = total - self._lost_samples[cause]
             self._lost_samples[cause] = total
             if count:
                 self._queue.count_loss(cause, count, now, now)
                 if cause == "source_overrun":
                     log.warning("the model is too slow for the source, samples were dropped", count=count)
+
+    def _tell_health(self) -> None:
+        now = self._monotonic()
+        if now - self._told_health < self.health_interval:
+            return
+        self._told_health = now
+        self.latencies = self._take_latencies()
+        self._envelope.put_health(
+            time.monotonic_ns(),
+            component="inference",
+            state=self._supervisor.status.state,
+            latencies=self.latencies,
+            counters=self._counters(),
+        )
 
     def _describe_losses(self, first_number: int, losses: Sequence[Loss]) -> list[bytes]:
         return [

@@ -19,12 +19,16 @@ class Sample(msgspec.Struct, frozen=True):
 
     `data` is a NumPy array: uint8 of shape (height, width, 3) for an image, otherwise float32 of any shape.
     `captured_ns` is CLOCK_MONOTONIC in nanoseconds, which all processes of a boot share.
-    `position` tells the source where to go on after this sample, should the worker be started again.
+    `position` tells the source where to go on after this sample, should the worker be started again. `first` is set by
+    the worker: the first sample since the source was opened. `size` is width and height of the picture that `data` was
+    scaled from, or None: it is as large as `data`.
     """
 
     data: Any
     captured_ns: int
     position: str | None = None
+    size: tuple[int, int] | None = None
+    first: bool = False
 
 
 class Box(msgspec.Struct, frozen=True):
@@ -224,7 +228,8 @@ class LoadReport(msgspec.Struct, frozen=True):
 
     `permanent` tells a file that can never work (it is no model, or needs other inputs) from bad luck that a
     later try may not have (no worker, no device). `device` is the stable name of the Edge TPU in use, `remarks` are
-    what an admin should know although the model runs, such as an option that has no effect.
+    what an admin should know although the model runs, such as an option that has no effect. `about_device`: the reason
+    lies with the Edge TPU.
     """
 
     accepted: bool
@@ -234,4 +239,5 @@ class LoadReport(msgspec.Struct, frozen=True):
     degraded: str | None = None
     device: str | None = None
     remarks: tuple[str, ...] = ()
+    about_device: bool = False
     detail: str = ""

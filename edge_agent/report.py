@@ -11,7 +11,8 @@ import msgspec
 from edge_agent.records import Accelerator, TimeSource
 from edge_agent.settings.units import format_duration
 
-_WIDTH = 13
+_WIDTH = 11
+_SUPERSPEED, _HIGH_SPEED = 5000, 480
 
 
 class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,14 +22,35 @@ class SourceReport(msgspec.Struct, frozen=True, kw_only=True):
     state: str
 
 
+class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One Edge TPU. `speed` is that of its USB link in Mbit/s, `temperature` is in °C; what it does not tell is None.
+
+    `in_use` is whether this service has it, `owner` who else has, in words. `detail` says what to do, if anything.
+    """
+
+    name: str
+    state: str
+    detail: str
+    speed: int | None
+    temperature: float | None
+    owner: str | None
+    in_use: bool
+
+
 class AcceleratorReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What runs the model, what was asked for, and what is there. `degraded` is why it is not as asked, if so."""
+    """What runs the model, what was asked for, and what is there.
+
+    `device` is the Edge TPU in use, `degraded` why it is not as asked, if so, and `remarks` are what is not as it could
+    be.
+    """
 
     asked: str
     used: Accelerator | None
+    device: str | None
     degraded: str | None
+    remarks: list[str]
     runtime: str
-    devices: list[str]
+    devices: list[DeviceReport]
     library: str | None
 
 
@@ -118,7 +140,7 @@ def render(report: StatusReport) -> str:
 
 
 def _aligned(name: str, text: str) -> str:
-    return f"{name:<{_WIDTH}}{''.join(char if char.isprintable() else ' ' for char in text)}"
+    return f"{name:<{_WIDTH}}  {''.join(char if char.isprintable() else ' ' for char in text)}"
 
 
 def _lines(report: StatusReport) -> Iterator[tuple[str, str]]:
@@ -131,7 +153,7 @@ def _lines(report: StatusReport) -> Iterator[tuple[str, str]]:
     if report.model:
         yield "model", "; ".join(_model(report.model))
     if report.accelerator:
-        yield "accelerator", "; ".join(_accelerator(report.accelerator))
+        yield from _accelerator_lines(report.accelerator)
     if report.results:
         yield "results", "; ".join(_results(report.results))
     if report.queue:
@@ -160,13 +182,39 @@ def _model(model: ModelReport) -> Iterator[str]:
         yield f"rejected: {model.rejected}"
 
 
+def _accelerator_lines(accelerator: AcceleratorReport) -> Iterator[tuple[str, str]]:
+    yield "accelerator", "; ".join(_accelerator(accelerator))
+    for device in accelerator.devices:
+        yield f"  {device.name}", "; ".join(_device(device))
+    for remark in accelerator.remarks:
+        yield "  remark", remark
+
+
 def _accelerator(accelerator: AcceleratorReport) -> Iterator[str]:
-    used = accelerator.used or "none yet"
+    used = " ".join(filter(None, [accelerator.used or "none yet", accelerator.device]))
     yield f"{used} ({accelerator.asked} was asked for)"
     if accelerator.runtime:
         yield accelerator.runtime
-    yield f"Edge TPU: {', '.join(accelerator.devices) or 'none is plugged in'}"
     yield accelerator.library or "no libedgetpu"
+    if not accelerator.devices:
+        yield "no Edge TPU is plugged in"
+
+
+def _device(device: DeviceReport) -> Iterator[str]:
+    figures = [device.state]
+    if device.speed is not None:
+        figures.append(f"USB {_usb_version(device.speed)} ({device.speed} Mbit/s)")
+    if device.temperature is not None:
+        figures.append(f"{device.temperature:.0f} °C")
+    if device.in_use:
+        figures.append("in use by this service")
+    yield ", ".join(figures)
+    if device.detail:
+        yield device.detail
+
+
+def _usb_version(speed: int) -> int:
+    return 3 if speed >= _SUPERSPEED else 2 if speed >= _HIGH_SPEED else 1
 
 
 def _results(results: ResultsReport) -> Iterator[str]:

@@ -6,12 +6,14 @@ from typing import TypeVar
 
 from msgspec import UnsetType
 
-from edge_agent.inference.accelerators.devices import Device
-from edge_agent.inference.supervisor import WorkerStatus
+from edge_agent.inference.accelerators.devices import Device, absent, matching
+from edge_agent.inference.accelerators.owners import THIS_SERVICE
+from edge_agent.inference.worker_status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
 from edge_agent.records import ResultEvent, TimeSource
 from edge_agent.report import (
     AcceleratorReport,
+    DeviceReport,
     ModelReport,
     QueueReport,
     ResultsReport,
@@ -150,13 +152,31 @@ def _report_model(now: Snapshot) -> ModelReport:
 
 
 def _report_accelerator(now: Snapshot, devices: Sequence[Device], library: str | None) -> AcceleratorReport:
+    wanted = now.settings.inference.device
+    missing = [absent(wanted, devices)] if wanted and not matching(wanted, devices) else []
+    loaded = now.worker.report
+    in_use = loaded.device if loaded is not None else None
     return AcceleratorReport(
         asked=now.settings.inference.accelerator,
         used=now.latest.accelerator if now.latest is not None else None,
+        device=in_use,
         degraded=_degraded(now),
+        remarks=list(loaded.remarks) if loaded is not None else [],
         runtime=now.worker.runtime,
-        devices=[f"{device.bus} {device.name}" for device in devices],
+        devices=[_report_device(device, in_use) for device in (*devices, *missing)],
         library=library,
+    )
+
+
+def _report_device(device: Device, in_use: str | None) -> DeviceReport:
+    return DeviceReport(
+        name=device.name,
+        state=device.state.value,
+        detail=device.detail,
+        speed=device.speed,
+        temperature=device.temperature,
+        owner=device.owner,
+        in_use=device.name == in_use or device.owner == THIS_SERVICE,
     )
 
 

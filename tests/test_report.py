@@ -7,6 +7,7 @@ import pytest
 
 from edge_agent.report import (
     AcceleratorReport,
+    DeviceReport,
     ModelReport,
     QueueReport,
     ResultsReport,
@@ -17,6 +18,15 @@ from edge_agent.report import (
     render,
 )
 
+DEVICE = DeviceReport(
+    name="usb:2-1.3",
+    state="ready",
+    detail="",
+    speed=5000,
+    temperature=None,
+    owner="this service",
+    in_use=True,
+)
 FULL = StatusReport(
     state="running",
     version="0.1.0",
@@ -32,10 +42,23 @@ FULL = StatusReport(
     ),
     accelerator=AcceleratorReport(
         asked="edgetpu",
-        used="cpu",
-        degraded="no Edge TPU is plugged in",
+        used="edgetpu",
+        device="usb:2-1.3",
+        degraded=None,
+        remarks=["Usb.AlwaysDfu of device_options has no effect"],
         runtime="ai_edge_litert 2.1",
-        devices=["pci apex_0", "usb 2-1"],
+        devices=[
+            DeviceReport(
+                name="pci:0000:01:00.0",
+                state="busy",
+                detail="process 812 (frigate) has it open; stop that",
+                speed=None,
+                temperature=61.4,
+                owner="process 812 (frigate)",
+                in_use=False,
+            ),
+            DEVICE,
+        ],
         library="/usr/lib/libedgetpu.so.1",
     ),
     results=ResultsReport(rate=10.04, samples=4000, dropped=7, failed=2, prediction="normal", confidence=0.994),
@@ -55,7 +78,10 @@ problem      the clock is not set yet
 settings     /etc/edge-agent.toml
 source       vibration: trouble: unplugged
 model        vibration v1.3; v1.4 was rejected: is no model; next look in 1m; rejected: v1.4
-accelerator  cpu (edgetpu was asked for); ai_edge_litert 2.1; Edge TPU: pci apex_0, usb 2-1; /usr/lib/libedgetpu.so.1
+accelerator  edgetpu usb:2-1.3 (edgetpu was asked for); ai_edge_litert 2.1; /usr/lib/libedgetpu.so.1
+  pci:0000:01:00.0  busy, 61 °C; process 812 (frigate) has it open; stop that
+  usb:2-1.3  ready, USB 3 (5000 Mbit/s), in use by this service
+  remark     Usb.AlwaysDfu of device_options has no effect
 results      10.0/s; now normal (0.99); 4000 since the start; 7 samples dropped as the model is too slow; 2 samples failed
 queue        4711 events wait, the oldest for 2h; 1.23 MB of 256 MB; 5 events dropped; the disk is full
 sending      pubsub://project/topic: needs person for 1m1s; no permission; 100 events sent since the start
@@ -83,9 +109,10 @@ def test_a_full_report() -> None:
 def test_every_part_of_the_report_has_its_line() -> None:
     # A part that is added has to be rendered, too.
     without_line = {"state", "version", "summary", "device_id", "uptime"}
-    names = {"config": "settings", "problems": "problem"}
-    expected = {names.get(name, name) for name in FULL.__struct_fields__ if name not in without_line}
-    assert {text.split()[0] for text in render(FULL).splitlines()} == expected | {"edge-agent"}
+    renamed = {"config": "settings", "problems": "problem"}
+    expected = {renamed.get(name, name) for name in FULL.__struct_fields__ if name not in without_line}
+    names = {text.split()[0] for text in render(FULL).splitlines() if not text.startswith(" ")}
+    assert names == expected | {"edge-agent"}
 
 
 def test_an_idle_report_has_no_parts() -> None:
@@ -117,8 +144,8 @@ def test_texts_from_outside_cannot_drive_the_terminal() -> None:
         ),
         (
             "accelerator",
-            {"used": None, "runtime": "", "devices": [], "library": None},
-            "none yet (edgetpu was asked for); Edge TPU: none is plugged in; no libedgetpu",
+            {"used": None, "device": None, "runtime": "", "devices": [], "library": None, "remarks": []},
+            "none yet (edgetpu was asked for); no libedgetpu; no Edge TPU is plugged in",
         ),
         (
             "results",
@@ -164,3 +191,22 @@ def test_what_is_not_there_is_left_out(part: str, changes: dict[str, Any], expec
 
 def test_a_clock_that_is_set() -> None:
     assert line(msgspec.structs.replace(FULL, clock="synchronized"), "clock") == "set"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"speed": 480, "detail": "use a USB 3 port", "in_use": False, "owner": None},
+            "ready, USB 2 (480 Mbit/s); use a USB 3 port",
+        ),
+        ({"speed": 12}, "ready, USB 1 (12 Mbit/s), in use by this service"),
+        ({"speed": 10000, "in_use": False}, "ready, USB 3 (10000 Mbit/s)"),
+        ({"speed": None, "temperature": 91.0, "state": "throttled"}, "throttled, 91 °C, in use by this service"),
+        ({"speed": None, "in_use": False, "state": "absent", "detail": "it is not plugged in"},
+         "absent; it is not plugged in"),
+    ],
+)  # fmt: skip
+def test_a_device_in_one_line(changes: dict[str, Any], expected: str) -> None:
+    report = changed("accelerator", devices=[msgspec.structs.replace(DEVICE, **changes)])
+    assert f"\n  usb:2-1.3  {expected}\n" in render(report)

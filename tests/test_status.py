@@ -1,5 +1,6 @@
 """The line that an operator reads first, and the whole report."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.inference.accelerators.devices import Device
-from edge_agent.inference.supervisor import WorkerStatus
+from edge_agent.inference.accelerators.devices import Device, DeviceState
+from edge_agent.inference.worker_status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
-from edge_agent.records import ResultEvent, Score
+from edge_agent.records import LoadReport, ResultEvent, Score
 from edge_agent.report import StatusReport, render
 from edge_agent.settings.location import Destination, Location
 from edge_agent.settings.schema import (
@@ -30,6 +31,9 @@ SETTINGS = Settings(
     inference=InferenceSettings(accelerator="edgetpu"),
     telemetry=TelemetrySettings(sink=Destination("pubsub", "project", "topic"), queue=QueueSettings(max_size=10**6)),
 )
+
+
+STICK = Device(bus="usb", address="2-1", node=Path("/dev/x"), state=DeviceState.READY, speed=5000)
 
 
 def event(**more: Any) -> ResultEvent:
@@ -194,6 +198,7 @@ def test_the_report_holds_what_the_agent_knows() -> None:
             samples=4000,
             dropped=7,
             failed=1,
+            report=LoadReport(accepted=True, accelerator="edgetpu", device="usb:2-1", remarks=("it is slow",)),
         ),
         model=model(rejected="v1.4"),
         sender=SenderState("sending", "slow", 40.0, 100, 1, 0),
@@ -201,7 +206,7 @@ def test_the_report_holds_what_the_agent_knows() -> None:
         dropped=5,
     )
     library = "/usr/lib/libedgetpu.so.1"
-    made = report(now, [Device("usb", "2-1", Path("/dev/x"))], library)
+    made = report(now, [STICK], library)
     assert msgspec.to_builtins(made) == {
         "state": "running",
         "version": "0.1.0",
@@ -222,9 +227,21 @@ def test_the_report_holds_what_the_agent_knows() -> None:
         "accelerator": {
             "asked": "edgetpu",
             "used": "cpu",
+            "device": "usb:2-1",
             "degraded": "no Edge TPU is plugged in",
+            "remarks": ["it is slow"],
             "runtime": "ai_edge_litert 2.1",
-            "devices": ["usb 2-1"],
+            "devices": [
+                {
+                    "name": "usb:2-1",
+                    "state": "ready",
+                    "detail": "",
+                    "speed": 5000,
+                    "temperature": None,
+                    "owner": None,
+                    "in_use": True,
+                }
+            ],
             "library": library,
         },
         "results": {
@@ -270,3 +287,33 @@ def test_a_long_problem_leaves_room_for_the_rest() -> None:
     assert "…; vibration v1.3 on cpu" in line
     assert len(line) < 400
     assert problems(now) == ["events are not sent: " + "no credentials; " * 100]
+
+
+def test_a_device_that_is_named_and_not_there_is_told_of() -> None:
+    for wanted, name in (
+        ("usb:2-9", "usb:2-9"),
+        ("pci:01:00.0", "pci:0000:01:00.0"),
+        ("usb:1", "usb:1"),
+        ("pci", "pci"),
+    ):
+        inference = InferenceSettings(device=wanted)
+        made = report(snapshot(settings=dataclasses.replace(SETTINGS, inference=inference)), [STICK])
+        assert made.accelerator is not None
+        assert [device.name for device in made.accelerator.devices] == ["usb:2-1", name]
+        assert made.accelerator.devices[1].state == "absent"
+        assert made.accelerator.devices[1].detail == "it is not plugged in; there is usb:2-1"
+        assert not any(device.in_use for device in made.accelerator.devices)
+
+
+def test_a_device_that_the_settings_mean_is_not_missing() -> None:
+    for wanted in ("", "usb", "usb:0", ":0", "usb:2-1"):
+        inference = InferenceSettings(device=wanted)
+        made = report(snapshot(settings=dataclasses.replace(SETTINGS, inference=inference)), [STICK])
+        assert made.accelerator is not None
+        assert [device.name for device in made.accelerator.devices] == ["usb:2-1"]
+
+
+def test_the_device_of_this_service_is_in_use_even_before_a_model_runs_on_it() -> None:
+    made = report(snapshot(), [msgspec.structs.replace(STICK, owner="this service")])
+    assert made.accelerator is not None
+    assert made.accelerator.devices[0].in_use

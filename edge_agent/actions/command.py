@@ -9,9 +9,7 @@
 
 import asyncio
 import concurrent.futures
-import errno
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -23,6 +21,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import structlog
+
+from edge_agent.programs import how_it_ended, why_not_started
 
 # As the worker has: when memory runs out, the larger of them goes first, and the agent last.
 _OOM_SCORE_ADJ = "500"
@@ -83,7 +83,7 @@ class Command:
             process, started_ns = await _in_thread(self._start)
         except (OSError, ValueError) as error:
             failure = error
-            reason = await _in_thread(lambda: _why_not_started(failure, self._argv[0], self._environ))
+            reason = await _in_thread(lambda: why_not_started(failure, self._argv[0], self._environ))
             return Outcome(*reason)
         self._process = process
         if self._early_signal:
@@ -215,31 +215,4 @@ def _verdict(status: int) -> tuple[str, str]:
     """Problem and advice for the return code of a `Popen`."""
     if status == 0:
         return "", ""
-    advice = "see its output; try it by hand with an event as its input"
-    if status > 0:
-        return f"it ended with exit status {status}", advice
-    return f"it was ended by signal {-status} ({signal.strsignal(-status)})", advice
-
-
-def _why_not_started(error: OSError | ValueError, program: str, environ: Mapping[str, str]) -> tuple[str, str]:
-    """Problem and advice; looks at the file system."""
-    match error:
-        case FileNotFoundError() if shutil.which(program, path=environ.get("PATH")):
-            return (
-                "the interpreter named in its first line does not exist",
-                "correct the line that starts with #!; a file written on Windows ends it with a stray character",
-            )
-        case FileNotFoundError() | NotADirectoryError():
-            return "there is no such program", "install it, or correct the path in run"
-        case PermissionError():
-            return (
-                "it may not be run",
-                "make it executable (chmod a+rx), also its directories; its file system must not be noexec",
-            )
-        case OSError(errno=errno.ENOEXEC):
-            return (
-                "it is no program for this machine",
-                f"a script needs a first line such as #!/bin/sh; a binary must be made for {os.uname().machine}",
-            )
-        case _:
-            return str(error), "the system could not start a process; look at memory, TasksMax and open files"
+    return how_it_ended(status), "see its output; try it by hand with an event as its input"

@@ -7,7 +7,6 @@ is counted in `ActionRunner.failed`. Of both the cloud hears too, once a minute 
 
 import asyncio
 import os
-import re
 import signal
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ import structlog
 from edge_agent.actions.command import Command, Outcome
 from edge_agent.actions.rules import Rule
 from edge_agent.latency import Histogram
+from edge_agent.programs import without_secrets
 from edge_agent.repeats import Repeats
 
 MAX_RUNNING = 4
@@ -25,12 +25,6 @@ MAX_RUNNING = 4
 LOG_INTERVAL = 10.0
 EVENT_INTERVAL = 60.0
 GRACE = 5.0
-
-_PRIVATE = re.compile(
-    r"GOOGLE_APPLICATION_CREDENTIALS|CREDENTIALS_DIRECTORY|NOTIFY_SOCKET|WATCHDOG_.*|LISTEN_(FDS|PID|FDNAMES)"
-    r"|.*(TOKEN|PASSWORD|PASSWD|SECRET|PRIVATE_KEY|API_KEY|CREDENTIAL).*",
-    re.IGNORECASE,
-)
 
 # Tells a program when its sample was captured: CLOCK_MONOTONIC in nanoseconds.
 CAPTURED = "CAPTURED_MONOTONIC_NS"
@@ -64,7 +58,7 @@ class ActionRunner:
         self.reactions = Histogram()
         self._on_health = on_health
         self._told = Repeats(clock)
-        self._environ = {name: value for name, value in environ.items() if not _PRIVATE.fullmatch(name)}
+        self._environ = without_secrets(environ)
         self._grace = grace
         self._running: dict[str, tuple[Command, asyncio.Task[None]]] = {}
         self._skipped_in_a_row: Counter[str] = Counter()

@@ -60,6 +60,11 @@ class Connection:
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         return cls(process, reader, writer, page)
 
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
     def send(self, message: ToWorker) -> bool:
         """Send a message; false when the worker is gone."""
         if self._writer.is_closing():

@@ -1,47 +1,92 @@
 """From a sample to a model's input tensor."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from edge_agent.inference.quantization import Quantizer
+from edge_agent.inference.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
 
 _IMAGE_RANK = 4
+# What Ultralytics' tools put around a picture, and so what such detectors have learned to look past.
+_BORDER = 114
 
 
 class InputMismatch(ValueError):
     """The sample does not fit the model's input; the message says what was expected and what came."""
 
 
+class Placement(msgspec.Struct, frozen=True):
+    """Where in the model's input a picture of `width` x `height` pixels lies: shares (0..1) of the input's size."""
+
+    width: int
+    height: int
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 1.0
+    bottom: float = 1.0
+
+
+class Prepared(msgspec.Struct, frozen=True, gc=False):
+    """The input tensor, the share (0..1) of values outside the model's range, and for a picture where it lies.
+
+    The tensor may be overwritten when the next sample is prepared.
+    """
+
+    tensor: Any
+    clipped: float
+    placement: Placement | None = None
+
+
 class ModelInput:
     """Turns samples into the model's input tensor.
 
-    A uint8 sample of shape (height, width, 3) is an image: it is resized to the model's input and, as Coral's own
-    tools do, handed to a uint8 model as it is, to an int8 model shifted by 128, and to a float model as
-    (pixel - mean) / std. Any other sample is float32 with as many values as the input has, quantised if need be.
+    A uint8 sample of shape (height, width, 3) is an image: it is brought to the size of the model's input and, as
+    Coral's own tools do, handed to a uint8 model as it is, to an int8 model shifted by 128, and to a float model as
+    (pixel - mean) / std, where `mean` and `std` are one number, or one for each channel. `fit` "letterbox" keeps the
+    proportions and puts a grey border around the picture. Any other sample is float32 with as many values as the
+    input has, quantised if need be.
     """
 
-    def __init__(self, details: dict[str, Any], *, resize: str, mean: float, std: float) -> None:
-        self.index: int = details["index"]
-        self.shape = tuple(int(size) for size in details["shape"])
-        self.dtype = np.dtype(details["dtype"])
+    def __init__(
+        self,
+        tensor: TensorInfo,
+        *,
+        resize: str,
+        fit: str = "stretch",
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
+    ) -> None:
+        self.tensor = tensor
+        self.index = tensor.index
+        self.shape = tensor.shape
+        self.dtype = tensor.dtype
         self._resize = resize
-        self._mean, self._std = np.float32(mean), np.float32(std)
-        self._size = int(np.prod(self.shape))
-        self._quantizer = self._make_quantizer(*details["quantization"])
+        self._letterbox = fit == "letterbox"
+        self._mean, self._std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+        self._size = tensor.size
+        self._quantizer = self._make_quantizer()
+        self._placement: Placement | None = None
+        self._area = (0, 0, 0, 0)
+        self._canvas: Array | None = None
 
-    def _make_quantizer(self, scale: float, zero_point: int) -> Quantizer | None:
+    def _make_quantizer(self) -> Quantizer | None:
+        tensor = self.tensor
+        if tensor.fault:
+            raise InputMismatch(f"the model's input '{tensor.name}' cannot be fed: {tensor.fault}")
         if self.dtype == np.float32:
             return None
-        if self.dtype not in (np.dtype(np.uint8), np.dtype(np.int8)) or scale <= 0:
+        if not tensor.quantized:
             raise InputMismatch(
-                f"the model's input is {self.dtype} with scale {scale}; only float32 and quantised "
+                f"the model's input is {self.dtype} with scale {tensor.scale}; only float32 and quantised "
                 "uint8 and int8 inputs can be fed"
             )
-        return Quantizer(self.shape, self.dtype, scale, zero_point)
+        return Quantizer(self.shape, self.dtype, tensor.scale, tensor.zero_point)
 
     @property
     def takes_images(self) -> bool:
@@ -49,35 +94,60 @@ class ModelInput:
         return len(self.shape) == _IMAGE_RANK and self.shape[0] == 1 and self.shape[3] in {1, 3}
 
     def __str__(self) -> str:
-        return f"{self.dtype} of shape {'x'.join(map(str, self.shape))}"
+        return str(self.tensor)
 
-    def empty(self) -> Array:
+    def empty(self) -> Prepared:
         """Return an input tensor of zeros, to warm a model up with."""
-        return np.zeros(self.shape, self.dtype)
+        return Prepared(np.zeros(self.shape, self.dtype), 0.0)
 
-    def prepare(self, data: Array) -> tuple[Array, float]:
-        """Return the input tensor and the share (0..1) of values outside the model's range.
-
-        Raises InputMismatch. The returned array may be overwritten by the next call.
-        """
-        if data.dtype == np.uint8 and data.ndim == _IMAGE_RANK - 1:
-            return self._prepare_image(data), 0.0
+    def prepare(self, data: Array) -> Prepared:
+        """Return the input tensor for a sample's data. Raises InputMismatch."""
+        if data.ndim == _IMAGE_RANK - 1 and data.dtype == np.uint8:
+            return self._prepare_image(data)
         if data.size != self._size:
             raise InputMismatch(f"the model takes {self._size} values ({self}), the source gives {data.size}")
         values = data.reshape(self.shape)
         if self._quantizer is None:
             values = values.astype(np.float32, copy=False)
             missing = np.isnan(values)
-            return np.where(missing, np.float32(0), values), float(np.count_nonzero(missing)) / values.size
-        return self._quantizer.quantize(values)
+            return Prepared(np.where(missing, np.float32(0), values), float(np.count_nonzero(missing)) / values.size)
+        tensor, clipped = self._quantizer.quantize(values)
+        return Prepared(tensor, clipped)
 
-    def _prepare_image(self, pixels: Array) -> Array:
+    def _prepare_image(self, picture: Array) -> Prepared:
         if not self.takes_images:
             raise InputMismatch(f"the model takes {self._size} values ({self}), the source gives images")
-        _, height, width, channels = self.shape
-        if pixels.shape != (height, width, channels):
-            pixels = resize_image(pixels, width, height, grey=channels == 1, way=self._resize)
-        pixels = pixels.reshape(self.shape)
+        placement = self._placement
+        if placement is None or (placement.height, placement.width) != picture.shape[:2]:
+            placement = self._place(*picture.shape[:2])
+        return Prepared(self._as_type(self._fitted(picture).reshape(self.shape)), 0.0, placement)
+
+    def _place(self, height: int, width: int) -> Placement:
+        # The sizes of a source hardly ever change, so the layout and its border are made once.
+        _, rows, columns, channels = self.shape
+        inner_height, inner_width = rows, columns
+        if self._letterbox:
+            scale = min(rows / height, columns / width)
+            inner_height, inner_width = max(1, round(height * scale)), max(1, round(width * scale))
+        top, left = (rows - inner_height) // 2, (columns - inner_width) // 2
+        bottom, right = top + inner_height, left + inner_width
+        self._area = (top, bottom, left, right)
+        bordered = (inner_height, inner_width) != (rows, columns)
+        self._canvas = np.full((rows, columns, channels), _BORDER, np.uint8) if bordered else None
+        self._placement = Placement(width, height, left / columns, top / rows, right / columns, bottom / rows)
+        return self._placement
+
+    def _fitted(self, picture: Array) -> Array:
+        top, bottom, left, right = self._area
+        size = (bottom - top, right - left, self.shape[3])
+        if picture.shape != size:
+            picture = resize_image(picture, size[1], size[0], grey=size[2] == 1, way=self._resize).reshape(size)
+        if self._canvas is None:
+            return picture
+        self._canvas[top:bottom, left:right] = picture
+        return self._canvas
+
+    def _as_type(self, pixels: Array) -> Array:
         if self.dtype == np.uint8:
             return pixels
         if self.dtype == np.int8:
@@ -92,4 +162,6 @@ def resize_image(pixels: Array, width: int, height: int, *, grey: bool, way: str
     image = Image.fromarray(pixels)
     if grey:
         image = image.convert("L")
-    return np.asarray(image.resize((width, height), Image.Resampling[way.upper()]))
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling[way.upper()])
+    return np.asarray(image)

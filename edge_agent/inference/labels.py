@@ -1,4 +1,4 @@
-"""Labels of a classifier: given inline, one per line, or as `index label` lines as Coral's tools write them."""
+"""Labels of classes: given inline, one per line, or as `index label` lines as Coral's tools write them."""
 
 import re
 from collections.abc import Sequence
@@ -73,3 +73,17 @@ def fit_labels(labels: Sequence[str] | None, classes: int) -> list[str]:
             hint = "; is the first label, 'background', missing?"
         raise LabelsError(f"{len(labels)} labels, but the model has {classes} outputs{hint}")
     return [clean(label) for label in labels]
+
+
+def is_background(label: str) -> bool:
+    """Tell whether the label stands for what is no object, as TensorFlow's lists call their first class."""
+    return label.strip().lower() in {"???", "background", "__background__"}
+
+
+def object_labels(labels: Sequence[str]) -> list[str]:
+    """Return the labels by the class numbers of TFLite_Detection_PostProcess, which do not count the background.
+
+    Lists of COCO's classes have holes, which are named by their number.
+    """
+    first = 1 if labels and is_background(labels[0]) else 0
+    return [str(index) if label == "???" else clean(label) for index, label in enumerate(labels[first:])]

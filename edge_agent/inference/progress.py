@@ -2,7 +2,8 @@
 
 Messages cannot do this: a worker that aborts sends none, and one whose native code holds the GIL cannot answer.
 Each track (a thread of the worker) has three 64-bit slots: stage, the CLOCK_MONOTONIC nanosecond at which it
-began, and a count of finished samples.
+began, and a count of finished samples. Behind them each has room for the position of a sample (a byte count and as
+much UTF-8): the one that is worked on, or for the thread that captures, the one it has read last.
 """
 
 import enum
@@ -12,6 +13,9 @@ import time
 
 _SLOTS = 3
 _SIZE = mmap.PAGESIZE
+_POSITIONS = 1024
+_ROOM = 1024
+_NEVER = 0
 
 
 class Track(enum.IntEnum):
@@ -35,6 +39,7 @@ class Stage(enum.IntEnum):
     INVOKE = 7
     DECODE = 8
     SEND = 9
+    CLOSE = 10
 
     @property
     def words(self) -> str:
@@ -53,6 +58,7 @@ _WORDS = {
     Stage.INVOKE: "running the model",
     Stage.DECODE: "reading the output",
     Stage.SEND: "handing over results",
+    Stage.CLOSE: "closing the device",
 }
 
 
@@ -61,8 +67,8 @@ class ProgressPage:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self._map = mmap.mmap(descriptor, _SIZE)
-        self.slots = memoryview(self._map).cast("q")
+        self.bytes = mmap.mmap(descriptor, _SIZE)
+        self.slots = memoryview(self.bytes).cast("q")
 
     @classmethod
     def create(cls) -> "ProgressPage":
@@ -74,7 +80,7 @@ class ProgressPage:
     def close(self) -> None:
         """Give the page back."""
         self.slots.release()
-        self._map.close()
+        self.bytes.close()
         os.close(self.descriptor)
 
     def enter(self, track: Track, stage: Stage) -> None:
@@ -95,6 +101,12 @@ class ProgressPage:
         """How many samples the thread has finished."""
         return self.slots[track * _SLOTS + 2]
 
+    def position(self, track: Track) -> str | None:
+        """The position of the sample; empty before the first one, None where samples have none."""
+        start = _POSITIONS + track * _ROOM
+        length = int.from_bytes(self.bytes[start : start + 2], "little")
+        return None if length == _NEVER else self.bytes[start + 2 : start + 1 + length].decode()
+
     def last_words(self) -> str:
         """What each busy thread was doing, in words, for the report of a death."""
         busy = [self.stage(track).words for track in Track if self.stage(track) not in {Stage.IDLE, Stage.WAIT}]
@@ -107,15 +119,26 @@ class Reporter:
     def __init__(self, page: ProgressPage, track: Track) -> None:
         self._slots = page.slots
         self._base = track * _SLOTS
+        self._bytes = page.bytes
+        self._start = _POSITIONS + track * _ROOM
 
-    def begin(self, stage: Stage) -> None:
-        """Begin a stage and its clock."""
-        self._slots[self._base + 1] = time.monotonic_ns()
+    def begin(self, stage: Stage) -> int:
+        """Begin a stage and its clock; returns what that says, in ns of CLOCK_MONOTONIC."""
+        now = time.monotonic_ns()
+        self._slots[self._base + 1] = now
         self._slots[self._base] = stage
+        return now
 
     def step(self, stage: Stage) -> None:
         """Go on to the next stage of the same sample, on the same clock."""
         self._slots[self._base] = stage
+
+    def at(self, position: str) -> None:
+        """Note the position of a sample. One too long to be noted counts as none."""
+        text = position.encode()
+        size = len(text) + 1 if len(text) < _ROOM - 2 else _NEVER
+        start = self._start
+        self._bytes[start : start + 1 + max(1, size)] = size.to_bytes(2, "little") + text[: size - 1 if size else 0]
 
     def finished(self) -> None:
         """Count one sample."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from edge_agent.latency import Tally
 from edge_agent.records import LoadReport, ModelFile, Result
 
 MAX_FRAME = 16 * 1024 * 1024
@@ -19,21 +20,21 @@ _LENGTH = struct.Struct("<I")
 
 
 class ModelOptions(msgspec.Struct, frozen=True):
-    """How models are to be run; the same for all versions."""
+    """How models are to be run; the same for all versions. None is for what the task or the model says itself."""
 
     accelerator: str = "auto"
     device: str = ""
     device_options: dict[str, str] = {}
     task: str = "classification"
     top_k: int = 3
-    threshold: float = 0.0
+    threshold: float | None = None
     iou_threshold: float = 0.5
     low: float | None = None
     high: float | None = None
     resize: str = "bilinear"
     fit: str = "stretch"
-    image_mean: float = 127.5
-    image_std: float = 127.5
+    image_mean: float | None = None
+    image_std: float | None = None
     labels: list[str] | None = None
     raw_data: int = 0
 
@@ -44,7 +45,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     `plugin` is the source's class as "module:Class": finding it by its entry point costs memory that only the check
     of the settings needs. `runtime` is one that `edge_agent.inference.runtimes` knows, or "auto". `resume` is the
     position of the last sample that a worker before this one has finished; `avoid` are the positions of samples that
-    have killed workers. `pass_over` says that reading the sample after `resume` has killed them.
+    have killed workers in the model, `pass_over` those of samples behind which reading the next one has killed them.
     `root` is where /sys and /dev are looked for.
     """
 
@@ -54,7 +55,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     runtime: str = "auto"
     resume: str | None = None
     avoid: list[str] = []
-    pass_over: bool = False
+    pass_over: list[str] = []
     root: str = "/"
 
 
@@ -100,15 +101,30 @@ class Results(msgspec.Struct, frozen=True, tag="results"):
     failure: str = ""
 
 
+class Figures(msgspec.Struct, frozen=True, tag="figures"):
+    """Worker to agent, now and then: what has come together since the message before.
+
+    `latencies` has what `edge_agent.latency.Histogram.take` gives for each stage; `clipped` counts samples with values
+    outside the model's range.
+    """
+
+    latencies: dict[str, Tally]
+    clipped: int = 0
+
+
 class SourceState(msgspec.Struct, frozen=True, tag="source"):
-    """Worker to agent: the source was opened, has trouble, or has come to its end."""
+    """Worker to agent: the source was opened, has trouble, or has come to its end (open, trouble, ended).
+
+    Or `count` samples are left out: skipped by the source itself, or set_aside as they had killed workers.
+    """
 
     state: str
     detail: str = ""
+    count: int = 0
 
 
 ToWorker = Configure | Load | Stop
-ToAgent = Ready | Loaded | Results | SourceState
+ToAgent = Ready | Loaded | Results | Figures | SourceState
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -7,12 +7,17 @@ clipped, NaN becomes the real number zero, and the share of values that did not 
 sign of drift, or of a model calibrated on the wrong data.
 """
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+
+# What an array's min() and max() come to, without a call in between that costs as much as the reduction.
+_smallest, _largest = np.minimum.reduce, np.maximum.reduce
 
 
 class Quantizer:
@@ -37,7 +42,7 @@ class Quantizer:
         np.rint(real, out=real)
         clipped = 0.0
         # NaN makes both comparisons false, so the usual case costs two reductions and no mask.
-        if not (real.min() >= self._low and real.max() <= self._high):
+        if not (_smallest(real, None) >= self._low and _largest(real, None) <= self._high):
             clipped = self._clip(real)
         np.copyto(self._quantized, real, casting="unsafe")
         return self._quantized, clipped
@@ -51,9 +56,16 @@ class Quantizer:
 
 
 def dequantize_table(dtype: npt.DTypeLike, scale: float, zero_point: int) -> list[float]:
-    """Return the real number of each of the 256 values of an 8-bit type, starting with the smallest value.
-
-    Rounded to 7 decimals, the precision of the float32 scale: an event need not carry 17 digits.
-    """
+    """Return the real number of each of the 256 values of an 8-bit type, starting with the smallest value."""
     limits = np.iinfo(np.dtype(dtype))
-    return [round(float(np.float32(scale)) * (q - zero_point), 7) for q in range(limits.min, limits.max + 1)]
+    return [round_off(float(np.float32(scale)) * (q - zero_point)) for q in range(limits.min, limits.max + 1)]
+
+
+def round_off(value: float) -> float:
+    """Return the number with 7 significant digits, which is what float32 holds: an event need not carry 17."""
+    return float(f"{value:.7g}")
+
+
+def plain_numbers(values: Iterable[float]) -> list[float | None]:
+    """Return the numbers rounded off, and None for what is none: JSON knows neither NaN nor infinity."""
+    return [round_off(value) if math.isfinite(value) else None for value in values]

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +61,18 @@ def main() -> None:
     request = json.load(sys.stdin)
     try:
         plugin = _found(request["plugin"])
-        options, absent = _complete(plugin, request["options"], Path(request["base_dir"]))
+        options, absent = complete(plugin.name, _loaded(plugin), request["options"], Path(request["base_dir"]))
         found = SourceCheck(absent, options, plugin.reference)
-    except _Refused as refused:
+    except Refused as refused:
         found = SourceCheck(refused.faults)
     json.dump(dataclasses.asdict(found), answer)
     answer.close()
     os._exit(0)
 
 
-class _Refused(Exception):
+class Refused(Exception):
+    """The options cannot be used, nor the plugin."""
+
     def __init__(self, *faults: SourceFault) -> None:
         super().__init__()
         self.faults = list(faults)
@@ -79,37 +82,51 @@ def _found(name: str) -> plugins.Plugin:
     try:
         return plugins.find(plugins.SOURCES, name)
     except plugins.PluginError as error:
-        raise _Refused(SourceFault(("plugin",), str(error))) from error
+        raise Refused(SourceFault(("plugin",), str(error))) from error
 
 
-def _complete(
-    plugin: plugins.Plugin, options: dict[str, Any], base_dir: Path
-) -> tuple[dict[str, object], list[SourceFault]]:
-    """Return all options of the plugin, checked, with absolute paths, as JSON values; and what is absent."""
+def _loaded(plugin: plugins.Plugin) -> type[Any]:
     try:
-        kind = plugins.load(plugin).Options
+        return plugins.load(plugin)
+    except plugins.PluginError as error:
+        raise Refused(SourceFault(("plugin",), str(error))) from error
+
+
+def complete(
+    name: str, source: type[Any], options: Mapping[str, Any], base_dir: Path
+) -> tuple[dict[str, object], list[SourceFault]]:
+    """Return all options of plugin `name`, checked, with absolute paths, as JSON values; and what is absent.
+
+    Raises Refused.
+    """
+    try:
+        kind = source.Options
         names = [field.name for field in dataclasses.fields(kind)]
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
-    except plugins.PluginError as error:
-        raise _Refused(SourceFault(("plugin",), str(error))) from error
+        adapter.rebuild(raise_errors=True)  # else a type that does not exist shows only when it is used
     except Exception as error:
-        message = f"plugin '{plugin.name}' declares no usable Options: {type(error).__name__}: {error}"
-        raise _Refused(SourceFault(("plugin",), message)) from error
-    faults = [SourceFault((name,), unknown(name, names)) for name in options if name not in names]
+        message = f"plugin '{name}' declares no usable Options: {type(error).__name__}: {_first_line(error)}"
+        raise Refused(SourceFault(("plugin",), message)) from error
+    faults = [SourceFault((key,), unknown(key, names)) for key in options if key not in names]
     try:
-        checked = adapter.validate_python({name: options[name] for name in names if name in options})
+        checked = adapter.validate_python({key: options[key] for key in names if key in options})
         # pydantic takes true for 1, which nobody means.
-        switches = [name for name in names if isinstance(options.get(name), bool)]
-        wrong = [name for name in switches if not isinstance(getattr(checked, name), bool)]
-        faults += [SourceFault((name,), f"expected no {show(options[name])} here") for name in wrong]
+        switches = [key for key in names if isinstance(options.get(key), bool)]
+        wrong = [key for key in switches if not isinstance(getattr(checked, key), bool)]
+        faults += [SourceFault((key,), f"expected no {show(options[key])} here") for key in wrong]
     except ValidationError as error:
         told = explain(error.errors(include_url=False), options, kind)
         faults += [SourceFault(path, message) for path, message in told]
     if faults:
-        raise _Refused(*faults)
+        raise Refused(*faults)
     resolved = _absolute(checked, base_dir)
-    absent = _run_check(plugin.name, resolved)
+    absent = _run_check(name, resolved)
     return dict(adapter.dump_python(resolved, mode="json")), absent
+
+
+def _first_line(error: Exception) -> str:
+    # What pydantic adds is for who writes with pydantic.
+    return str(error).partition("\n")[0]
 
 
 def _absolute(value: Any, base_dir: Path) -> Any:
@@ -133,10 +150,10 @@ def _run_check(plugin: str, options: Any) -> list[SourceFault]:
     except OSError as error:
         return [SourceFault((), describe(error), absent=True)]
     except ValueError as error:
-        raise _Refused(SourceFault((), str(error))) from error
+        raise Refused(SourceFault((), str(error))) from error
     except Exception as error:
         message = f"the check of plugin '{plugin}' failed: {type(error).__name__}: {error}"
-        raise _Refused(SourceFault(("plugin",), message)) from error
+        raise Refused(SourceFault(("plugin",), message)) from error
     return []
 
 

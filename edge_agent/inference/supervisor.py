@@ -1,81 +1,45 @@
 """The agent's side of the worker: starts it, watches it, and starts it again whatever native code does to it."""
 
 import asyncio
-import contextlib
 import random
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 import structlog
 
 from edge_agent.inference.connection import Connection
+from edge_agent.inference.deaths import Death, LastMoment, Suspects
+from edge_agent.inference.hangs import START_DEADLINE, find_hang
+from edge_agent.inference.latencies import LatencySums
+from edge_agent.inference.loads import Loads
 from edge_agent.inference.model_check import check_model
-from edge_agent.inference.progress import Stage, Track
-from edge_agent.inference.protocol import Configure, Load, Loaded, Ready, Results, SourceState, Stop, ToAgent
-from edge_agent.records import LoadReport, ModelFile, Result
+from edge_agent.inference.protocol import Configure, Figures, Loaded, Ready, Results, SourceState, Stop, ToAgent
+from edge_agent.inference.supervision import Guard, OnHealth, Plan
+from edge_agent.inference.worker_status import ResultBatch, WorkerStatus
+from edge_agent.records import LoadReport, ModelFile
 
 log = structlog.get_logger()
 
 # Above the worker's own deadline (worker.STOP_DEADLINE), below the agent's (agent.STOP_DEADLINE).
 STOP_DEADLINE = 1.4
-# Importing the runtime from a slow SD card, and opening an Edge TPU that needs its firmware, take long.
-START_DEADLINE = 120.0
-LOAD_DEADLINE = 90.0
-OPEN_DEADLINE = 60.0
 FIRST_DELAY, LAST_DELAY = 0.5, 30.0
 # A worker that has lived this long is healthy again: the next death starts the delays from the beginning.
 STABLE_AFTER = 60.0
+# While the model in use cannot run, for want of a device most likely, a fresh worker tries it this often.
+FIRST_WAIT, LAST_WAIT = 2.0, 300.0
 # More deaths than this within an hour are reported as a state of their own; the worker is still started again.
 DEATHS_PER_HOUR = 20
-# One death over a model may be the device's fault. After so many, the model is not tried again.
-MAX_LOAD_DEATHS = 3
 
-_SAMPLE_STAGES = (Stage.PREPROCESS, Stage.INVOKE, Stage.DECODE)
-
-
-@dataclass(frozen=True)
-class ResultBatch:
-    """Results of one model, with what the agent knows of it. Counts are since the previous batch."""
-
-    results: list[Result]
-    model: ModelFile
-    report: LoadReport
-    dropped: int
-    failed: int
-    failure: str
-
-
-@dataclass
-class WorkerStatus:
-    """What the operator is shown of the worker."""
-
-    state: str = "stopped"
-    runtime: str = ""
-    source: str = "waiting for a model"
-    deaths: int = 0
-    last_death: str = ""
-    samples: int = 0
-    dropped: int = 0
-    failed: int = 0
-    failure: str = ""
-    """Why no sample can be worked on at the moment; empty when some can."""
-
-
-@dataclass
-class _Pending:
-    """A load that the worker has not answered yet."""
-
-    model: ModelFile
-    answer: asyncio.Future[LoadReport] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+T = TypeVar("T")
 
 
 class Supervisor:
     """Runs one worker at a time and brings it back to the model in use after each death.
 
-    `on_results` gets the results, `on_health(component, state, detail)` what somebody should know.
+    `on_results` gets the results, `on_health` what somebody should know.
     """
 
     def __init__(
@@ -83,28 +47,33 @@ class Supervisor:
         configure: Configure,
         deadline: float,
         *,
+        guard: Guard,
         on_results: Callable[[ResultBatch], None],
-        on_health: Callable[[str, str, str], None],
+        on_health: OnHealth,
     ) -> None:
         self.status = WorkerStatus()
+        self.latencies = LatencySums()
         self.source_ended = asyncio.Event()
         self._configure = configure
         self._deadline = deadline
+        self._guard = guard
         self._on_results = on_results
         self._on_health = on_health
-        self._current: ModelFile | None = None
-        self._models: dict[int, tuple[ModelFile, LoadReport]] = {}
-        self._pending: dict[int, _Pending] = {}
-        self._requests = 0
+        self._loads = Loads()
+        self._loading = asyncio.Lock()
+        self._suspects = Suspects()
         self._connection: Connection | None = None
+        self._runtime = configure.runtime
+        self._avoid_edgetpu = ""
         self._ready = asyncio.Event()
         self._changed = asyncio.Event()
+        self._retry = asyncio.Event()
+        self._wait = FIRST_WAIT
         self._stopping = False
         self._position: str | None = configure.resume
         self._trouble = ""
         self._verdict: asyncio.Future[str | None] | None = None
         self._deaths: deque[float] = deque(maxlen=DEATHS_PER_HOUR)
-        self._load_deaths: Counter[str] = Counter()
 
     # -- what the rest of the agent calls
 
@@ -113,34 +82,50 @@ class Supervisor:
         delay = FIRST_DELAY
         while not self._stopping:
             born = time.monotonic()
-            cause = await self._live()
-            if cause is None:
+            death = await self._live()
+            if death is None:
                 delay = FIRST_DELAY
                 continue
-            self._decide(cause)
+            self._decide(death.cause)
             if time.monotonic() - born > STABLE_AFTER:
                 delay = FIRST_DELAY
-            self._report_death(cause)
-            await self._pause(delay * random.uniform(0.8, 1.2))  # noqa: S311  jitter, no secret
+            self._report_death(death)
+            await _unless(self._changed, asyncio.sleep(delay * random.uniform(0.8, 1.2)))  # noqa: S311  jitter
             delay = min(delay * 2, LAST_DELAY)
         self.status.state = "stopped"
         self._decide("the agent is stopping")
 
     async def load(self, model: ModelFile) -> LoadReport:
         """Take a model into use beside the running one. Never raises; a refusal says why."""
-        if self._current is not None:
-            verdict = await check_model(model.path)
-            if verdict.reason:
-                return LoadReport(accepted=False, reason=verdict.reason, permanent=verdict.permanent)
+        async with self._loading:
+            return await self._load(model)
+
+    async def load_again(self) -> None:
+        """Try the model in use once more: perhaps the Edge TPU can be had now."""
+        async with self._loading:
+            if self._loads.current is None:
+                return
+            if not self.status.waiting:
+                await self._load(self._loads.current)
+                return
+            self._wait = FIRST_WAIT
+            self._retry.set()
+
+    async def _load(self, model: ModelFile) -> LoadReport:
+        if self._loads.current is not None:
+            for path in filter(None, (model.path, model.cpu_path)):
+                verdict = await check_model(path)
+                if verdict.reason:
+                    return LoadReport(accepted=False, reason=verdict.reason, permanent=verdict.permanent)
         try:
             async with asyncio.timeout(START_DEADLINE):
-                await self._ready.wait()
+                plan = await self._agree_on_runtime(model)
         except TimeoutError:
             return LoadReport(accepted=False, reason=f"no worker is running: {self.status.last_death}")
-        report = await self._request_load(model)
+        report = await self._loads.request(self._connection, model, plan.avoid_edgetpu)
+        self._guard.loaded(model, report)
         if report.accepted:
-            self._current = model
-            del self._load_deaths[model.path]
+            self._loads.current = model
         return report
 
     async def reconfigure(self, configure: Configure, deadline: float) -> str | None:
@@ -155,11 +140,31 @@ class Supervisor:
         before, position = self._configure, self._position
         if (configure.plugin, configure.options) != (before.plugin, before.options):
             self._position = None
+            self._suspects = Suspects()
+        self._runtime = configure.runtime
         reason = await self._try_settings(configure)
         if reason is not None:
-            self._configure, self._position = before, position
+            self._configure, self._position, self._runtime = before, position, before.runtime
             self._changed.set()
         return reason
+
+    async def stop(self) -> None:
+        """End the worker in order; `run` returns soon after."""
+        self._stopping = True
+        self._changed.set()
+
+    @property
+    def making_progress(self) -> bool:
+        """Whether the worker is at work, or is being brought back: what the systemd watchdog may rely on."""
+        connection = self._connection
+        return connection is None or find_hang(connection.page, self._deadline) is None
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The process of the worker, while there is one."""
+        return self._connection.pid if self._connection is not None else None
+
+    # -- settings and runtimes that need another worker
 
     async def _try_settings(self, configure: Configure) -> str | None:
         self._configure = configure
@@ -178,56 +183,68 @@ class Supervisor:
         if self._verdict is not None and not self._verdict.done():
             self._verdict.set_result(reason)
 
-    async def stop(self) -> None:
-        """End the worker in order; `run` returns soon after."""
-        self._stopping = True
-        self._changed.set()
-
-    @property
-    def making_progress(self) -> bool:
-        """Whether the worker is at work, or is being brought back: what the systemd watchdog may rely on."""
-        connection = self._connection
-        return connection is None or self._find_hang(connection) is None
+    async def _agree_on_runtime(self, model: ModelFile) -> Plan:
+        """Have a worker that runs on the runtime which suits the model and the device."""
+        await self._ready.wait()
+        in_use = self._loads.in_use
+        device_open = in_use is not None and in_use.accelerator == "edgetpu"
+        plan = await self._guard.plan(model, self._configure, device_open=device_open)
+        if plan.runtime not in {None, self._runtime}:
+            self._runtime = str(plan.runtime)
+            self._ready.clear()
+            self._changed.set()
+            await self._ready.wait()
+        return plan
 
     # -- one life of a worker
 
-    async def _live(self) -> str | None:
-        """Run one worker until it ends; returns why it died, or None when it was told to end."""
+    async def _live(self) -> Death | None:
+        """Run one worker until it ends; returns how it died, or None when it was told to end."""
         self._changed.clear()
+        self._retry.clear()
         if self._stopping:
             return None
         self.status.state = "starting"
-        self._models.clear()
+        self.status.report = None
+        if self._loads.current is not None:
+            planning = self._guard.plan(self._loads.current, self._configure, device_open=False)
+            plan = await _unless(self._changed, planning)
+            if plan is None:
+                return None
+            self._runtime, self._avoid_edgetpu = plan.runtime or self._runtime, plan.avoid_edgetpu
         connection = await Connection.open()
         self._connection = connection
         conversation = asyncio.create_task(self._converse(connection), name="worker conversation")
         watch = asyncio.create_task(self._watch(connection), name="worker watch")
-        change = asyncio.create_task(self._wait_for_change(), name="worker change")
-        cause = None
+        orders = [asyncio.create_task(event.wait(), name="worker orders") for event in (self._changed, self._retry)]
+        death = None
         try:
-            await asyncio.wait([conversation, watch, change], return_when=asyncio.FIRST_COMPLETED)
-            if change.done() and not conversation.done():
+            await asyncio.wait([conversation, watch, *orders], return_when=asyncio.FIRST_COMPLETED)
+            if any(order.done() for order in orders) and not conversation.done():
                 await self._end(connection, conversation)
             else:
-                cause = await self._find_cause(connection, conversation, watch)
+                death = await self._find_cause(connection, conversation, watch)
         finally:
-            await self._bury(connection, [conversation, watch, change], cause)
-        return cause
-
-    async def _wait_for_change(self) -> None:
-        await self._changed.wait()
+            await self._bury(connection, [conversation, watch, *orders], death)
+        return death
 
     async def _converse(self, connection: Connection) -> str | None:
         """Exchange messages with the worker until it is gone. Returns why it has to end, if so."""
-        connection.send(msgspec.structs.replace(self._configure, resume=self._position))
-        restore: asyncio.Task[LoadReport] | None = None
+        connection.send(
+            msgspec.structs.replace(
+                self._configure,
+                runtime=self._runtime,
+                resume=self._position,
+                avoid=list(self._suspects.avoid),
+                pass_over=list(self._suspects.pass_over),
+            )
+        )
+        restore: asyncio.Task[None] | None = None
         try:
             while (message := await connection.receive()) is not None:
-                if isinstance(message, Ready) and self._current is not None:
-                    restore = asyncio.create_task(self._restore(connection, self._current))
+                if isinstance(message, Ready) and self._loads.current is not None:
+                    restore = asyncio.create_task(self._restore(connection, self._loads.current))
                 self._handle(message)
-            if restore is not None and restore.done() and not restore.result().accepted:
-                return f"cannot go on with the model: {restore.result().reason}"
         except ValueError as error:
             return f"it sent rubbish: {error}"
         finally:
@@ -235,29 +252,46 @@ class Supervisor:
                 restore.cancel()
         return None
 
-    async def _restore(self, connection: Connection, model: ModelFile) -> LoadReport:
-        report = await self._request_load(model)
-        if not report.accepted:
-            connection.hang_up()
-        return report
+    async def _restore(self, connection: Connection, model: ModelFile) -> None:
+        report = await self._loads.request(connection, model, self._avoid_edgetpu)
+        if self._connection is not connection:
+            return
+        self._guard.loaded(model, report)
+        if report.accepted:
+            return
+        # New settings are no worse than the old ones if the model could not run with those, either.
+        self._decide(None if self.status.waiting and not report.permanent else report.reason)
+        # No death, and no reason to start workers in a row: most likely the device is gone.
+        if report.reason != self.status.waiting:
+            log.warning("the model cannot run now", version=model.version, reason=report.reason)
+            self._on_health("worker", "waiting", report.reason)
+        self.status.state, self.status.waiting = "waiting", report.reason
+        await asyncio.sleep(self._wait)
+        self._wait = min(self._wait * 2, LAST_WAIT)
+        if self.status.waiting:
+            self._retry.set()
 
     def _handle(self, message: ToAgent) -> None:
-        if isinstance(message, Results):
-            self._take_results(message)
-        elif isinstance(message, Loaded):
-            self._take_report(message)
-        elif isinstance(message, SourceState):
-            self._take_source_state(message)
-        else:
-            self.status.runtime = message.runtime
-            self.status.state = "ready"
-            self._ready.set()
-            if self._current is None:
-                self._decide(None)
-            log.debug("worker ready", runtime=message.runtime)
+        match message:
+            case Results():
+                self._take_results(message)
+            case Figures():
+                self.latencies.merge(message.latencies)
+                self.status.clipped += message.clipped
+            case Loaded():
+                self._take_report(message)
+            case SourceState():
+                self._take_source_state(message)
+            case Ready():
+                self.status.runtime = message.runtime
+                self.status.state = "ready"
+                self._ready.set()
+                if self._loads.current is None:
+                    self._decide(None)
+                log.debug("worker ready", runtime=message.runtime)
 
     def _take_results(self, message: Results) -> None:
-        model, report = self._models[message.request]
+        model, report = self._loads.models[message.request]
         self.status.samples += len(message.results)
         self.status.dropped += message.dropped
         self.status.failed += message.failed
@@ -269,18 +303,20 @@ class Supervisor:
         self._on_results(ResultBatch(message.results, model, report, message.dropped, message.failed, message.failure))
 
     def _take_report(self, message: Loaded) -> None:
-        pending = self._pending.pop(message.request)
         if message.report.accepted:
-            # Results of the model before this one have all been received: the worker sends in order.
-            self._models = {message.request: (pending.model, message.report)}
-            self.status.state = "running"
+            self.status.state, self.status.waiting, self.status.report = "running", "", message.report
+            self._wait = FIRST_WAIT
             self._decide(None)
-        if not pending.answer.done():
-            pending.answer.set_result(message.report)
+        self._loads.answered(message)
 
     def _take_source_state(self, message: SourceState) -> None:
         if message.state == "skipped":
-            log.warning("source skipped samples it could not use", detail=message.detail)
+            self.status.skipped += message.count
+            log.warning("source skipped samples it could not use", count=message.count, newest=message.detail)
+            return
+        if message.state == "set_aside":
+            self.status.set_aside += message.count
+            log.warning("sample left out, as it has ended the worker before", position=message.detail)
             return
         self.status.source = f"{message.state}: {message.detail}" if message.detail else message.state
         if message.state == "trouble":
@@ -293,37 +329,11 @@ class Supervisor:
             log.info("source has ended", reason=message.detail)
             self.source_ended.set()
 
-    async def _request_load(self, model: ModelFile) -> LoadReport:
-        self._requests += 1
-        pending = _Pending(model)
-        if self._connection is None or not self._connection.send(Load(self._requests, model)):
-            return LoadReport(accepted=False, reason="the worker has just ended")
-        self._pending[self._requests] = pending
-        return await pending.answer
-
     async def _watch(self, connection: Connection) -> str:
         """Return what hangs, once something does."""
-        while (hang := self._find_hang(connection)) is None:  # noqa: ASYNC110  a page of memory cannot notify
+        while (hang := find_hang(connection.page, self._deadline)) is None:  # noqa: ASYNC110  a page cannot notify
             await asyncio.sleep(max(0.25, self._deadline / 4))
         return hang
-
-    def _find_hang(self, connection: Connection) -> str | None:
-        page, now = connection.page, time.monotonic_ns()
-        limits = (
-            (Track.CONTROL, (Stage.START,), START_DEADLINE),
-            (Track.CONTROL, (Stage.LOAD,), LOAD_DEADLINE),
-            (Track.CAPTURE, (Stage.OPEN,), OPEN_DEADLINE),
-            (Track.CAPTURE, (Stage.READ,), self._deadline),
-            (Track.INFERENCE, _SAMPLE_STAGES, self._deadline),
-        )
-        # Opening an Edge TPU holds the GIL for seconds: the other threads stand still through no fault of their own.
-        patience = LOAD_DEADLINE if page.stage(Track.CONTROL) is Stage.LOAD else 0.0
-        for track, stages, limit in limits:
-            stage = page.stage(track)
-            seconds = page.seconds_in_stage(track, now)
-            if stage in stages and seconds > max(limit, patience):
-                return f"hangs: {stage.words} for {seconds:.1f} s"
-        return None
 
     # -- its end
 
@@ -337,50 +347,51 @@ class Supervisor:
 
     async def _find_cause(
         self, connection: Connection, conversation: asyncio.Task[str | None], watch: asyncio.Task[str]
-    ) -> str:
-        doing = connection.page.last_words()
+    ) -> Death:
+        last = LastMoment.of(connection.page)
         if watch.done():
-            return watch.result()
+            return Death(watch.result(), "hung, and was killed", last)
         if (reason := conversation.result()) is not None:
-            return reason
+            return Death(reason, "killed for what it sent", last)
         status = await connection.wait_for_exit(STOP_DEADLINE)
         output = connection.last_output()
-        return f"{status} while {doing}" + (f"; it said: {output}" if output else "")
+        cause = f"{status} while {last.doing}" + (f"; it said: {output}" if output else "")
+        return Death(cause, status, last, outside=status == "killed by SIGKILL")
 
-    async def _bury(self, connection: Connection, tasks: Sequence[asyncio.Task[object]], cause: str | None) -> None:
+    async def _bury(self, connection: Connection, tasks: Sequence[asyncio.Task[object]], death: Death | None) -> None:
         self._connection = None
         self._ready.clear()
-        loading = connection.page.stage(Track.CONTROL) is Stage.LOAD
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await connection.close()
-        for pending in self._pending.values():
-            if not pending.answer.done():
-                pending.answer.set_result(self._unanswered(pending.model, cause if loading else None))
-            # The worker loads one after the other: it was at the first of them.
-            loading = False
-        self._pending.clear()
+        loading = death is not None and death.last.loading
+        if death is not None:
+            self._guard.died(death, self._loads.in_use, self._loads.pending if loading else None)
+        self._loads.buried(death.cause if death is not None and loading else None)
 
-    def _unanswered(self, model: ModelFile, cause: str | None) -> LoadReport:
-        """Report on a load that has got no answer; `cause` is what the worker died of over this model."""
-        if cause is None:
-            return LoadReport(accepted=False, reason="the worker ended before it had loaded the model")
-        self._load_deaths[model.path] += 1
-        permanent = self._load_deaths[model.path] >= MAX_LOAD_DEATHS and model != self._current
-        return LoadReport(accepted=False, reason=f"the worker died while loading it: {cause}", permanent=permanent)
-
-    def _report_death(self, cause: str) -> None:
+    def _report_death(self, death: Death) -> None:
         now = time.monotonic()
         self._deaths.append(now)
         self.status.deaths += 1
-        self.status.last_death = cause
+        self.status.last_death = death.cause
         self.status.state = "restarting"
         often = len(self._deaths) == DEATHS_PER_HOUR and now - self._deaths[0] < 3600  # noqa: PLR2004  an hour
-        log.error("worker died, starting it again", cause=cause, deaths=self.status.deaths)
-        self._on_health("worker", "failing" if often else "died", cause)
+        log.error("worker died, starting it again", cause=death.cause, deaths=self.status.deaths)
+        state = "failing" if often else "died"
+        self._on_health("worker", state, death.cause, exit_status=death.exit_status, stage=death.last.doing)
+        if what := self._suspects.blame(death.last):
+            log.error("a sample has ended the worker twice and is left out", sample=what)
+            self._on_health("source", "sample_set_aside", f"{what} has ended the worker twice: {death.cause}")
 
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
+
+async def _unless(event: asyncio.Event, work: Awaitable[T]) -> T | None:
+    """Do the work, unless the event comes before it is done; then it is given up, and None is returned."""
+    doing, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([doing, waiting], return_when=asyncio.FIRST_COMPLETED)
+        return doing.result() if doing.done() else None
+    finally:
+        for task in (doing, waiting):
+            task.cancel()
+        await asyncio.gather(doing, waiting, return_exceptions=True)

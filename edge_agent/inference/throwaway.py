@@ -33,12 +33,18 @@ _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal
 class NoAnswerError(Exception):
     """There is no answer. The message goes on behind a subject: "was killed by SIGABRT; its last lines: …".
 
-    `crashed` tells a child that its own code brought down from one that was killed from outside or took too long.
+    `killed_by` is the signal that the child died of, if it was one. `errors` is the end of its standard error.
     """
 
-    def __init__(self, message: str, *, crashed: bool = False) -> None:
+    def __init__(self, message: str, *, killed_by: signal.Signals | None = None, errors: str = "") -> None:
         super().__init__(message)
-        self.crashed = crashed
+        self.killed_by = killed_by
+        self.errors = errors
+
+    @property
+    def crashed(self) -> bool:
+        """Tells a child that its own code brought down from one that was killed from outside or took too long."""
+        return self.killed_by in _CRASHES
 
 
 async def ask(
@@ -63,7 +69,8 @@ async def ask(
             await _end(child, grace)
         return msgspec.convert(json.loads(answer), kind)
     except NoAnswerError as error:
-        raise NoAnswerError(f"{error}{_last_lines(errors)}", crashed=error.crashed) from None
+        text = errors.decode(errors="replace")
+        raise NoAnswerError(f"{error}{_last_lines(errors)}", killed_by=error.killed_by, errors=text) from None
     except ValueError as error:
         raise NoAnswerError(f"gave an answer that is not understood{_last_lines(errors)}") from error
 
@@ -95,7 +102,7 @@ async def _talk(
     except TimeoutError:
         raise NoAnswerError(f"did not finish within {format_duration(seconds)}") from None
     if status != 0:
-        raise NoAnswerError(_ending(status), crashed=-status in _CRASHES)
+        raise _ending(status)
 
 
 async def _write(stream: asyncio.StreamWriter, question: bytes) -> None:
@@ -132,10 +139,11 @@ def _signal_group(leader: int, number: signal.Signals) -> None:
         os.killpg(leader, number)
 
 
-def _ending(status: int) -> str:
+def _ending(status: int) -> NoAnswerError:
     if status >= 0:
-        return f"ended with exit status {status}"
-    return f"was killed by {signal.Signals(-status).name}"
+        return NoAnswerError(f"ended with exit status {status}")
+    killed_by = signal.Signals(-status)
+    return NoAnswerError(f"was killed by {killed_by.name}", killed_by=killed_by)
 
 
 def _last_lines(errors: bytearray) -> str:

@@ -7,11 +7,18 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
-from edge_agent.models.stores import StoreUnavailable
+from edge_agent.models.releases import RemoteObject
+from edge_agent.models.stores import Store, StoreUnavailable
 
 T = TypeVar("T")
+STAT_LIMIT = 60.0
+"""Seconds; more than all timeouts of one request together."""
+FETCH_LIMIT = 60.0
+SLOWEST_DOWNLOAD = 2_000
+"""Bytes per second. A download may take `FETCH_LIMIT` and its size at this rate."""
 
 
 class Calls:
@@ -19,6 +26,15 @@ class Calls:
 
     def __init__(self) -> None:
         self._left_behind: threading.Thread | None = None
+
+    async def stat(self, store: Store) -> RemoteObject:
+        """Ask a store which upload is there now. Raises `StoreError`."""
+        return await self.run(lambda _: store.stat(), limit=STAT_LIMIT)
+
+    async def fetch(self, store: Store, remote: RemoteObject, path: Path) -> None:
+        """Have a store write `remote` to `path`. Raises `StoreError`."""
+        limit = FETCH_LIMIT + remote.size / SLOWEST_DOWNLOAD
+        await self.run(lambda stop: store.fetch(remote, path, stop), limit=limit)
 
     async def run(self, call: Callable[[threading.Event], T], *, limit: float | None = None) -> T:
         """Return or raise what `call` does in its own thread.

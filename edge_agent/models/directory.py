@@ -11,18 +11,19 @@ import threading
 from pathlib import Path
 
 from edge_agent.models.releases import RemoteObject, as_facts, describe
-from edge_agent.models.stores import StoreNeedsPerson, StoreUnavailable, write_all
+from edge_agent.models.stores import Forbidden, Missing, StoreNeedsPerson, StoreUnavailable, write_all
 
 _CHUNK = 1 << 18
 _SIDECAR_LIMIT = 1 << 20
 
 
 class FileStore:
-    """The model file at `path`, which others may replace at any moment."""
+    """The model file at `path`, which others may replace at any moment. `setting` is what named it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, setting: str = "[model].url") -> None:
+        self.url = path.absolute().as_uri()
         self._path = path
-        self._url = path.absolute().as_uri()
+        self._setting = setting
         self._hashed = ("", "")
 
     def stat(self) -> RemoteObject:
@@ -33,9 +34,15 @@ class FileStore:
             facts = self._sidecar()
         except OSError as error:
             raise self._explained(error) from error
-        if not facts.get("version", "").strip():
-            facts["version"] = f"sha256-{checksum[len('sha256:') :][:12]}"
-        return describe(self._url, facts, generation=_generation(status), size=status.st_size, checksum=checksum)
+        return describe(
+            self.url,
+            facts,
+            generation=_generation(status),
+            size=status.st_size,
+            checksum=checksum,
+            unnamed=f"sha256-{checksum[len('sha256:') :][:12]}",
+            uploaded=status.st_mtime,
+        )
 
     def fetch(self, remote: RemoteObject, destination: Path, stop: threading.Event) -> None:
         """Copy the file and compare what was copied with what `stat` saw."""
@@ -75,11 +82,11 @@ class FileStore:
     def _explained(self, error: OSError) -> Exception:
         where = error.filename or self._path
         if isinstance(error, FileNotFoundError):
-            return StoreNeedsPerson(f"there is no file {where}", "put the model there, or correct [model].url")
+            return Missing(f"there is no file {where}", f"put the model there, or correct {self._setting}")
         if isinstance(error, PermissionError):
-            return StoreNeedsPerson(f"{where} may not be read", "give the agent's user the right to read it")
+            return Forbidden(f"{where} may not be read", "give the agent's user the right to read it")
         if isinstance(error, IsADirectoryError):
-            return StoreNeedsPerson(f"{where} is a folder", "let [model].url name the model file itself")
+            return StoreNeedsPerson(f"{where} is a folder", f"let {self._setting} name the model file itself")
         return StoreUnavailable(f"{where} cannot be read: {error.strerror}")
 
 

@@ -15,17 +15,28 @@ from typing import Any
 import google_crc32c
 
 from edge_agent.models.releases import RemoteObject, describe
-from edge_agent.models.stores import PORTAL, FetchFailed, StoreError, StoreNeedsPerson, StoreUnavailable, write_all
+from edge_agent.models.stores import (
+    PORTAL,
+    FetchFailed,
+    Missing,
+    StoreError,
+    StoreNeedsPerson,
+    StoreUnavailable,
+    write_all,
+)
 
 TIMEOUT = (10.0, 20.0)
 """Seconds to connect, and to wait for the next bytes."""
 
 
 class GcsStore:
-    """The object `name` in `bucket`."""
+    """The object `name` in `bucket`; `setting` is what named it."""
 
-    def __init__(self, bucket: str, name: str, *, timeout: tuple[float, float] = TIMEOUT) -> None:
+    def __init__(
+        self, bucket: str, name: str, *, timeout: tuple[float, float] = TIMEOUT, setting: str = "[model].url"
+    ) -> None:
         self.url = f"gs://{bucket}/{name}"
+        self._setting = setting
         self._bucket = bucket
         self._name = name
         self._timeout = timeout
@@ -78,6 +89,7 @@ class GcsStore:
             generation=str(blob.generation),
             size=blob.size,
             checksum=f"crc32c:{blob.crc32c}",
+            uploaded=blob.time_created and blob.time_created.timestamp(),
         )
 
     def _failed(self, error: Exception, *, fetching: bool = False) -> Exception:
@@ -85,8 +97,8 @@ class GcsStore:
             return error
         from edge_agent.models.gcs_errors import explain  # noqa: PLC0415  # heavy, and seldom needed
 
-        explained = explain(error, self.url, fetching=fetching)
-        if isinstance(explained, StoreNeedsPerson):
+        explained = explain(error, self.url, fetching=fetching, setting=self._setting)
+        if isinstance(explained, StoreNeedsPerson) and not isinstance(explained, Missing):
             self._client = None  # credentials are read anew once somebody has put them right
         return explained
 

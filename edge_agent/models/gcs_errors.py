@@ -20,21 +20,14 @@ from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 
 from edge_agent.models.releases import clean_version
-from edge_agent.models.stores import PORTAL, StoreError, StoreNeedsPerson, StoreUnavailable
+from edge_agent.models.stores import PORTAL, Forbidden, Missing, StoreError, StoreNeedsPerson, StoreUnavailable
 
 _GIVE_KEY = (
     "put the key of a service account that may read the bucket into "
     "/etc/credstore/edge-agent.google-credentials.json and restart the service, or let GOOGLE_APPLICATION_CREDENTIALS "
     "name it"
 )
-_REFUSALS = {
-    HTTPStatus.UNAUTHORIZED: ("the credentials are not accepted", _GIVE_KEY),
-    HTTPStatus.FORBIDDEN: (
-        "the credentials of this device do not give the right to read it",
-        "grant roles/storage.objectViewer on the bucket to the device's service account",
-    ),
-    HTTPStatus.NOT_FOUND: ("there is no such object", "upload the model there, or correct [model].url"),
-}
+_GRANT = "grant roles/storage.objectViewer on the bucket to the device's service account"
 _TRY_AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 _NETWORK_REASONS: list[tuple[tuple[type[BaseException], ...], str]] = [
     ((urllib3.exceptions.NameResolutionError, socket.gaierror), "the host name cannot be resolved"),
@@ -44,11 +37,11 @@ _NETWORK_REASONS: list[tuple[tuple[type[BaseException], ...], str]] = [
 ]
 
 
-def explain(error: Exception, url: str, *, fetching: bool) -> StoreError:
-    """Turn whatever the client library raised into one of the three ways a store fails."""
+def explain(error: Exception, url: str, *, fetching: bool, setting: str = "[model].url") -> StoreError:
+    """Turn whatever the client library raised into one of the three ways a store fails; `setting` named the URL."""
     match error:
         case api.GoogleAPICallError():
-            return _explain_status(error, url, fetching=fetching)
+            return _explain_status(error, url, fetching=fetching, setting=setting)
         case auth.GoogleAuthError():
             return _explain_auth(error, url)
         case requests.exceptions.JSONDecodeError():
@@ -56,11 +49,11 @@ def explain(error: Exception, url: str, *, fetching: bool) -> StoreError:
         case ssl.SSLError():
             return StoreUnavailable(f"{url}: {_network_reason(error)}")
         case ValueError():
-            return StoreNeedsPerson(f"{url} cannot be asked for: {error}", "correct [model].url")
+            return StoreNeedsPerson(f"{url} cannot be asked for: {error}", f"correct {setting}")
     return StoreUnavailable(f"{url}: {_network_reason(error)}")
 
 
-def _explain_status(error: api.GoogleAPICallError, url: str, *, fetching: bool) -> StoreError:
+def _explain_status(error: api.GoogleAPICallError, url: str, *, fetching: bool, setting: str) -> StoreError:
     status, said = HTTPStatus(error.code or HTTPStatus.BAD_GATEWAY), _said(error.response)
     answer = f"{status.value}: {said or status.phrase}"
     if status in _TRY_AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -69,8 +62,21 @@ def _explain_status(error: api.GoogleAPICallError, url: str, *, fetching: bool) 
         return StoreUnavailable(f"{url}: {PORTAL}")
     if status == HTTPStatus.PRECONDITION_FAILED or (status == HTTPStatus.NOT_FOUND and fetching):
         return StoreUnavailable(f"{url} was replaced while it was being fetched")
-    refusal, what_to_do = _REFUSALS.get(status, ("the server refuses the request", "check [model].url"))
-    return StoreNeedsPerson(f"{url}: {refusal} ({answer})", what_to_do)
+    return _refusal(status, url, answer, setting)
+
+
+def _refusal(status: HTTPStatus, url: str, answer: str, setting: str) -> StoreNeedsPerson:
+    match status:
+        case HTTPStatus.UNAUTHORIZED:
+            return StoreNeedsPerson(f"{url}: the credentials are not accepted ({answer})", _GIVE_KEY)
+        case HTTPStatus.FORBIDDEN:
+            what = "the credentials of this device do not give the right to read it"
+            return Forbidden(f"{url}: {what} ({answer})", _GRANT)
+        case HTTPStatus.NOT_FOUND:
+            return Missing(
+                f"{url}: there is no such object ({answer})", f"upload the model there, or correct {setting}"
+            )
+    return StoreNeedsPerson(f"{url}: the server refuses the request ({answer})", f"check {setting}")
 
 
 def _said(response: Any) -> str:

@@ -1,15 +1,34 @@
-"""Makes the store that a model's URL names."""
+"""Makes the stores that the URLs of a model and of its twin name."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from edge_agent.models.directory import FileStore
 from edge_agent.models.gcs import GcsStore
+from edge_agent.models.slots import Slots
 from edge_agent.models.stores import Store
+from edge_agent.models.twins import Twins
 from edge_agent.settings.location import Location
 
+_COMPILED = "_edgetpu.tflite"
+_PLAIN = ".tflite"
 
-def open_store(location: Location) -> Store:
-    """Make the store behind `[model].url`; nothing is opened or connected before the first call."""
+
+def open_store(location: Location, *, setting: str = "[model].url") -> Store:
+    """Make the store behind `setting`; nothing is opened or connected before the first call."""
     if location.scheme == "gs":
-        return GcsStore(location.bucket, location.path)
-    return FileStore(Path(location.path))
+        return GcsStore(location.bucket, location.path, setting=setting)
+    return FileStore(Path(location.path), setting=setting)
+
+
+def open_twins(slots: Slots, url: Location, cpu_url: Location | None) -> Twins:
+    """Make what looks for the twin at `[model].cpu_url` or else at the `sibling` of the model."""
+    location = cpu_url or sibling(url)
+    store = None if location is None else open_store(location, setting="[model].cpu_url")
+    return Twins(slots, store, expected=cpu_url is not None)
+
+
+def sibling(url: Location) -> Location | None:
+    """Where the twin of a compiled model is by convention: edgetpu_compiler makes X_edgetpu.tflite from X.tflite."""
+    stem = url.path.removesuffix(_COMPILED)
+    return None if stem in {url.path, ""} or stem.endswith("/") else replace(url, path=stem + _PLAIN)

@@ -3,6 +3,9 @@
 `RemoteObject` is what a store says of the object behind `[model].url` at one moment. `Release` is that object
 once its bytes are on disk and checked. Both carry the same `id`: a hash of whatever makes two uploads
 different. Paths are made from it alone, since versions and labels are text from the network.
+
+The twin of a model that was compiled for the Edge TPU is the same model for the CPU. It is an object of its own, with
+an `id` of its own, and a release has one or none.
 """
 
 import hashlib
@@ -14,6 +17,9 @@ import msgspec
 from msgspec import Meta
 
 MODEL_FILE = "model.tflite"
+TWIN_FILE = "cpu.tflite"
+PAIR = "+"
+"""Stands in the name of a pair, and in no other."""
 VERSION_LENGTH = 128
 
 
@@ -22,6 +28,8 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
 
     `generation` changes with every upload: the GCS generation, or size and mtime of a file. `size` in bytes.
     `checksum` is `crc32c:BASE64` or `sha256:HEX`. `remarks` says which metadata could not be understood.
+    `version_given` is whether the uploader named the version, `uploaded` the time of the upload by the store's clock,
+    in seconds since the epoch.
     """
 
     url: str
@@ -32,6 +40,8 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None = None
     labels: list[str] | None = None
     remarks: tuple[str, ...] = ()
+    version_given: bool = False
+    uploaded: float | None = None
 
     @property
     def id(self) -> str:
@@ -40,10 +50,24 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:16]
 
 
-class Release(msgspec.Struct, frozen=True, kw_only=True):
-    """A model on disk whose bytes were checked. `size` (bytes) and `sha256` are of that file."""
+_Id = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
 
-    id: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+
+class Twin(msgspec.Struct, frozen=True, kw_only=True):
+    """The twin of a release, on disk and checked. `size` (bytes) and `sha256` are of that file."""
+
+    id: _Id
+    url: str
+    generation: str
+    size: int
+    checksum: str
+    sha256: str
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """A model on disk whose bytes were checked. `size` (bytes) and `sha256` are of that file, `cpu` is its twin."""
+
+    id: _Id
     url: str
     version: str
     generation: str
@@ -52,6 +76,21 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     accuracy: float | None = None
     labels: list[str] | None = None
+    cpu: Twin | None = None
+
+    @property
+    def trial_id(self) -> str:
+        """Names what a worker tries: `id` alone, or together with the twin's."""
+        return self.id if self.cpu is None else pair_id(self.id, self.cpu.id)
+
+    def without_twin(self) -> "Release":
+        """The same model alone."""
+        return msgspec.structs.replace(self, cpu=None)
+
+
+def pair_id(model: str, twin: str) -> str:
+    """Names a model and its twin together; is no path."""
+    return f"{model}{PAIR}{twin}"
 
 
 def clean_version(text: str) -> str:
@@ -60,22 +99,34 @@ def clean_version(text: str) -> str:
     return printable[:VERSION_LENGTH]
 
 
-def describe(url: str, facts: dict[str, str], *, generation: str, size: int, checksum: str) -> RemoteObject:
+def describe(
+    url: str,
+    facts: dict[str, str],
+    *,
+    generation: str,
+    size: int,
+    checksum: str,
+    unnamed: str = "",
+    uploaded: float | None = None,
+) -> RemoteObject:
     """Build a `RemoteObject` from the metadata that its uploader wrote: `version`, `accuracy`, `labels`.
 
-    Without a version each upload is a version of its own, named after its generation. What cannot be
-    understood is left out and named in `remarks`.
+    Without a version it is `unnamed`, or else each upload is a version of its own, named after its generation. What
+    cannot be understood is left out and named in `remarks`.
     """
     remarks: list[str] = []
+    version = clean_version(facts.get("version", ""))
     return RemoteObject(
         url=url,
-        version=clean_version(facts.get("version", "")) or f"generation-{generation}",
+        version=version or unnamed or f"generation-{generation}",
         generation=generation,
         size=size,
         checksum=checksum,
         accuracy=_accuracy(facts.get("accuracy", ""), remarks),
         labels=_labels(facts.get("labels", ""), remarks),
         remarks=tuple(remarks),
+        version_given=bool(version),
+        uploaded=uploaded,
     )
 
 

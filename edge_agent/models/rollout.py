@@ -18,15 +18,11 @@ from edge_agent.models.calls import Calls
 from edge_agent.models.releases import Release, RemoteObject
 from edge_agent.models.slots import Slots
 from edge_agent.models.stores import Store, StoreError, StoreNeedsPerson
+from edge_agent.models.twins import Twins
 from edge_agent.records import LoadReport, ModelFile
 
 FIRST_BACKOFF = 5.0
 LONGEST_LOAD_BACKOFF = 300.0
-STAT_LIMIT = 60.0
-"""Seconds; more than all timeouts of one request together."""
-FETCH_LIMIT = 60.0
-SLOWEST_DOWNLOAD = 2_000
-"""Bytes per second. A download may take `FETCH_LIMIT` and its size at this rate."""
 STOP_LIMIT = 1.0
 
 _log = structlog.get_logger()
@@ -40,18 +36,23 @@ class Loader(Protocol):
 
 
 class RolloutChange(msgspec.Struct, frozen=True, kw_only=True):
-    """A release was taken into use, or refused for good, instead of `previous`."""
+    """A release was taken into use, or refused for good, instead of `previous`.
+
+    `part` is "twin" where that is all that is new, or all that was given up: no other version runs then.
+    """
 
     state: Literal["committed", "rejected"]
     release: Release
     previous: Release | None
     report: LoadReport
+    part: Literal["model", "twin"] = "model"
 
 
 class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
     """For people. `version` runs, `waiting` is to be tried; `next_poll` is in seconds from now.
 
-    `refusal` is why the worker cannot take a model now, with its version, and empty if it can.
+    `refusal` is why the worker cannot take a model now, with its version, and empty if it can. `twin` is whether what
+    runs has a twin for the CPU.
     """
 
     state: Literal["no model", "waiting for the worker", "running", "stopped"]
@@ -62,10 +63,11 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
     failures: int
     next_poll: float | None
     rejected: str | None
+    twin: bool = False
 
 
 class Rollout:
-    """Keeps the worker on the version that the store offers.
+    """Keeps the worker on the version that the store offers, with the twin that `twins` finds.
 
     `poll_interval` is in seconds. `on_change` is called in the event loop. `sleep`, `clock` (seconds) and `jitter`
     (0 to 1) stand for time and chance.
@@ -80,12 +82,14 @@ class Rollout:
         model_name: str,
         poll_interval: float,
         on_change: Callable[[RolloutChange], None],
+        twins: Twins | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._slots = slots
         self._store = store
+        self._twins = twins or Twins(slots, None)
         self._loader = loader
         self._model_name = model_name
         self._poll_interval = poll_interval
@@ -95,9 +99,10 @@ class Rollout:
         self._jitter = jitter
         self._running: Release | None = None
         self._uncommitted: RolloutChange | None = None
-        self._offered: str | None = None
+        self._offered: Release | None = None
         self._refused: set[str] = set()
         self._poll_failures = 0
+        self._twin_failures = 0
         self._load_failures = 0
         self._last_poll = "not asked yet"
         self._last_wait = ""
@@ -124,7 +129,8 @@ class Rollout:
             last_poll=self._last_poll,
             failures=self._poll_failures,
             next_poll=None if self._next_poll is None else max(0.0, self._next_poll - self._clock()),
-            rejected=f"{rejected.version}: {rejected.reason}" if rejected else None,
+            rejected=f"{rejected.what}: {rejected.reason}" if rejected else None,
+            twin=self._running is not None and self._twins.path(self._running) is not None,
         )
 
     async def start(self) -> None:
@@ -194,8 +200,8 @@ class Rollout:
 
     def _delay(self) -> float:
         delays = [self._poll_interval]
-        if self._poll_failures:
-            delays.append(_backoff(self._poll_failures))
+        if failures := max(self._poll_failures, self._twin_failures):
+            delays.append(_backoff(failures))
         if self._load_failures:
             delays.append(min(_backoff(self._load_failures), LONGEST_LOAD_BACKOFF))
         return min(delays) * (0.9 + 0.2 * self._jitter())
@@ -213,19 +219,26 @@ class Rollout:
     async def _poll(self) -> None:
         """Find out what the store offers, and have it on disk. Raises `StoreError` or `OSError`."""
         await self._commit()
-        remote = await self._calls.run(lambda _: self._store.stat(), limit=STAT_LIMIT)
+        remote = await self._calls.stat(self._store)
         rejection = self._slots.rejection(remote)
         if rejection is not None:
             await self._withdraw()
             again = "upload it again to have it tried again"
             self._found("warning", f"{remote.version} was rejected: {rejection.reason}; {again}")
         elif self._is_new(remote):
-            await self._fetch(remote)
-            self._offered = remote.id
-            self._found("debug", f"{remote.version} is offered")
-        else:
+            release = await self._fetch(remote)
+            self._offered = await self._twins.follow(release, remote)
+            self._found("debug", f"{remote.version} is offered", twins=self._twins)
+        elif (known := self._known_as(remote)) is None:
             await self._withdraw()
             self._found(*self._nothing_new(remote))
+        else:
+            followed = await self._twins.follow(known, remote)
+            if followed == self._slots.committed:
+                await self._withdraw()
+            else:
+                self._offered = followed
+            self._found(*self._nothing_new(remote), twins=self._twins)
 
     def _is_new(self, remote: RemoteObject) -> bool:
         """Whether it has another version, or takes the place of a committed one that does not work."""
@@ -233,6 +246,13 @@ class Rollout:
         if committed is None or remote.version != committed.version:
             return True
         return committed.id in self._refused and remote.checksum != committed.checksum
+
+    def _known_as(self, remote: RemoteObject) -> Release | None:
+        """The committed release if it has the same bytes, or the candidate that gives it another twin."""
+        committed, candidate = self._slots.committed, self._slots.candidate
+        if committed is None or committed.checksum != remote.checksum:
+            return None
+        return candidate if candidate is not None and candidate.id == committed.id else committed
 
     def _nothing_new(self, remote: RemoteObject) -> tuple[Literal["debug", "warning"], str]:
         committed = self._slots.committed
@@ -250,21 +270,22 @@ class Rollout:
         self._offered = None
         await self._calls.run(lambda _: self._slots.discard_candidate())
 
-    async def _fetch(self, remote: RemoteObject) -> None:
-        if await self._calls.run(lambda _: self._slots.stored(remote)):
-            return
+    async def _fetch(self, remote: RemoteObject) -> Release:
+        stored = await self._calls.run(lambda _: self._slots.stored(remote))
+        if stored is not None:
+            return stored
         for remark in remote.remarks:
             _log.warning("model metadata not understood", url=remote.url, version=remote.version, remark=remark)
         _log.info("fetching a model", url=remote.url, version=remote.version, bytes=remote.size)
         path = await self._calls.run(lambda _: self._slots.begin(remote))
-        await self._calls.run(
-            lambda stop: self._store.fetch(remote, path, stop),
-            limit=FETCH_LIMIT + remote.size / SLOWEST_DOWNLOAD,
-        )
-        await self._calls.run(lambda _: self._slots.finish(remote, path))
+        await self._calls.fetch(self._store, remote, path)
+        return await self._calls.run(lambda _: self._slots.finish(remote, path))
 
-    def _found(self, level: Literal["debug", "warning"], what: str) -> None:
-        self._poll_failures = 0
+    def _found(self, level: Literal["debug", "warning"], what: str, *, twins: Twins | None = None) -> None:
+        """Note what a poll found, of the twin too if that was looked for."""
+        self._poll_failures, self._twin_failures = 0, twins.failures if twins else 0
+        if twins is not None and twins.trouble:
+            level, what = "warning", f"{what}; the model for the CPU: {twins.trouble}"
         if what != self._last_poll:
             getattr(_log, level)("asked for a new model", found=what)
         self._last_poll = what
@@ -279,12 +300,16 @@ class Rollout:
     def _known(self) -> list[Release]:
         """What to run when nothing runs: best first."""
         known = (self._slots.committed, self._slots.previous) if self._running is None else ()
-        return [one for one in known if one is not None and one.id not in self._refused]
+        choices = [choice for one in known if one is not None for choice in _with_and_without_twin(one)]
+        return [one for one in choices if one.trial_id not in self._refused]
 
     def _new(self) -> list[Release]:
-        """What the store offers, if it is on disk and not running."""
+        """What the store offers, if it is on disk and not running: best first."""
         new = self._slots.candidate
-        return [new] if new is not None and new.id == self._offered and new != self._running else []
+        if new is None or new != self._offered or new == self._running:
+            return []
+        choices = [new] if self._running and self._running.id == new.id else _with_and_without_twin(new)
+        return [one for one in choices if one.trial_id not in self._refused]
 
     async def _load(self, choices: list[Release]) -> bool:
         """Have the worker take the first of `choices` that it can; true if one had bad luck and waits."""
@@ -300,14 +325,21 @@ class Rollout:
         return False
 
     def _model_file(self, release: Release) -> ModelFile:
-        path = str(self._slots.path(release))
-        return ModelFile(path=path, name=self._model_name, version=release.version, labels=release.labels)
+        return ModelFile(
+            path=str(self._slots.path(release)),
+            name=self._model_name,
+            version=release.version,
+            labels=release.labels,
+            cpu_path=self._twins.path(release),
+        )
 
     async def _take(self, release: Release, report: LoadReport) -> None:
-        change = RolloutChange(state="committed", release=release, previous=self._running, report=report)
+        change = self._committed_change(release, report)
         self._running, self._last_wait = release, ""
         facts = {"name": self._model_name, "version": release.version, "accelerator": report.accelerator}
-        if change.previous is not None:
+        if change.part == "twin":
+            facts["twin"] = "another"
+        elif change.previous is not None:
             facts["previous"] = change.previous.version
         if report.degraded is not None:
             _log.warning("model in use, but degraded", **facts, reason=report.degraded)
@@ -318,12 +350,19 @@ class Rollout:
             self._uncommitted = change
             await self._commit()
 
+    def _committed_change(self, release: Release, report: LoadReport) -> RolloutChange:
+        before = self._running or self._slots.committed
+        part: Literal["model", "twin"] = "twin" if before is not None and before.id == release.id else "model"
+        return RolloutChange(state="committed", release=release, previous=self._running, report=report, part=part)
+
     async def _commit(self) -> None:
         """Write down that the running release is the one to start with; raises `OSError`, and is then done later."""
         change = self._uncommitted
         if change is None:
             return
         previous = change.previous or self._slots.committed
+        if self._slots.committed is not None and self._slots.committed.id == change.release.id:
+            previous = self._slots.previous  # another twin makes no other model to go back to
         await self._calls.run(lambda _: self._slots.commit(change.release, previous=previous))
         self._uncommitted = None
         _log.debug("model committed", version=change.release.version, previous=previous and previous.version)
@@ -334,16 +373,24 @@ class Rollout:
         if release == self._slots.candidate:
             await self._calls.run(lambda _: self._slots.reject(release, report.reason))
         else:
-            self._refused.add(release.id)
-        _log.error("model rejected", version=release.version, reason=report.reason)
-        change = RolloutChange(state="rejected", release=release, previous=self._running, report=report)
-        self._on_change(change)
+            self._refused.add(release.trial_id)
+        part: Literal["model", "twin"] = "model" if release.cpu is None else "twin"
+        with_twin = {} if release.cpu is None else {"twin": release.cpu.url}
+        _log.error("model rejected", version=release.version, **with_twin, reason=report.reason)
+        self._on_change(
+            RolloutChange(state="rejected", release=release, previous=self._running, report=report, part=part)
+        )
 
     def _wait_for_worker(self, release: Release, report: LoadReport) -> None:
         refusal = f"{release.version} waits: {report.reason}"
         if refusal != self._last_wait:
             _log.warning("model waits for the worker", version=release.version, reason=report.reason)
         self._last_wait = refusal
+
+
+def _with_and_without_twin(release: Release) -> list[Release]:
+    """What to try in turn: where a model is refused together with its twin, the twin may be to blame."""
+    return [release] if release.cpu is None else [release, release.without_twin()]
 
 
 def _backoff(failures: int) -> float:

@@ -4,11 +4,18 @@
         state.json, state.json.bak      the same `State`; the second is for the day the first is damaged
         state.json.damaged              set aside for a person to look at (or state.json.bak.damaged)
         releases/<id>/model.tflite      never changed once its folder has this name
-        releases/<id>.part/             a download that is not finished
+        twins/<id>/cpu.tflite           likewise: the same model for the CPU, named by its own upload
+        releases/<id>.part/             a download that is not finished; also in twins/
 
-A release is *downloaded* (`candidate`), then *committed* or *rejected*. Invariants, which hold after a kill or power
-cut at any instruction: a release named in `state.json` has its file, whole and on the disk; a file is replaced by
-rename only; folders that `state.json` does not name are rubbish and removed at the next opening.
+A release is *downloaded* (`candidate`), then *committed* or *rejected*. A twin is *attached* to a release that is on
+disk; together they are the candidate, and the model is neither fetched nor copied again for it. Invariants, which hold
+after a kill or power cut at any instruction:
+
+- A release named in `state.json` has its file, and its twin's if it has one, whole and on the disk.
+- A file is replaced by rename only. Releases with the same model, or the same twin, share its file.
+- Folders that `state.json` does not name are rubbish, and removed at the next change or opening.
+- A damaged model takes its release away, a damaged twin only itself; the next poll fetches it again.
+- A twin that is refused leaves its model where it was: committed, or the candidate.
 
 All calls block on the disk. One lock makes a call that was left behind in a thread harmless.
 """
@@ -22,7 +29,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from edge_agent.models.releases import MODEL_FILE, Release, RemoteObject
+from edge_agent.models.releases import MODEL_FILE, PAIR, TWIN_FILE, Release, RemoteObject, Twin, pair_id
 from edge_agent.models.stores import StoreNeedsPerson
 
 REJECTED_KEPT = 50
@@ -33,13 +40,18 @@ _log = structlog.get_logger()
 
 
 class Rejected(msgspec.Struct, frozen=True):
-    """An upload that was refused for good, and why."""
+    """An upload that was refused for good, and why. `id` names the twin too if it was refused together with one."""
 
     id: str
     version: str
     generation: str
     checksum: str
     reason: str
+
+    @property
+    def what(self) -> str:
+        """The version, for people."""
+        return self.version if PAIR not in self.id else f"{self.version} with its model for the CPU"
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,9 +64,9 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     candidate: Release | None = None
     rejected: tuple[Rejected, ...] = ()
 
-    def keeps(self) -> set[str]:
-        named = (self.committed, self.previous, self.candidate)
-        return {release.id for release in named if release is not None}
+    def releases(self) -> list[Release]:
+        """All that are named."""
+        return [one for one in (self.committed, self.previous, self.candidate) if one is not None]
 
 
 class Slots:
@@ -66,6 +78,7 @@ class Slots:
     def __init__(self, directory: Path, url: str, *, reserve: int = RESERVE) -> None:
         self._home = directory / hashlib.sha256(url.encode()).hexdigest()[:16]
         self._releases = self._home / "releases"
+        self._twins = self._home / "twins"
         self._reserve = reserve
         self._lock = threading.Lock()
         self._state = State(url=url)
@@ -85,9 +98,10 @@ class Slots:
         """A model that is whole on disk and waits to be accepted."""
         return self._state.candidate
 
-    def rejection(self, remote: RemoteObject) -> Rejected | None:
-        """Why this very upload was refused, if it was."""
-        return next((one for one in self._state.rejected if one.id == remote.id), None)
+    def rejection(self, remote: RemoteObject, *, of: Release | None = None) -> Rejected | None:
+        """Why this very upload was refused, if it was; a twin is refused as that `of` a release."""
+        refused = remote.id if of is None else pair_id(of.id, remote.id)
+        return next((one for one in self._state.rejected if one.id == refused), None)
 
     @property
     def last_rejected(self) -> Rejected | None:
@@ -97,7 +111,8 @@ class Slots:
     def open(self) -> None:
         """Find out what is on disk, fall back where it is damaged, and tidy up. Raises `OSError`."""
         with self._lock:
-            self._releases.mkdir(parents=True, exist_ok=True)
+            for folder in (self._releases, self._twins):
+                folder.mkdir(parents=True, exist_ok=True)
             for folder in (self._home, self._home.parent, self._home.parent.parent):
                 _sync(folder)
             found = self._read_state()
@@ -111,31 +126,34 @@ class Slots:
         """The release of this upload if its bytes are on disk already, and whole. It becomes the candidate."""
         with self._lock:
             for release in (self.candidate, self.previous):
-                if release is not None and release.id == remote.id and self._damage(release) is None:
-                    if release != self.candidate:
-                        self._change(candidate=release)
-                    return release
+                whole = self._if_whole(release) if release is not None and release.id == remote.id else None
+                if whole is not None:
+                    if whole != self.candidate:
+                        self._change(candidate=whole)
+                    return whole
         return None
 
     def begin(self, remote: RemoteObject) -> Path:
         """Make room for a download and return the path to write to. Raises `StoreNeedsPerson` on a full disk."""
         with self._lock:
-            part = self._releases / f"{remote.id}{_PART}"
-            shutil.rmtree(part, ignore_errors=True)
-            free = shutil.disk_usage(self._releases).free
-            if free < remote.size + self._reserve:
-                raise StoreNeedsPerson(
-                    f"{remote.url} needs {_mib(remote.size)} and {_mib(self._reserve)} of reserve,"
-                    f" but the disk of {self._releases} does not have that",
-                    "free some space there",
-                )
-            part.mkdir()
-            return part / MODEL_FILE
+            return self._make_room(self._releases, remote) / MODEL_FILE
+
+    def begin_twin(self, remote: RemoteObject) -> Path:
+        """The same for a twin."""
+        with self._lock:
+            return self._make_room(self._twins, remote) / TWIN_FILE
+
+    def stored_twin(self, release: Release, remote: RemoteObject) -> Release | None:
+        """`release` with this twin as the candidate, if the twin's bytes are on disk already, and whole."""
+        with self._lock:
+            for twin in (one.cpu for one in self._state.releases()):
+                if twin is not None and twin.id == remote.id and _damage(self.twin_path(twin), twin) is None:
+                    return self._pair(release, msgspec.structs.replace(twin, url=remote.url))
+        return None
 
     def finish(self, remote: RemoteObject, path: Path) -> Release:
         """Take the checked download at `path` as the candidate. Raises `OSError`; then nothing has changed."""
         with self._lock:
-            home = self._releases / remote.id
             release = Release(
                 id=remote.id,
                 url=remote.url,
@@ -147,13 +165,26 @@ class Slots:
                 accuracy=remote.accuracy,
                 labels=remote.labels,
             )
-            _sync(path)
-            _sync(path.parent)
-            shutil.rmtree(home, ignore_errors=True)
-            path.parent.rename(home)
-            _sync(self._releases)
+            _settle(path, remote.id)
             self._change(candidate=release)
             return release
+
+    def attach(self, release: Release, remote: RemoteObject, path: Path) -> Release:
+        """Take `release` with the checked download at `path` as its twin as the candidate, and return it.
+
+        Raises `OSError`; then nothing has changed.
+        """
+        with self._lock:
+            twin = Twin(
+                id=remote.id,
+                url=remote.url,
+                generation=remote.generation,
+                size=path.stat().st_size,
+                checksum=remote.checksum,
+                sha256=_sha256(path),
+            )
+            _settle(path, remote.id)
+            return self._pair(release, twin)
 
     def commit(self, release: Release, *, previous: Release | None) -> None:
         """`release` is the model to run from now on; `previous` is what ran until now."""
@@ -161,11 +192,16 @@ class Slots:
             self._change(committed=release, previous=previous, candidate=None)
 
     def reject(self, release: Release, reason: str) -> None:
-        """Never try this upload again; the newest 50 are remembered."""
+        """Never try this upload again; the newest 50 are remembered.
+
+        A new model that was tried with its twin stays the candidate without it.
+        """
         with self._lock:
-            refused = Rejected(release.id, release.version, release.generation, release.checksum, reason)
-            older = [one for one in self._state.rejected if one.id != release.id]
-            self._change(candidate=None, rejected=(*older, refused)[-REJECTED_KEPT:])
+            refused = Rejected(release.trial_id, release.version, release.generation, release.checksum, reason)
+            older = [one for one in self._state.rejected if one.id != refused.id]
+            goes = release.cpu is None or (self.committed is not None and self.committed.id == release.id)
+            candidate = None if goes else release.without_twin()
+            self._change(candidate=candidate, rejected=(*older, refused)[-REJECTED_KEPT:])
 
     def discard_candidate(self) -> None:
         """Forget a candidate that the store offers no more."""
@@ -176,6 +212,27 @@ class Slots:
     def path(self, release: Release) -> Path:
         """Where the model file of a release is."""
         return self._releases / release.id / MODEL_FILE
+
+    def twin_path(self, twin: Twin) -> Path:
+        """Where the file of a twin is."""
+        return self._twins / twin.id / TWIN_FILE
+
+    def _pair(self, release: Release, twin: Twin) -> Release:
+        pair = msgspec.structs.replace(release, cpu=twin)
+        self._change(candidate=pair)
+        return pair
+
+    def _make_room(self, folder: Path, remote: RemoteObject) -> Path:
+        part = folder / f"{remote.id}{_PART}"
+        shutil.rmtree(part, ignore_errors=True)
+        if shutil.disk_usage(folder).free < remote.size + self._reserve:
+            raise StoreNeedsPerson(
+                f"{remote.url} needs {_mib(remote.size)} and {_mib(self._reserve)} of reserve,"
+                f" but the disk of {folder} does not have that",
+                "free some space there",
+            )
+        part.mkdir()
+        return part
 
     def _change(self, **changes: object) -> None:
         state = msgspec.structs.replace(self._state, **changes)
@@ -208,7 +265,7 @@ class Slots:
             _write(self._home / name, text)
 
     def _without_damage(self, state: State) -> State:
-        """Leave out releases whose file is not as it was; the previous one takes a committed one's place."""
+        """Leave out files that are not as they were; the previous release takes a committed one's place."""
         whole = [self._if_whole(one) for one in (state.committed, state.previous, state.candidate)]
         committed, previous, candidate = whole
         if committed is None and previous is not None:
@@ -217,30 +274,46 @@ class Slots:
         return msgspec.structs.replace(state, committed=committed, previous=previous, candidate=candidate)
 
     def _if_whole(self, release: Release | None) -> Release | None:
-        if release is None:
+        if release is None or _damaged(self.path(release), release, release.version):
             return None
-        damage = self._damage(release)
-        if damage is None:
-            return release
-        file = str(self.path(release))
-        _log.error("model file is damaged", version=release.version, file=file, damage=damage)
-        return None
-
-    def _damage(self, release: Release) -> str | None:
-        path = self.path(release)
-        try:
-            if path.stat().st_size != release.size:
-                return "the size is wrong"
-            return None if _sha256(path) == release.sha256 else "the SHA-256 is wrong"
-        except OSError as error:
-            return f"it cannot be read: {error.strerror}"
+        if release.cpu is not None and _damaged(self.twin_path(release.cpu), release.cpu, release.version):
+            return release.without_twin()
+        return release
 
     def _tidy(self) -> None:
         """Remove what no state names any more; what cannot be removed now is tried again at the next change."""
-        keep = self._state.keeps()
-        for folder in self._releases.iterdir():
-            if folder.name not in keep:
-                shutil.rmtree(folder, ignore_errors=True)
+        named = self._state.releases()
+        keep = {one.id for one in named}, {one.cpu.id for one in named if one.cpu is not None}
+        for home, names in zip((self._releases, self._twins), keep, strict=True):
+            for folder in home.iterdir():
+                if folder.name not in names:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _damaged(path: Path, file: Release | Twin, version: str) -> bool:
+    damage = _damage(path, file)
+    if damage is not None:
+        _log.error("model file is damaged", version=version, file=str(path), damage=damage)
+    return damage is not None
+
+
+def _damage(path: Path, file: Release | Twin) -> str | None:
+    try:
+        if path.stat().st_size != file.size:
+            return "the size is wrong"
+        return None if _sha256(path) == file.sha256 else "the SHA-256 is wrong"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+
+
+def _settle(path: Path, name: str) -> None:
+    """Put a download on the disk, and then its folder beside it under `name`."""
+    home = path.parent.with_name(name)
+    _sync(path)
+    _sync(path.parent)
+    shutil.rmtree(home, ignore_errors=True)
+    path.parent.rename(home)
+    _sync(home.parent)
 
 
 def _sha256(path: Path) -> str:

@@ -40,8 +40,18 @@ class StoreNeedsPerson(StoreError):
         return f"{self.reason}; {self.what_to_do}"
 
 
+class Missing(StoreNeedsPerson):
+    """The store says that there is no such object."""
+
+
+class Forbidden(StoreNeedsPerson):
+    """The object may not be read, or must not even be known to be missing."""
+
+
 class Store(Protocol):
     """One object at one URL."""
+
+    url: str
 
     def stat(self) -> RemoteObject:
         """Say which upload is there now. Raises `StoreError`."""

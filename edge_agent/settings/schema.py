@@ -15,6 +15,7 @@ from annotated_types import DocInfo, Ge, Gt, Le, MaxLen, MinLen, doc
 
 from edge_agent.settings.checks import After, Before, Parse
 from edge_agent.settings.conditions import consistent
+from edge_agent.settings.device_options import check_device_options
 from edge_agent.settings.location import Destination, Location, parse_destination, parse_location
 from edge_agent.settings.showing import show
 from edge_agent.settings.units import Duration, Size, parse_duration, parse_size
@@ -177,7 +178,9 @@ class InferenceSettings(Table):
         ),
     ] = ""
     device_options: Annotated[
-        dict[str, str], doc('Options of the Edge TPU\'s driver, for instance { Performance = "Max" }.')
+        dict[str, str],
+        After(check_device_options),
+        doc('Options of the Edge TPU\'s driver, for instance { Performance = "Max" }.'),
     ] = field(default_factory=dict)
     runtime: Annotated[
         Literal["auto", "ai-edge-litert", "tflite-runtime", "pycoral"],
@@ -190,12 +193,19 @@ class InferenceSettings(Table):
     labels: Annotated[
         list[str] | str | None,
         Parse(_labels),
-        doc("Names of the classes in the model's order, or the path of a labels file; those of a release go before."),
+        doc(
+            "Names of the classes or values in the model's order, or the path of a labels file; those of a release go "
+            "before, those packed in the model's file come after."
+        ),
     ] = None
     top_k: Annotated[Whole, Ge(1), Le(1000), doc("How many of the best classes or objects go into each event.")] = 3
     threshold: Annotated[
-        Number, Ge(0), Le(1), doc("The score, from 0 to 1, below which a class or an object is left out.")
-    ] = 0.0
+        Annotated[Number, Ge(0), Le(1)] | None,
+        doc(
+            "The score, from 0 to 1, below which a class or an object is left out; without it 0.4 for objects and 0, "
+            "which leaves out nothing, for classes."
+        ),
+    ] = None
     iou_threshold: Annotated[
         Number,
         Gt(0),
@@ -217,10 +227,17 @@ class InferenceSettings(Table):
         Literal["stretch", "letterbox"],
         doc("Whether an image is stretched to the model's input, or keeps its proportions and gets a border."),
     ] = "stretch"
-    image_mean: Annotated[Number, doc("Subtracted from each pixel, for models with floating-point input only.")] = 127.5
+    image_mean: Annotated[
+        Number | None,
+        doc(
+            "Subtracted from each pixel, for models with floating-point input only; without it what the metadata in "
+            "the model's file says, and else 127.5."
+        ),
+    ] = None
     image_std: Annotated[
-        Number, Gt(0), doc("Divides each pixel after that, for models with floating-point input only.")
-    ] = 127.5
+        Annotated[Number, Gt(0)] | None,
+        doc("Divides each pixel after that, for such models only; without it likewise, and else 127.5."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

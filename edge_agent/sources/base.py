@@ -50,7 +50,7 @@ class Source(ABC):
     (a recording).
 
     `skipped` counts the samples that could not be used; `problems` has the latest reasons, the newest last, and how
-    often each came.
+    often each came. `remarks` are what the admin should know although samples can be read.
     """
 
     Options: ClassVar[type]
@@ -59,6 +59,7 @@ class Source(ABC):
     def __init__(self, options: Any) -> None:  # noqa: ARG002  each plugin has its own options
         self.skipped = 0
         self.problems: dict[str, int] = {}
+        self.remarks: list[str] = []
 
     def open(self, resume: str | None) -> None:  # noqa: B027  many sources have nothing to open
         """Make ready to read.
@@ -67,11 +68,25 @@ class Source(ABC):
         None. A position the source cannot use any more means: start from the beginning. Raises SourceError.
         """
 
+    def prefer_size(self, width: int, height: int, resize: str) -> None:  # noqa: B027  few sources have pictures
+        """Take note of the size that the model scales pictures to anyway, and of the way: nearest, bilinear or lanczos.
+
+        A source that can scale more cheaply may give pictures of just this size, then with `Sample.size`. Called
+        before `open`, and at any time by another thread.
+        """
+
     @abstractmethod
     def read(self, timeout: float) -> Sample | None:
         """Return the next sample, or None when there was none within `timeout` seconds.
 
         Raises SourceEnded or SourceError.
+        """
+
+    def pass_over(self) -> None:  # noqa: B027  a live source has nothing to pass over
+        """Go on behind the sample that `read` would return next, without touching its content.
+
+        Called after `open` when reading that sample has ended the worker process again and again; each further call
+        passes over one more. Count what is left out, with `skip_deadly`. Raises SourceError.
         """
 
     def close(self) -> None:  # noqa: B027  many sources have nothing to close
@@ -84,6 +99,17 @@ class Source(ABC):
         self.problems[reason] = self.problems.pop(reason, 0) + 1
         if len(self.problems) > MAX_PROBLEMS:
             del self.problems[next(iter(self.problems))]
+
+    def skip_deadly(self, name: str) -> None:
+        """Count a sample that `pass_over` has left out."""
+        self.skip(f"{name} has ended the worker twice and is left out")
+
+    def remark(self, text: str) -> None:
+        """Tell the admin what is not as asked for, although samples can be read, such as another rate."""
+        text = printable(text)
+        if text not in self.remarks:
+            self.remarks.append(text)
+            del self.remarks[:-MAX_PROBLEMS]
 
 
 SourceT = TypeVar("SourceT", bound=Source)
@@ -133,6 +159,10 @@ class Pacer:
         self._sleep = sleep
         self._start: float | None = None
         self._beat = 0
+
+    def now(self) -> float:
+        """Return the time of the clock that the beat is measured with, in seconds."""
+        return self._clock()
 
     def wait(self, timeout: float) -> bool:
         """Wait for the beat, at most `timeout` seconds. True: it is time for a sample; then call `step`."""

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -83,6 +84,8 @@ class Images(Source):
         self._arrivals: Arrivals | None = None
         # A single image played again and again need not be decoded each time.
         self._decoded: tuple[Version, Pixels] | None = None
+        # What was passed over; unlike `_done` also when all files are played again.
+        self._deadly: dict[str, Version] = {}
 
     def open(self, resume: str | None) -> None:
         """Begin to watch, list what is there, and go on after `resume`."""
@@ -105,6 +108,16 @@ class Images(Source):
         self._unsure: dict[str, Version] = {}
         # Whether this round through the files has had any image: a round without must not be repeated at once.
         self._fruitful = bool(done)
+
+    def pass_over(self) -> None:
+        """Leave out the next file as it is now. A damaged one counts, too: finding out means decoding it."""
+        with suppress(SourceEnded):  # `read` tells it
+            while (name := self._next_name(0.0)) is not None:
+                version = self._version(name)
+                if version is not None and version not in (self._done.get(name), self._deadly.get(name)):
+                    self._done[name] = self._deadly[name] = version
+                    self.skip_deadly(name)
+                    return
 
     def read(self, timeout: float) -> Sample | None:
         """Return the next image that can be decoded."""
@@ -183,13 +196,19 @@ class Images(Source):
             self.skip(f"{name}: {_explain(error)}")
             return None
 
+    def _version(self, name: str) -> Version | None:
+        """Return the version of a file, None when it is gone."""
+        with suppress(OSError):
+            return Version.of((self._selection.folder / name).stat())
+        return None
+
     def _read_new(self, name: str) -> Pixels | None:
         path = self._selection.folder / name
         if not path.is_file():
             raise ValueError("no file, or no longer there")
         with path.open("rb") as file:
             version = Version.of(os.fstat(file.fileno()))
-            if self._done.get(name) == version:
+            if version in (self._done.get(name), self._deadly.get(name)):
                 return None
             self._done[name] = version
             if self._decoded is not None and self._decoded[0] == version:

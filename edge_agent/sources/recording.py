@@ -48,6 +48,18 @@ class Recording(Source):
         self._cycle = int(cycle) if cycle.isdecimal() else 0
         self._start().go_on_after(place)
 
+    def pass_over(self) -> None:
+        """Leave out the next row. One that cannot be used counts as a row, too: finding out means reading it."""
+        try:
+            row = self._opened().pass_over()
+            if row is None and self._options.repeat:
+                row = self._start().pass_over()
+                self._cycle += 1
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from error
+        if row is not None:
+            self.skip_deadly(row)
+
     def read(self, timeout: float) -> Sample | None:
         """Return the next usable row."""
         if not self._pacer.wait(timeout):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.sources.dialect import words
 from edge_agent.sources.formats import MAX_LINE, Format, recognise
 
 NPY_SIGNATURE = b"\x93NUMPY"
@@ -36,6 +37,9 @@ class Rows(Protocol):
 
     def read(self) -> npt.NDArray[Any] | None:
         """Return the next row, None at the end. Raises BadRow, OSError or ValueError (the file is unusable)."""
+
+    def pass_over(self) -> str | None:
+        """Go on behind the next row, and say which it was; None at the end. Raises OSError or ValueError."""
 
     def close(self) -> None:
         """Close the file."""
@@ -86,9 +90,13 @@ class TextRows:
         except ValueError as error:
             raise BadRow(f"{self._name}:{self._line}: {error}") from None
         if self._shape not in {None, values.shape}:
-            expected, found = _words(self._shape or ()), _words(values.shape)
+            expected, found = words(self._shape or ()), words(values.shape)
             raise BadRow(f"{self._name}:{self._line}: expected {expected} values as in the first row, found {found}")
         return values
+
+    def pass_over(self) -> str | None:
+        """Go on behind the next line that has something in it."""
+        return f"{self._name}:{self._line}" if self._next_line() is not None else None
 
     def close(self) -> None:
         """Close the file."""
@@ -190,10 +198,13 @@ class ArrayRows:
         self._row += 1
         return values
 
+    def pass_over(self) -> str | None:
+        """Go on behind the next row."""
+        if self._row >= len(self._array):
+            return None
+        self._row += 1
+        return f"row {self._row}"
+
     def close(self) -> None:
         """Let go of the mapping."""
         self._array = np.empty((0, 1))
-
-
-def _words(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(length) for length in shape)

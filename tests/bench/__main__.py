@@ -153,7 +153,7 @@ def main() -> None:
         folder = Path(name)
         report["vibration"] = compare(folder, "vibration", VIBRATION, 'plugin = "vibration"\nrate = 0')
         source = worker("edge_agent.sources.recording:Recording", path=str(recording(folder)), repeat=False)
-        gaps = asyncio.run(swap.measure(source, ModelFile(str(VIBRATION), "vibration", "v0")))
+        gaps = asyncio.run(swap.measure(folder, source, ModelFile(str(VIBRATION), "vibration", "v0")))
         report["vibration_swap"] = vars(gaps)
         if MOBILENET.exists():
             pictures = images(folder / "images")

@@ -3,11 +3,15 @@
 import asyncio
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
+from edge_agent.inference.accelerators.recovery import Recovery
 from edge_agent.inference.protocol import Configure
-from edge_agent.inference.supervisor import ResultBatch, Supervisor
+from edge_agent.inference.runtime_choice import RuntimeChoice
+from edge_agent.inference.supervisor import Supervisor
+from edge_agent.inference.worker_status import ResultBatch
 from edge_agent.records import ModelFile
 
 WINDOW = 3.0
@@ -41,10 +45,20 @@ class _Arrivals:
         self.longest = 0.0
 
 
-async def measure(configure: Configure, model: ModelFile) -> Gaps:
+def _ignore(*_: str, **__: str) -> None:
+    """Nothing of this is measured."""
+
+
+async def measure(folder: Path, configure: Configure, model: ModelFile) -> Gaps:
     """Run the model, swap it for itself under another version, and compare."""
     arrivals = _Arrivals()
-    supervisor = Supervisor(configure, 30.0, on_results=arrivals.take, on_health=lambda *_: None)
+    supervisor = Supervisor(
+        configure,
+        30.0,
+        guard=Recovery(RuntimeChoice(folder / "runtimes.json"), on_health=_ignore, on_alarm=_ignore),
+        on_results=arrivals.take,
+        on_health=_ignore,
+    )
     task = asyncio.create_task(supervisor.run())
     assert (await supervisor.load(model)).accepted
     await asyncio.sleep(1.0)

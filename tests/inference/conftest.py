@@ -1,21 +1,34 @@
 """Fixtures for tests with a real worker."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 import pytest
 
+from edge_agent.inference.accelerators.devices import list_devices
+from edge_agent.inference.accelerators.recovery import Recovery
+from edge_agent.inference.accelerators.reset import reset_usb
+from edge_agent.inference.inputs import Prepared
 from edge_agent.inference.protocol import Configure, ModelOptions
-from edge_agent.inference.supervisor import ResultBatch, Supervisor
+from edge_agent.inference.runtime_choice import RuntimeChoice
+from edge_agent.inference.runtime_probe import try_pair
+from edge_agent.inference.supervisor import Supervisor
+from edge_agent.inference.worker_status import ResultBatch
 from edge_agent.records import ModelFile
 
 ROOT = Path(__file__).parents[2]
 DEMO_MODEL = ROOT / "edge_agent/demo/vibration_classifier.tflite"
 
+
+# For tasks that do not look at the input.
+NOTHING = Prepared(None, 0.0)
 
 REFERENCES = {
     "faulty": "tests.plugins.faulty:Faulty",
@@ -61,18 +74,39 @@ def with_model(configure: Configure, **changes: Any) -> Configure:
 class Rig:
     """A supervisor with a real worker, and everything it reported."""
 
-    def __init__(self, configure: Configure, deadline: float = 10.0) -> None:
+    def __init__(self, configure: Configure, deadline: float, folder: Path) -> None:
         self.batches: list[ResultBatch] = []
         self.health: list[tuple[str, str, str]] = []
+        self.ends: list[tuple[str, str]] = []
+        self.alarms: list[str] = []
+        self.ahead = 0.0
+        self.folder = folder
         self._news = asyncio.Event()
-        self.supervisor = Supervisor(configure, deadline, on_results=self._results, on_health=self._health)
+        root = Path(configure.root)
+        self.recovery = Recovery(
+            RuntimeChoice(folder / "runtimes.json", trying=partial(try_pair, root=root)),
+            on_health=self._health,
+            on_alarm=self._alarm,
+            devices=lambda: list_devices(root),
+            reset=lambda name: reset_usb(name, root=root, ioctl=lambda *_: 0),
+            clock=lambda: time.monotonic() + self.ahead,
+        )
+        self.supervisor = Supervisor(
+            configure, deadline, guard=self.recovery, on_results=self._results, on_health=self._health
+        )
 
     def _results(self, batch: ResultBatch) -> None:
         self.batches.append(batch)
         self._news.set()
 
-    def _health(self, *report: str) -> None:
-        self.health.append((report[0], report[1], report[2]))
+    def _health(self, component: str, state: str, detail: str, *, exit_status: str = "", stage: str = "") -> None:
+        self.health.append((component, state, detail))
+        if exit_status:
+            self.ends.append((exit_status, stage))
+        self._news.set()
+
+    def _alarm(self, detail: str) -> None:
+        self.alarms.append(detail)
         self._news.set()
 
     @property
@@ -95,11 +129,12 @@ class Rig:
 @asynccontextmanager
 async def running(configure: Configure, deadline: float = 10.0) -> AsyncIterator[Rig]:
     """Run a supervisor for the length of the block."""
-    rig = Rig(configure, deadline)
-    task = asyncio.create_task(rig.supervisor.run())
-    try:
-        yield rig
-    finally:
-        await rig.supervisor.stop()
-        async with asyncio.timeout(20):
-            await task
+    with TemporaryDirectory() as folder:
+        rig = Rig(configure, deadline, Path(folder))
+        task = asyncio.create_task(rig.supervisor.run())
+        try:
+            yield rig
+        finally:
+            await rig.supervisor.stop()
+            async with asyncio.timeout(20):
+                await task

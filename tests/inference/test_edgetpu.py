@@ -3,6 +3,7 @@
 import asyncio
 import ctypes.util
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from edge_agent.inference import supervisor
+from edge_agent.inference import hangs, loads, supervisor
+from edge_agent.inference.accelerators import recovery
 from edge_agent.inference.accelerators.devices import GET_LIBRARY, explain_failure, list_devices
 from edge_agent.inference.connection import Connection
 from edge_agent.inference.progress import Stage, Track
@@ -33,6 +35,7 @@ Use = Callable[..., None]
 def edgetpu(edgetpu_standin: Path, monkeypatch: pytest.MonkeyPatch) -> Use:
     """Set the stand-in's mode for all workers that are started from now on. They are started again without delay."""
     monkeypatch.setattr(supervisor, "FIRST_DELAY", 0.02)
+    monkeypatch.setattr(supervisor, "FIRST_WAIT", 0.02)
 
     def use(mode: str = "ok", *, after: int = 0, delay_ms: int = 100) -> None:
         for name, value in build.environment(edgetpu_standin, mode, after=after, delay_ms=delay_ms).items():
@@ -220,19 +223,45 @@ def test_a_model_that_the_device_fails_on_is_not_refused_for_good(edgetpu: Use, 
 
 
 def test_a_worker_that_dies_over_a_model_is_no_proof_against_it_until_the_third_time(
+    edgetpu: Use, compiled: ModelFile, demo_model: ModelFile
+) -> None:
+    edgetpu("abort")
+
+    async def scenario() -> None:
+        async with running(settings(rate=0)) as rig:
+            assert (await rig.supervisor.load(demo_model)).accepted
+            reports = [await rig.supervisor.load(compiled) for _ in range(loads.MAX_LOAD_DEATHS)]
+            assert [report.permanent for report in reports] == [False, False, True]
+            for report in reports:
+                assert report.reason.startswith("the worker died while loading it: killed by SIGABRT while loading")
+                assert "aborts, as the driver does on a USB fault" in report.reason
+
+    asyncio.run(scenario())
+
+
+def test_a_device_that_kills_the_worker_over_the_first_model_is_left_alone_and_the_model_waits(
     edgetpu: Use, compiled: ModelFile
 ) -> None:
     edgetpu("abort")
 
     async def scenario() -> None:
         async with running(settings(rate=0)) as rig:
-            reports = [await rig.supervisor.load(compiled) for _ in range(supervisor.MAX_LOAD_DEATHS)]
-            assert [report.permanent for report in reports] == [False, False, True]
-            for report in reports:
-                assert report.reason.startswith("the worker died while loading it: killed by SIGABRT while loading")
-                assert "aborts, as the driver does on a USB fault" in report.reason
+            reports = [await rig.supervisor.load(compiled) for _ in range(recovery.GIVE_UP_AFTER)]
+            assert [report.permanent for report in reports] == [False, False, False]
+            deaths = rig.supervisor.status.deaths
+            report = await rig.supervisor.load(compiled)
+            assert (report.accepted, report.permanent) == (False, False)
+            assert report.reason.startswith("it needs an Edge TPU, and the Edge TPU fails again and again (killed by")
+            assert report.reason.endswith("; unplug it and plug it in again")
+            assert [f"it needs an Edge TPU, and {alarm}" for alarm in rig.alarms] == [report.reason]
+            assert ("accelerator", "stuck", rig.alarms[0]) in rig.health
+            # It is not touched now, so nobody dies of it.
+            assert rig.supervisor.status.deaths == deaths == recovery.GIVE_UP_AFTER
             edgetpu("ok")
-            await rig.until(lambda: len(rig.health) == supervisor.MAX_LOAD_DEATHS)
+            rig.ahead = recovery.FIRST_PAUSE
+            # The worker at hand was started while the device was in trouble.
+            os.kill(connection(rig)._process.pid, signal.SIGKILL)
+            await rig.until(lambda: rig.supervisor.status.deaths > deaths)
             assert (await rig.supervisor.load(compiled)).accepted
 
     asyncio.run(scenario())
@@ -296,12 +325,22 @@ def test_a_device_that_is_away_for_a_while_is_waited_for(edgetpu: Use, faulty_pl
             assert (await rig.supervisor.load(compiled)).accepted
             edgetpu("absent")
             await rig.until(lambda: len(rig.health) == 2)
-            assert rig.health[1] == ("worker", "died", f"cannot go on with the model: {refusal()}")
-            assert rig.supervisor.status.state == "restarting"
+            assert rig.health[1] == ("worker", "waiting", refusal())
+            assert (rig.supervisor.status.state, rig.supervisor.status.waiting) == ("waiting", refusal())
             assert rig.supervisor.making_progress
+            assert rig.recovery.degraded == refusal()
+            # However often it is tried, no worker dies of it, and nobody is told twice.
+            workers: set[int | None] = {None}
+            async with asyncio.timeout(60):
+                while len(workers) < 4:
+                    workers.add(rig.supervisor.worker_pid)
+                    await asyncio.sleep(0.01)
             edgetpu("ok")
             await rig.until(lambda: len(rig.positions) > 60)
             assert every_position_once(rig, len(rig.positions))
+            assert rig.supervisor.status.deaths == 1
+            assert rig.supervisor.status.waiting == ""
+            assert rig.health[2:] == [("accelerator", "ok", "the Edge TPU has taken over again")]
 
     asyncio.run(scenario())
 
@@ -346,7 +385,7 @@ def test_a_device_that_hangs_while_a_model_is_loaded_ends_the_worker(
     edgetpu: Use, compiled: ModelFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edgetpu("hang")
-    monkeypatch.setattr(supervisor, "LOAD_DEADLINE", 1.0)
+    monkeypatch.setattr(hangs, "LOAD_DEADLINE", 1.0)
 
     async def scenario() -> None:
         async with running(settings(rate=0), deadline=1.0) as rig:

@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from edge_agent.inference.labels import MAX_FILE, LabelsError, fit_labels, parse_labels, read_labels
+from edge_agent.inference.labels import (
+    MAX_FILE,
+    LabelsError,
+    fit_labels,
+    is_background,
+    object_labels,
+    parse_labels,
+    read_labels,
+)
 
 
 def test_one_label_a_line(tmp_path: Path) -> None:
@@ -65,3 +73,12 @@ def test_labels_fit_or_are_refused() -> None:
 
 def test_control_characters_never_reach_a_terminal() -> None:
     assert fit_labels(["\x1b[31mred\x07", "b"], 2)[0] == "\ufffd[31mred\ufffd"
+
+
+def test_objects_are_numbered_without_the_background() -> None:
+    assert object_labels(["person", "bicycle"]) == ["person", "bicycle"]
+    assert object_labels(["???", "person", "???", "car\x07"]) == ["person", "1", "car\ufffd"]
+    assert object_labels(["background", "person"]) == ["person"]
+    assert object_labels(parse_labels("0 person\n2 car\n", "coco.txt")) == ["person", "1", "car"]
+    assert object_labels([]) == []
+    assert not is_background("a background")

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from edge_agent.inference.quantization import Quantizer, dequantize_table
+from edge_agent.inference.quantization import Quantizer, dequantize_table, plain_numbers
+from edge_agent.inference.tensors import TensorInfo
 
 SCALES = st.floats(1e-4, 10.0).map(lambda scale: float(np.float32(scale)))
 VALUES = arrays.arrays(
@@ -65,3 +66,32 @@ def test_the_table_holds_the_real_number_of_each_integer(dtype: Any, zero_point:
     low = np.iinfo(dtype).min
     assert len(table) == 256
     assert all(value == pytest.approx((low + i - zero_point) / 256, abs=1e-7) for i, value in enumerate(table))
+
+
+@given(arrays.arrays(np.uint8, 32), SCALES, TYPES, st.integers(0, 255))
+def test_all_ways_back_to_real_numbers_agree(raw: Any, scale: Any, kind: Any, offset: Any) -> None:
+    dtype, low, _ = kind
+    values = raw.view(dtype)
+    zero_point = low + offset
+    tensor = TensorInfo(0, "x", values.shape, np.dtype(dtype), scale, zero_point)
+    table = dequantize_table(dtype, scale, zero_point)
+
+    real = tensor.real(values)
+
+    for value, got in zip(values.tolist(), real.tolist(), strict=True):
+        assert got == pytest.approx((value - zero_point) * scale, rel=1e-12)
+        assert table[value - low] == pytest.approx(got, rel=1e-6)
+    if 0 <= zero_point - low <= 255:
+        quantized, clipped = Quantizer(values.shape, dtype, scale, zero_point).quantize(real.astype(np.float32))
+        assert np.array_equal(quantized, values)
+        assert clipped == 0.0
+
+
+@given(st.lists(st.floats(width=32)))
+def test_what_is_no_number_is_none_and_all_else_keeps_the_precision_of_float32(values: Any) -> None:
+    for value, plain in zip(values, plain_numbers(values), strict=True):
+        if math.isfinite(value):
+            assert plain == pytest.approx(value, rel=5e-7)
+            assert len(repr(plain)) <= 24
+        else:
+            assert plain is None

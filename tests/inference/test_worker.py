@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edge_agent.inference.buffer import SampleBuffer
+from edge_agent.inference.capture import Capture
 from edge_agent.inference.model import build
 from edge_agent.inference.progress import ProgressPage, Reporter, Stage, Track
 from edge_agent.inference.protocol import (
@@ -32,8 +33,8 @@ from edge_agent.inference.protocol import (
     frame,
     to_agent,
 )
+from edge_agent.inference.runner import Inference
 from edge_agent.inference.runtimes import find_runtime
-from edge_agent.inference.worker import Capture, Inference
 from edge_agent.records import LoadReport, ModelFile, Sample
 from edge_agent.sources.base import SourceEnded
 from tests.inference.conftest import ROOT, settings
@@ -100,7 +101,8 @@ def test_the_end_of_the_source_is_told_at_once_although_the_last_sample_came_wit
     reporter = Reporter(page, Track.INFERENCE)
     channel = Channel(theirs)
     inference = Inference(buffer, channel, reporter)
-    capture = Capture(Faulty(FaultyOptions()), buffer, channel, Reporter(page, Track.CAPTURE))
+    reader = Reporter(page, Track.CAPTURE)
+    capture = Capture(Faulty(FaultyOptions()), buffer, channel, reader, settings("faulty"))
     loaded = Loaded(1, LoadReport(accepted=True))
     model = build(find_runtime(), demo_model, OPTIONS, None)
     # All of this has happened before the thread looks around for the first time.
@@ -122,7 +124,7 @@ def test_the_end_of_the_source_is_told_at_once_although_the_last_sample_came_wit
         theirs.close()
         channel._stream.close()
     assert page.count(Track.INFERENCE) == 1
-    assert page.stage(Track.INFERENCE) is Stage.WAIT
+    assert page.stage(Track.INFERENCE) is Stage.IDLE
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["cpu", "edgetpu"])

@@ -1,4 +1,4 @@
-"""Rolls out v2 over a committed v1, and kills itself without warning at the n-th step that touches the disk's order.
+"""Rolls out v2 and its twin over v1, and kills itself without warning at the n-th step that touches the disk's order.
 
 Usage: slots_child.py DIRECTORY STEP before|after. Exits with 0 if it got through before the step came.
 """
@@ -15,6 +15,7 @@ from edge_agent.models.slots import Slots
 
 URL = "gs://bucket/m"
 DATA = {version: version.encode() * 50_000 for version in ("v1", "v2", "v3")}
+TWINS = {version: data[::-1] for version, data in DATA.items()}
 
 
 def download(slots: Slots, version: str) -> None:
@@ -23,6 +24,15 @@ def download(slots: Slots, version: str) -> None:
     path = slots.begin(remote)
     path.write_bytes(data)
     slots.finish(remote, path)
+
+
+def download_twin(slots: Slots, version: str) -> None:
+    assert slots.candidate is not None
+    data = TWINS[version]
+    remote = describe(f"{URL}-twin", {"version": version}, generation="1", size=len(data), checksum=f"{version} twin")
+    path = slots.begin_twin(remote)
+    path.write_bytes(data)
+    slots.attach(slots.candidate, remote, path)
 
 
 def commit(slots: Slots) -> None:
@@ -50,6 +60,7 @@ def main(directory: Path, last_step: int, *, after: bool) -> None:
     for name in ("fsync", "replace", "rename", "rmdir", "unlink"):
         setattr(os, name, dying(getattr(os, name)))
     download(slots, "v2")
+    download_twin(slots, "v2")
     commit(slots)
 
 

@@ -15,7 +15,7 @@ from google.auth import exceptions as auth
 from edge_agent.models.gcs import GcsStore
 from edge_agent.models.gcs_errors import explain
 from edge_agent.models.releases import RemoteObject
-from edge_agent.models.stores import FetchFailed, StoreError, StoreNeedsPerson, StoreUnavailable
+from edge_agent.models.stores import FetchFailed, Forbidden, Missing, StoreError, StoreNeedsPerson, StoreUnavailable
 from tests.servers.gcs import GcsServer, StoredObject
 
 NAME = "models/latest/model_edgetpu.tflite"
@@ -76,8 +76,8 @@ def test_emulator_host_without_scheme(
     ("status", "kind", "says", "what_to_do"),
     [
         (401, StoreNeedsPerson, "credentials", "GOOGLE_APPLICATION_CREDENTIALS"),
-        (403, StoreNeedsPerson, "right to read it (403: no way)", "grant roles/storage.objectViewer"),
-        (404, StoreNeedsPerson, "there is no such object (404: no way)", "upload the model there"),
+        (403, Forbidden, "right to read it (403: no way)", "grant roles/storage.objectViewer"),
+        (404, Missing, "there is no such object (404: no way)", "upload the model there"),
         (400, StoreNeedsPerson, "refuses the request (400: no way)", "check [model].url"),
         (412, StoreUnavailable, "was replaced", ""),
         (429, StoreUnavailable, "the server answers 429: no way", ""),

@@ -2,138 +2,12 @@
 
 import asyncio
 import os
-import threading
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
-from edge_agent.models.gcs import GcsStore
-from edge_agent.models.rollout import Rollout, RolloutChange
-from edge_agent.models.slots import Slots
-from edge_agent.records import LoadReport, ModelFile
-from tests.servers.gcs import GcsServer
-
-URL = "gs://bucket/m"
-HOUR = 3600.0
-GOOD = LoadReport(accepted=True, accelerator="edgetpu")
-NO_MODEL = LoadReport(accepted=False, reason="it is no model", permanent=True)
-NO_WORKER = LoadReport(accepted=False, reason="no worker")
-
-
-class Worker:
-    """Answers to `load` as it was told: by version, the last answer for ever; otherwise it accepts."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, list[LoadReport]] = {}
-        self.loaded: list[str] = []
-        self.files: list[ModelFile] = []
-        self.hangs = False
-        self.asked = asyncio.Event()
-
-    async def load(self, model: ModelFile) -> LoadReport:
-        self.loaded.append(model.version)
-        self.files.append(model)
-        self.asked.set()
-        assert (await asyncio.to_thread(Path(model.path).read_bytes)).startswith(b"model")
-        if self.hangs:
-            await asyncio.Event().wait()
-        answers = self.answers.get(model.version, [GOOD])
-        return answers.pop(0) if len(answers) > 1 else answers[0]
-
-
-class Clock:
-    """Time that passes only in `tick`. `pauses` gets the length of each pause as it begins."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.pauses: asyncio.Queue[float] = asyncio.Queue()
-        self._end = asyncio.Event()
-        self._length = 0.0
-
-    async def sleep(self, delay: float) -> None:
-        self._length = delay
-        self._end = asyncio.Event()
-        self.pauses.put_nowait(delay)
-        await self._end.wait()
-
-    async def pause(self) -> float:
-        return await asyncio.wait_for(self.pauses.get(), 30)
-
-    async def tick(self) -> float:
-        """End the pause and return the length of the next one."""
-        self.now += self._length
-        self._end.set()
-        return await self.pause()
-
-
-class Device:
-    """A device with its disk, from one start of the process to the next."""
-
-    def __init__(self, directory: Path, server: GcsServer) -> None:
-        self.directory = directory
-        self.server = server
-        self.worker = Worker()
-        self.changes: list[RolloutChange] = []
-
-    def upload(self, version: str | None, data: bytes = b"") -> None:
-        metadata = None if version is None else {"version": version, "labels": "a,b"}
-        self.server.upload("bucket", "m", data or f"model {version}".encode() * 500, metadata)
-
-    def live(self, story: Callable[[Rollout, Clock], Awaitable[None]], *, interval: float = HOUR) -> None:
-        asyncio.run(self._live(story, interval))
-
-    async def _live(self, story: Callable[[Rollout, Clock], Awaitable[None]], interval: float) -> None:
-        clock = Clock()
-        self.slots = Slots(self.directory, URL)
-        rollout = Rollout(
-            self.slots,
-            GcsStore("bucket", "m", timeout=(5.0, 5.0)),
-            self.worker,
-            model_name="vibration",
-            poll_interval=interval,
-            on_change=self.changes.append,
-            sleep=clock.sleep,
-            clock=lambda: clock.now,
-            jitter=lambda: 0.5,
-        )
-        await rollout.start()
-        task = asyncio.create_task(rollout.run())
-        try:
-            await story(rollout, clock)
-        finally:
-            await rollout.stop()
-            await task
-
-    def changed(self) -> list[tuple[str, str, str | None]]:
-        return [
-            (one.state, one.release.version, one.previous.version if one.previous else None) for one in self.changes
-        ]
-
-    def downloads(self) -> int:
-        return self.server.count("GET", "alt': 'media")
-
-
-@pytest.fixture
-def device(tmp_path: Path, gcs_server: GcsServer) -> Iterator[Device]:
-    gcs_server.create_bucket("bucket")
-    yield Device(tmp_path / "models", gcs_server)
-    gcs_server.resume()
-    for thread in threading.enumerate():
-        if thread.name == "model-store":
-            thread.join(30)
-
-
-@pytest.fixture
-def log() -> Iterator[list[Any]]:
-    with structlog.testing.capture_logs() as lines:
-        yield lines
-
-
-async def _first_pause(_: Rollout, clock: Clock) -> None:
-    assert await clock.pause() == HOUR
+from edge_agent.models.rollout import Rollout
+from tests.models.rollout_kit import GOOD, HOUR, NO_MODEL, NO_WORKER, Clock, Device, first_pause
 
 
 def _committed(device: Device, *versions: str) -> None:
@@ -154,7 +28,7 @@ def _committed(device: Device, *versions: str) -> None:
 
 def test_the_first_model_is_fetched_tried_and_committed(device: Device) -> None:
     device.upload("v1")
-    device.live(_first_pause)
+    device.live(first_pause)
     assert device.changed() == [("committed", "v1", None)]
     assert device.changes[0].report == GOOD
     (model,) = device.worker.files
@@ -253,7 +127,7 @@ def test_a_refused_model_is_remembered_and_the_old_one_goes_on(device: Device) -
     assert device.downloads() == 2
     device.upload("v2")
     device.worker.answers.clear()
-    device.live(_first_pause)
+    device.live(first_pause)
     assert device.changed()[1:] == [("committed", "v2", "v1")]
 
 
@@ -285,7 +159,7 @@ def test_a_waiting_model_survives_a_restart_but_the_committed_one_comes_first(de
     device.live(story)
     device.worker.answers.clear()
     device.worker.loaded.clear()
-    device.live(_first_pause)
+    device.live(first_pause)
     assert device.worker.loaded == ["v1", "v2"]
     assert device.downloads() == 2
 
@@ -358,10 +232,10 @@ def test_a_committed_model_that_cannot_run_gives_way_to_the_previous(device: Dev
 def test_what_cannot_run_at_one_start_is_tried_at_the_next(device: Device) -> None:
     _committed(device, "v1", "v2")
     device.worker.answers["v2"] = [NO_MODEL]
-    device.live(_first_pause)
+    device.live(first_pause)
     device.worker.answers.clear()
     device.worker.loaded.clear()
-    device.live(_first_pause)
+    device.live(first_pause)
     assert device.worker.loaded == ["v2"]
 
 
@@ -383,7 +257,7 @@ def test_a_damaged_model_is_replaced_by_the_previous_and_fetched_again(device: D
     _committed(device, "v1", "v2")
     assert device.slots.committed is not None
     device.slots.path(device.slots.committed).write_bytes(b"damaged")
-    device.live(_first_pause)
+    device.live(first_pause)
     assert device.worker.loaded == ["v1", "v2"]
     assert device.changed() == [("committed", "v2", "v1")]
 
@@ -508,5 +382,5 @@ def test_jitter(device: Device, chance: float, factor: float) -> None:
 
 def test_metadata_not_understood_is_logged(device: Device, log: list[Any]) -> None:
     device.server.upload("bucket", "m", b"model", {"version": "v1", "accuracy": "good"})
-    device.live(_first_pause)
+    device.live(first_pause)
     assert [line["remark"] for line in log if "remark" in line] == ["accuracy 'good' is not a number and was left out"]

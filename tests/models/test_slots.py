@@ -11,6 +11,7 @@ from edge_agent.models.slots import REJECTED_KEPT, Slots
 from edge_agent.models.stores import StoreNeedsPerson
 
 URL = "gs://bucket/m"
+TWIN_URL = "gs://bucket/twin"
 
 
 def _remote(version: str, data: bytes, generation: str = "1") -> RemoteObject:
@@ -30,6 +31,17 @@ def _commit(slots: Slots, version: str) -> Release:
     release = _download(slots, version)
     slots.commit(release, previous=slots.committed)
     return release
+
+
+def _attach(slots: Slots, release: Release, data: bytes = b"twin", generation: str = "1") -> Release:
+    remote = _twin(data, generation)
+    path = slots.begin_twin(remote)
+    path.write_bytes(data)
+    return slots.attach(release, remote, path)
+
+
+def _twin(data: bytes = b"twin", generation: str = "1") -> RemoteObject:
+    return describe(TWIN_URL, {}, generation=generation, size=len(data), checksum=f"sha256:{data.hex()[:8]}")
 
 
 @pytest.fixture
@@ -193,7 +205,18 @@ def test_everything_is_on_the_disk_before_a_name_points_to_it(
         *copy,
     ]
     steps.clear()
-    slots.commit(release, previous=None)
+    pair = _attach(slots, release)
+    part = f"{_twin().id}.part"
+    assert steps == [
+        f"sync twins/{part}/cpu.tflite",
+        f"sync twins/{part}",
+        f"{part} -> {_twin().id}",
+        "sync twins",
+        *state,
+        *copy,
+    ]
+    steps.clear()
+    slots.commit(pair, previous=None)
     assert steps == [*state, *copy]
 
 
@@ -252,3 +275,128 @@ def test_a_version_never_becomes_a_path(slots: Slots, tmp_path: Path) -> None:
     release = _commit(slots, "../../../../etc/passwd")
     assert slots.path(release).is_relative_to(_home(tmp_path) / "releases")
     assert msgspec.structs.asdict(release)["id"] in str(slots.path(release))
+
+
+def test_a_twin_makes_a_candidate_of_its_release_and_leaves_the_model_alone(slots: Slots, tmp_path: Path) -> None:
+    first, second = _commit(slots, "v1"), _commit(slots, "v2")
+    status = slots.path(second).stat()
+    pair = _attach(slots, second)
+    assert (pair.without_twin(), slots.candidate, slots.committed) == (second, pair, second)
+    slots.commit(pair, previous=slots.previous)
+    again = _open(tmp_path)
+    assert (again.committed, again.previous, again.candidate) == (pair, first, None)
+    assert pair.cpu is not None
+    assert again.twin_path(pair.cpu).read_bytes() == b"twin"
+    assert slots.path(pair).stat() == status
+    assert (pair.trial_id == second.trial_id, second.trial_id) == (False, second.id)
+
+
+def test_the_twins_that_nothing_names_go(slots: Slots, tmp_path: Path) -> None:
+    release = _commit(slots, "v1")
+    for data in (b"one", b"two"):
+        slots.commit(_attach(slots, release, data), previous=None)
+    slots.begin_twin(_twin(b"half")).write_bytes(b"ha")
+    _open(tmp_path)
+    (folder,) = (_home(tmp_path) / "twins").iterdir()
+    assert (folder / "cpu.tflite").read_bytes() == b"two"
+
+
+def test_a_new_model_that_is_rejected_with_its_twin_stays_the_candidate(slots: Slots, tmp_path: Path) -> None:
+    _commit(slots, "v1")
+    release = _download(slots, "v2")
+    slots.reject(_attach(slots, release), "it is no model")
+    again = _open(tmp_path)
+    assert again.candidate == release
+    assert again.rejection(_remote("v2", b"v2" * 1000)) is None
+    rejection = again.rejection(_twin(), of=release)
+    assert rejection is not None
+    assert (rejection.what, rejection.reason) == ("v2 with its model for the CPU", "it is no model")
+    assert again.rejection(_twin(generation="2"), of=release) is None
+    assert list((_home(tmp_path) / "twins").iterdir()) == []
+    again.reject(release, "it is no model")
+    assert again.candidate is None
+    assert again.last_rejected is not None
+    assert again.last_rejected.what == "v2"
+
+
+def test_a_twin_that_is_rejected_leaves_the_committed_model_with_the_old_one(slots: Slots, tmp_path: Path) -> None:
+    pair = _attach(slots, _commit(slots, "v1"), b"good")
+    slots.commit(pair, previous=None)
+    slots.reject(_attach(slots, pair, b"bad"), "no")
+    again = _open(tmp_path)
+    assert (again.committed, again.candidate) == (pair, None)
+    assert pair.cpu is not None
+    assert again.twin_path(pair.cpu).read_bytes() == b"good"
+
+
+def test_a_twin_that_is_on_disk_serves_another_model_too(slots: Slots, tmp_path: Path) -> None:
+    slots.commit(_attach(slots, _commit(slots, "v1")), previous=None)
+    new = _download(slots, "v2")
+    pair = slots.stored_twin(new, _twin())
+    assert pair is not None
+    assert (slots.candidate, pair.without_twin()) == (pair, new)
+    slots.commit(pair, previous=None)
+    assert _open(tmp_path).committed == pair
+    assert pair.cpu is not None
+    slots.twin_path(pair.cpu).write_bytes(b"xxxx")
+    assert slots.stored_twin(new, _twin()) is None
+
+
+@pytest.mark.parametrize("damage", [b"xxxx", b"twi", None])
+def test_a_damaged_twin_takes_nothing_with_it(slots: Slots, tmp_path: Path, damage: bytes | None) -> None:
+    pair = _attach(slots, _commit(slots, "v1"))
+    slots.commit(pair, previous=None)
+    assert pair.cpu is not None
+    file = slots.twin_path(pair.cpu)
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage)
+    again = _open(tmp_path)
+    assert again.committed == pair.without_twin()
+    assert not file.parent.exists()
+    assert _attach(again, pair.without_twin()) == pair
+
+
+def test_a_candidate_whose_twin_was_damaged_meanwhile(slots: Slots) -> None:
+    release = _download(slots, "v1")
+    pair = _attach(slots, release)
+    assert pair.cpu is not None
+    slots.twin_path(pair.cpu).write_bytes(b"xxxx")
+    assert slots.stored(_remote("v1", b"v1" * 1000)) == release
+    assert slots.candidate == release
+
+
+def test_a_copy_of_the_model_as_its_own_twin(slots: Slots, tmp_path: Path) -> None:
+    """Then both uploads may have the same id."""
+    release = _download(slots, "v1")
+    remote = _remote("v1", b"v1" * 1000)
+    path = slots.begin_twin(remote)
+    path.write_bytes(b"v1" * 1000)
+    pair = slots.attach(release, remote, path)
+    again = _open(tmp_path)
+    assert again.candidate == pair
+    assert again.path(pair).read_bytes() == b"v1" * 1000
+
+
+def test_no_twin_that_would_fill_the_disk(tmp_path: Path) -> None:
+    slots = Slots(tmp_path, URL, reserve=2 * shutil.disk_usage(tmp_path).free)
+    slots.open()
+    with pytest.raises(StoreNeedsPerson, match=f"^{TWIN_URL} needs 0.0 MiB"):
+        slots.begin_twin(_twin())
+
+
+def test_a_failed_attachment_leaves_everything_as_it_was(
+    slots: Slots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed = _commit(slots, "v1")
+
+    def full(handle: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            _attach(slots, committed)
+    assert (slots.committed, slots.candidate) == (committed, None)
+    assert _open(tmp_path).committed == committed

@@ -14,7 +14,7 @@ from edge_agent.models.slots import Slots
 from tests.models import slots_child
 from tests.servers.gcs import GcsServer
 
-STEPS = 40
+STEPS = 60
 
 
 def _run(directory: Path, step: int, when: str) -> int:
@@ -26,6 +26,7 @@ def _prepared(directory: Path) -> Path:
     slots = Slots(directory, slots_child.URL)
     slots.open()
     slots_child.download(slots, "v1")
+    slots_child.download_twin(slots, "v1")
     slots_child.commit(slots)
     return directory
 
@@ -44,15 +45,25 @@ def test_kill_at_every_step_of_a_commit(tmp_path: Path, when: str) -> None:
         assert slots.path(committed).read_bytes() == slots_child.DATA[committed.version]
         assert committed.version == "v2" or slots.previous is None
         assert not list(slots.path(committed).parents[2].glob("*.damaged")), "no file is ever half written"
-        seen.add((committed.version, candidate.version if candidate else None))
-        kept = {path.name for path in slots.path(committed).parents[1].iterdir()}
-        assert kept == {one.id for one in (committed, slots.previous, candidate) if one}
+        assert committed.cpu is not None
+        for one in (committed, slots.previous, candidate):
+            if one is not None and one.cpu is not None:
+                assert slots.twin_path(one.cpu).read_bytes() == slots_child.TWINS[one.version]
+        seen.add((committed.version, candidate.version if candidate else None, bool(candidate and candidate.cpu)))
+        named = [one for one in (committed, slots.previous, candidate) if one]
+        assert _names(slots.path(committed).parents[1]) == {one.id for one in named}
+        assert _names(slots.twin_path(committed.cpu).parents[1]) == {one.cpu.id for one in named if one.cpu}
         slots_child.download(slots, "v3")
+        slots_child.download_twin(slots, "v3")
         slots_child.commit(slots)
         if ended == 0:
             break
     assert ended == 0, "the steps did not reach the end of the roll-out"
-    assert seen == {("v1", None), ("v1", "v2"), ("v2", None)}
+    assert seen == {("v1", None, False), ("v1", "v2", False), ("v1", "v2", True), ("v2", None, False)}
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 FETCH = """

@@ -90,6 +90,7 @@ class Fault:
     status: int = 503
     message: str = ""
     at: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,10 +181,14 @@ class GcsServer:
         status: int = 503,
         message: str = "",
         at: int = 0,
+        name: str = "",
     ) -> None:
-        """Script one fault. `stall` sets `stalled`, then waits for `resume`; `at` counts bytes of the body."""
+        """Script one fault, for one object if there is a `name`.
+
+        `stall` sets `stalled`, then waits for `resume`; `at` counts bytes of the body.
+        """
         with self._lock:
-            self._faults.append(Fault(kind, where, times, status, message, at))
+            self._faults.append(Fault(kind, where, times, status, message, at, name))
 
     def clear_faults(self) -> None:
         with self._lock:
@@ -206,10 +211,10 @@ class GcsServer:
         with self._lock:
             self.requests.append(request)
 
-    def take_fault(self, where: Where) -> Fault | None:
+    def take_fault(self, where: Where, path: str) -> Fault | None:
         with self._lock:
             for fault in self._faults:
-                if fault.where in {where, "any"}:
+                if fault.where in {where, "any"} and path.endswith(fault.name):
                     fault.times -= 1
                     if fault.times == 0:
                         self._faults.remove(fault)
@@ -348,7 +353,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._query = {key: values[-1] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
         self._body = self._read_body()
         self.server.gcs.record(Request(self.command, unquote(url.path), self._query, dict(self.headers)))
-        self._fault = self.server.gcs.take_fault(self._kind(url.path))
+        self._fault = self.server.gcs.take_fault(self._kind(url.path), unquote(url.path))
         try:
             if not self._failed_before_answering():
                 self._route(url.path)

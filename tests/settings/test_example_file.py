@@ -32,6 +32,9 @@ EXAMPLES = {
     "inference.labels": ["normal", "warning", "failure"],
     "inference.limits.low": 10.0,
     "inference.limits.high": 90.0,
+    "inference.threshold": 0.4,
+    "inference.image_mean": 127.5,
+    "inference.image_std": 127.5,
     "telemetry.sink": "pubsub://your-project/inference-results",
     "actions.name": "alarm",
     "actions.when.label": "failure",
@@ -192,7 +195,7 @@ def test_the_alternatives_are_good_with_the_tasks_that_the_file_names(
         assert action.when != When(label="failure", min_confidence=0.8)
 
 
-@pytest.mark.parametrize("name", ["vibration", "recording", "images"])
+@pytest.mark.parametrize("name", ["vibration", "recording", "images", "command", "iio", "camera"])
 def test_the_options_of_the_built_in_sources_are_shown_with_their_defaults(name: str) -> None:
     options = plugins.load(plugins.find(plugins.SOURCES, name)).Options
     text = shown_options(name)
@@ -201,10 +204,10 @@ def test_the_options_of_the_built_in_sources_are_shown_with_their_defaults(name:
     for key, default in real.items():
         if default is not dataclasses.MISSING and default is not None:
             value = tomllib.loads(f"value = {text[key]}")["value"]
-            assert (parse_duration(value) if isinstance(value, str) else value) == default, key
+            assert (parse_duration(value) if isinstance(default, float) else value) == default, key
 
 
 def shown_options(name: str) -> dict[str, str]:
     text = FILE.read_text(encoding="utf-8")
     [block] = re.findall(rf"^#   {name} .*\n(?:#    +.*\n)*", text, re.MULTILINE)
-    return dict(re.findall(r'(\w+) = ("[^"]*"|[\w.]+)', block))
+    return dict(re.findall(r'(\w+) = ("[^"]*"|\[[^]]*\]|[\w.]+)', block))

@@ -8,26 +8,12 @@ import pytest
 
 from edge_agent.records import Sample
 from edge_agent.sources.base import Source, SourceEnded
-
-
-class FakeClock:
-    """Time that passes only while somebody sleeps, or when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.naps: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.naps.append(seconds)
-        self.now += seconds
+from edge_agent.testing import Clock
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture

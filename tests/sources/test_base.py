@@ -3,7 +3,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import msgspec
 import pytest
@@ -15,15 +15,7 @@ from pydantic import TypeAdapter
 from edge_agent.records import Sample
 from edge_agent.settings.units import Duration, Size
 from edge_agent.sources.base import MAX_PROBLEMS, Pacer, Source, SourceError, build, describe, printable
-
-
-class Clock(Protocol):
-    now: float
-    naps: list[float]
-
-    def __call__(self) -> float: ...
-
-    def sleep(self, seconds: float) -> None: ...
+from edge_agent.testing import Clock
 
 
 class Probe(Source):

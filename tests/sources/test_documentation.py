@@ -1,7 +1,10 @@
-"""The example of docs/sources.md, installed and run."""
+"""The examples of docs/sources.md, installed and run."""
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -11,6 +14,8 @@ import pytest
 
 from edge_agent.settings.units import format_duration
 from edge_agent.sources.base import Source, SourceError, build
+from edge_agent.sources.command import Command
+from edge_agent.testing import collect, make, opened
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sources.md").read_text(encoding="utf-8")
 
@@ -23,8 +28,8 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Source]:
     """The class of the example, found by its entry point."""
-    (code,) = blocks("python")
-    project, settings = (tomllib.loads(text) for text in blocks("toml"))
+    code, _ = blocks("python")
+    _, project, settings = (tomllib.loads(text) for text in blocks("toml"))
     ((group, entries),) = project["project"]["entry-points"].items()
     ((name, target),) = entries.items()
     assert settings["source"]["plugin"] == name
@@ -59,6 +64,32 @@ def test_the_example_reports_trouble(example: type[Source], tmp_path: Path) -> N
         source.read(0.5)
 
 
+def test_the_tests_of_the_example_pass(example: type[Source], tmp_path: Path) -> None:
+    _, code = blocks("python")
+    (tmp_path / "test_temperature.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_temperature.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"{code.count('def test_')} passed" in done.stdout
+
+
+def test_three_lines_of_shell_make_a_sensor(tmp_path: Path) -> None:
+    (script,), (settings, *_) = blocks("sh")[:1], blocks("toml")
+    (source,) = tomllib.loads(settings).values()
+    program = tmp_path / Path(source["run"][0]).name
+    program.write_text(script)
+    program.chmod(0o755)
+    with opened(make(Command, {"run": [str(program)]})) as sensor:
+        [sample] = collect(sensor, 1)
+    assert sample.data.shape == (3,)
+
+
 @pytest.mark.parametrize("entry_point", entry_points(group="edge_agent.sources"), ids=lambda found: found.name)
 def test_every_built_in_option_stands_on_the_page(entry_point: EntryPoint) -> None:
     name, plugin = entry_point.name, entry_point.load()
@@ -67,7 +98,9 @@ def test_every_built_in_option_stands_on_the_page(entry_point: EntryPoint) -> No
     fields = {field.name: field for field in dataclasses.fields(plugin.Options)}
     assert [option for option, _ in told] == list(fields)
     for option, default in told:
-        assert default in written(fields[option].default), option
+        field = fields[option]
+        made = field.default_factory
+        assert default in written(field.default if made is dataclasses.MISSING else made()), option
 
 
 def written(default: object) -> tuple[str, ...]:
@@ -75,7 +108,11 @@ def written(default: object) -> tuple[str, ...]:
     if default is dataclasses.MISSING:
         return ("",)
     if default is None:
-        return ("random",)
+        return ("random", "never", "as set", "= window")
+    if default == []:
+        return ("all",)
+    if isinstance(default, str):
+        return (f'"{default}"',)
     if isinstance(default, bool):
         return (str(default).lower(),)
     assert isinstance(default, int | float)

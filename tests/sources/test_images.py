@@ -4,7 +4,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pytest
@@ -17,17 +16,10 @@ from edge_agent.sources import folder as folder_module
 from edge_agent.sources.base import Pacer, Source, SourceEnded, SourceError, build, describe
 from edge_agent.sources.folder import Arrivals
 from edge_agent.sources.images import SCAN_INTERVAL, Images
+from edge_agent.testing import Clock
 
 GENEROUS = 30.0
 type_of_read_all = Callable[[Source], list[Sample]]
-
-
-class Clock(Protocol):
-    now: float
-
-    def __call__(self) -> float: ...
-
-    def sleep(self, seconds: float) -> None: ...
 
 
 def picture(path: Path, colour: int = 0, size: tuple[int, int] = (6, 4), **options: object) -> Path:
@@ -511,3 +503,39 @@ def position(source: Images) -> str | None:
     sample = source.read(GENEROUS)
     assert sample is not None
     return sample.position
+
+
+def test_an_image_is_passed_over_without_being_touched(
+    tmp_path: Path, read_all: type_of_read_all, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcd":
+        picture(tmp_path / f"{name}.png")
+    # Nobody can open it: reading would count it as one that cannot be used.
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "b.png").symlink_to("/proc/self/mem")
+    source = images(tmp_path, resume="a.png", watch=False)
+    source.pass_over()
+    assert list(source.problems) == ["b.png has ended the worker twice and is left out"]
+    source.pass_over()
+    assert names(read_all(source)) == ["d.png"]
+    source.pass_over()
+    assert source.skipped == 2
+
+
+def test_what_was_passed_over_stays_left_out_until_it_is_written_again(tmp_path: Path) -> None:
+    deadly, other = picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    source = images(tmp_path, repeat=True, watch=False)
+    source.pass_over()
+    assert [position(source) for _ in range(3)] == [other.name] * 3
+    picture(deadly, colour=9, size=(9, 9))
+    assert [position(source) for _ in range(2)] == [deadly.name, other.name]
+    source.close()
+
+
+def test_the_next_round_begins_behind_what_is_passed_over(tmp_path: Path) -> None:
+    for name in "ab":
+        picture(tmp_path / f"{name}.png")
+    source = images(tmp_path, resume="b.png", repeat=True, watch=False)
+    source.pass_over()
+    assert position(source) == "b.png"
+    source.close()

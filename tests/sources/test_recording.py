@@ -4,7 +4,6 @@ import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pytest
@@ -16,17 +15,10 @@ from edge_agent.records import Sample
 from edge_agent.sources.base import Pacer, Source, SourceEnded, SourceError, build
 from edge_agent.sources.recording import Recording
 from edge_agent.sources.rows import open_rows
+from edge_agent.testing import Clock
 
 type_of_write = Callable[[str, str], Path]
 type_of_read_all = Callable[[Source], list[Sample]]
-
-
-class Clock(Protocol):
-    now: float
-
-    def __call__(self) -> float: ...
-
-    def sleep(self, seconds: float) -> None: ...
 
 
 def recording(path: Path, resume: str | None = None, **options: object) -> Recording:
@@ -429,3 +421,57 @@ def assert_reads_back(path: Path, table: np.ndarray) -> None:
     rows.close()
     np.testing.assert_array_equal(np.array(read), table)
     assert end is None
+
+
+@pytest.mark.parametrize("worked_on", [0, 4, 9])
+def test_a_row_is_passed_over(worked_on: int, ten_rows: Path) -> None:
+    source = recording(ten_rows, repeat=True)
+    position = None
+    for _ in range(worked_on):
+        sample = source.read(1)
+        assert sample is not None
+        position = sample.position
+    source.close()
+    source.open(position)
+    source.pass_over()
+    after = source.read(1)
+    assert after is not None
+    # Behind the last row that is passed over comes the first one again.
+    expected = (worked_on + 1) % 10
+    assert after.data.ravel()[0] == first_value(ten_rows, expected)
+    assert source.skipped == 1
+    assert "has ended the worker twice and is left out" in next(iter(source.problems))
+    source.close()
+
+
+def first_value(path: Path, row: int) -> float:
+    source = recording(path)
+    for _ in range(row):
+        source.read(1)
+    sample = source.read(1)
+    source.close()
+    assert sample is not None
+    value: float = sample.data.ravel()[0]
+    return value
+
+
+def test_at_the_end_there_is_nothing_to_pass_over(ten_rows: Path, read_all: type_of_read_all) -> None:
+    source = recording(ten_rows)
+    read_all(source)
+    source.pass_over()
+    assert source.skipped == 0
+    with pytest.raises(SourceEnded):
+        source.read(1)
+    source.close()
+
+
+def test_passing_over_begins_again_where_the_file_does(write: type_of_write) -> None:
+    source = recording(write("a.csv", "1,1\n2,2\n"), repeat=True)
+    for _ in range(2):
+        source.read(1)
+    source.pass_over()
+    sample = source.read(1)
+    assert sample is not None
+    assert (sample.data.tolist(), sample.position) == ([2, 2], "1:2:8")
+    assert list(source.problems) == ["a.csv:1 has ended the worker twice and is left out"]
+    source.close()

@@ -1,5 +1,4 @@
 import itertools
-from typing import Protocol
 
 import numpy as np
 import pytest
@@ -7,14 +6,7 @@ import pytest
 from edge_agent.records import Sample
 from edge_agent.sources.base import Pacer, build
 from edge_agent.sources.vibration import Vibration
-
-
-class Clock(Protocol):
-    now: float
-
-    def __call__(self) -> float: ...
-
-    def sleep(self, seconds: float) -> None: ...
+from edge_agent.testing import Clock
 
 
 def take(source: Vibration, count: int, resume: str | None = None) -> list[Sample]:

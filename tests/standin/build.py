@@ -3,11 +3,14 @@
 `edgetpu_standin.c` says what the stand-in does and which variables steer it.
 """
 
+import json
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 SOURCE = Path(__file__).with_name("edgetpu_standin.c")
 LIBRARY_NAME = "libedgetpu.so.1"
@@ -33,15 +36,35 @@ def build(folder: Path) -> Path:
     return library
 
 
-def environment(folder: Path, mode: str = "ok", *, after: int = 0, delay_ms: int = 100) -> dict[str, str]:
-    """This process's environment, so changed that a child finds the stand-in in `folder`, in this mode."""
+def environment(
+    folder: Path,
+    mode: str = "ok",
+    *,
+    after: int = 0,
+    delay_ms: int = 100,
+    devices: Sequence[tuple[str, Path]] = (),
+    state: Path | str = "",
+    log: Path | str = "",
+) -> dict[str, str]:
+    """This process's environment, so changed that a child finds the stand-in in `folder`, in this mode.
+
+    `devices` are type and node of each, in the driver's order; without any there is one, of both types.
+    """
     others = os.environ.get("LD_LIBRARY_PATH", "")
     return os.environ | {
         "LD_LIBRARY_PATH": f"{folder}:{others}" if others else str(folder),
         "EDGETPU_STANDIN_MODE": mode,
         "EDGETPU_STANDIN_AFTER": str(after),
         "EDGETPU_STANDIN_DELAY_MS": str(delay_ms),
+        "EDGETPU_STANDIN_DEVICES": ",".join(f"{kind}={node}" for kind, node in devices),
+        "EDGETPU_STANDIN_STATE": str(state),
+        "EDGETPU_STANDIN_LOG": str(log),
     }
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """What happened, in order, in all processes that had this file for their log."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _compiler() -> str | None:

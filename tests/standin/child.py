@@ -1,10 +1,10 @@
 """A process that does with a model what it is told, step by step, and prints one line of JSON for each step.
 
-    python child.py STEP...        open=DEVICE  load=MODEL  plain=MODEL  invoke=VALUE  close  wait
+    python child.py STEP...        open=DEVICE  load=MODEL  plain=MODEL  invoke=VALUE  close  close_wrongly  pause  wait
 
 `open` loads the driver, `load` a model on it, `plain` a model without it; `invoke` fills the input with VALUE; `close`
-lets go of both; `wait` waits for the end of standard input. A line holds the step, the seconds it took and, as it
-applies, `output` (all values, in one list) or `error`.
+lets go of both, `close_wrongly` of the driver first; `pause` waits for a line on standard input, `wait` for its end. A
+line holds the step, the seconds it took and, as it applies, `output` (all values, in one list) or `error`.
 """
 
 import json
@@ -42,6 +42,13 @@ class Child:
     def close(self, _: str) -> None:
         self._interpreter = None
         self._delegate = None
+
+    def close_wrongly(self, _: str) -> None:
+        self._delegate.__del__()
+        self.close("")
+
+    def pause(self, _: str) -> None:
+        sys.stdin.readline()
 
     def wait(self, _: str) -> None:
         sys.stdin.read()

@@ -22,6 +22,11 @@ DEMO_MODEL = ROOT / "edge_agent" / "demo" / "vibration_classifier.tflite"
 CORAL_MODELS = ROOT.parent / "shared" / "models"
 ABSENT = "ValueError: Failed to load delegate from libedgetpu.so.1\n"
 
+UNPLUGGED = (
+    "RuntimeError: edgetpu stand-in: the device was unplugged"
+    "Node number 1 (EdgeTpuDelegateForCustomOp) failed to invoke."
+)
+
 Lines = list[dict[str, Any]]
 
 
@@ -54,6 +59,13 @@ def next_line(child: subprocess.Popen[str]) -> dict[str, Any]:
     assert child.stdout is not None
     line: dict[str, Any] = json.loads(child.stdout.readline())
     return line
+
+
+def resume(child: subprocess.Popen[str]) -> None:
+    """Let the child go on behind its `pause`."""
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
 
 
 def one_hot(count: int, best: int) -> list[float]:
@@ -132,6 +144,86 @@ def test_absent_gives_no_reason(edgetpu_standin: Path) -> None:
 
     assert status == 0
     assert errors(lines) == [ABSENT, ABSENT]
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[tuple[str, Path]]:
+    """Two devices on USB and one on PCIe, as nodes in a folder."""
+    nodes = [("usb", tmp_path / "004"), ("pci", tmp_path / "apex_0"), ("usb", tmp_path / "005")]
+    for _, node in nodes:
+        node.touch()
+    return nodes
+
+
+def held_by(child: subprocess.Popen[str], among: list[tuple[str, Path]]) -> list[str]:
+    """The names of the nodes that the process has open."""
+    files = [str(entry.readlink()) for entry in Path(f"/proc/{child.pid}/fd").iterdir()]
+    return sorted(node.name for _, node in among for file in files if file == str(node))
+
+
+@pytest.mark.parametrize(
+    ("device", "held"),
+    [
+        ("", "apex_0"),
+        (":0", "004"),
+        (":1", "apex_0"),
+        (":2", "005"),
+        ("usb", "004"),
+        ("usb:1", "005"),
+        ("pci:0", "apex_0"),
+        (":3", None),
+        ("usb:2", None),
+        ("pci:1", None),
+    ],
+)
+def test_several_devices(edgetpu_standin: Path, three: list[tuple[str, Path]], device: str, held: str | None) -> None:
+    with running(build.environment(edgetpu_standin, devices=three), f"open={device}", "wait") as child:
+        assert next_line(child).get("error") == (None if held else ABSENT)
+        assert held_by(child, three) == ([held] if held else [])
+        child.communicate(timeout=60)
+
+
+def test_a_listed_device_is_open_once_and_as_long_as_it_is_used(
+    edgetpu_standin: Path, three: list[tuple[str, Path]]
+) -> None:
+    steps = ["open=usb", "open=usb:0", "pause", "close", "pause"]
+
+    with running(build.environment(edgetpu_standin, devices=three), *steps) as child:
+        assert ["error" in next_line(child) for _ in range(2)] == [False] * 2
+        assert held_by(child, three) == ["004"]
+        resume(child)
+        assert [next_line(child)["step"] for _ in range(2)] == ["pause", "close"]
+        assert held_by(child, three) == []
+        resume(child)
+        assert child.wait(60) == 0
+
+
+def test_one_of_several_devices_is_unplugged_and_comes_back(
+    edgetpu_standin: Path, model: str, three: list[tuple[str, Path]]
+) -> None:
+    environment = build.environment(edgetpu_standin, devices=three)
+    steps = ["open=usb", f"load={model}", "invoke=0", "pause", "invoke=0", "close", "open=usb", "pause", "open=usb"]
+
+    with running(environment, *steps) as child:
+        assert ["error" in next_line(child) for _ in range(3)] == [False] * 3
+        three[0][1].unlink()
+        resume(child)
+        assert [next_line(child).get("error", "") for _ in range(4)][1:] == [UNPLUGGED, "", ABSENT]
+        three[0][1].touch()
+        resume(child)
+        assert ["error" in next_line(child) for _ in range(2)] == [False] * 2
+        assert child.wait(60) == 0
+
+
+def test_exclusive_is_a_matter_of_each_listed_device(edgetpu_standin: Path, three: list[tuple[str, Path]]) -> None:
+    environment = build.environment(edgetpu_standin, "exclusive", devices=three)
+
+    with running(environment, "open=usb:0", "wait") as owner:
+        next_line(owner)
+        _, lines = run(environment, "open=usb:0", "open=usb:1", "open=pci")
+        owner.communicate(timeout=60)
+
+    assert ["error" in line for line in lines] == [True, False, False]
 
 
 def test_slow_takes_its_time_at_each_invoke(edgetpu_standin: Path, model: str) -> None:
@@ -241,6 +333,107 @@ def test_exclusive_is_free_again_when_closed_or_killed(edgetpu_standin: Path, en
         _, lines = run(environment, "open=")
 
     assert errors(lines) == []
+
+
+def test_a_driver_for_another_runtime_crashes_as_tensors_are_allocated(edgetpu_standin: Path, model: str) -> None:
+    status, lines = run(build.environment(edgetpu_standin, "mismatch_segv"), "open=", f"load={model}")
+
+    assert status == -signal.SIGSEGV
+    assert [line["step"] for line in lines] == ["open="]
+
+
+def test_a_driver_for_another_runtime_may_leave_the_operation_unresolved(edgetpu_standin: Path, model: str) -> None:
+    environment = build.environment(edgetpu_standin, "mismatch_unresolved")
+
+    status, lines = run(environment, "open=", f"load={model}", "invoke=0")
+
+    assert status == 0
+    assert [line["step"] for line in lines if "error" in line] == ["invoke=0"]
+    assert "Encountered an unresolved custom op. Did you miss a custom op or delegate?" in errors(lines)[0]
+
+
+def test_the_state_goes_before_the_mode_while_its_file_is_there(
+    edgetpu_standin: Path, model: str, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    environment = build.environment(edgetpu_standin, state=state, after=1000)
+    opened = ["open=", f"load={model}"]
+
+    with running(environment, *opened, "invoke=0", "pause", "invoke=0", "pause", *opened, "invoke=0") as child:
+        assert ["error" in next_line(child) for _ in range(3)] == [False] * 3
+        state.write_text("fail\n")
+        resume(child)
+        next_line(child)
+        assert "this invoke fails" in next_line(child)["error"]
+        state.unlink()
+        resume(child)
+        assert ["error" in next_line(child) for _ in range(4)] == [False] * 4
+        assert child.wait(60) == 0
+
+
+@pytest.mark.parametrize("mode", ["absent", "stuck"])
+def test_no_delegate_in_these_states(edgetpu_standin: Path, tmp_path: Path, mode: str) -> None:
+    (tmp_path / "state").write_text(mode)
+
+    _, lines = run(build.environment(edgetpu_standin, state=tmp_path / "state"), "open=")
+
+    assert errors(lines) == [ABSENT]
+
+
+@pytest.mark.parametrize(("mode", "number"), [("abort", signal.SIGABRT), ("stuck", signal.SIGKILL)])
+def test_states_that_end_a_running_process(
+    edgetpu_standin: Path, model: str, tmp_path: Path, mode: str, number: signal.Signals
+) -> None:
+    environment = build.environment(edgetpu_standin, state=tmp_path / "state")
+
+    with running(environment, "open=", f"load={model}", "invoke=0", "pause", "invoke=0", "wait") as child:
+        for _ in range(3):
+            next_line(child)
+        (tmp_path / "state").write_text(mode)
+        resume(child)
+        next_line(child)
+        if mode == "stuck":
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(0.3)
+            child.kill()
+        assert child.wait(60) == -number
+
+
+def test_the_log_tells_options_failures_and_the_order_of_closing(
+    edgetpu_standin: Path, model: str, three: list[tuple[str, Path]], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    environment = build.environment(edgetpu_standin, "fail", after=1, devices=three, log=log)
+
+    run(environment, "open=usb:9", "open=usb:1", f"load={model}", "invoke=0", "invoke=0", "close")
+
+    events = build.read_log(log)
+    assert len({event.pop("pid") for event in events}) == 1
+    assert events == [
+        {"event": "refuse", "options": {"device": "usb:9"}},
+        {"event": "create", "delegate": 1, "options": {"device": "usb:1"}, "node": str(three[2][1])},
+        {"event": "fail", "delegate": 1},
+        {"event": "release", "delegate": 1},
+        {"event": "destroy", "delegate": 1, "kernels": 0},
+    ]
+
+
+def test_the_log_tells_the_wrong_order_of_closing(edgetpu_standin: Path, model: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    run(build.environment(edgetpu_standin, log=log), "open=", f"load={model}", "close_wrongly")
+
+    assert [(event["event"], event.get("kernels")) for event in build.read_log(log)] == [
+        ("create", None),
+        ("destroy", 1),
+        ("release", None),
+    ]
+
+
+def test_the_log_is_json_whatever_the_options_hold(edgetpu_standin: Path, tmp_path: Path) -> None:
+    run(build.environment(edgetpu_standin, log=tmp_path / "log"), 'open="\\\n')
+
+    assert [event["options"] for event in build.read_log(tmp_path / "log")] == [{"device": '"\\\n'}]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pytest
 
 from edge_agent import __version__
+from edge_agent.inference.latencies import StageLatencies
 from edge_agent.inference.model import build
 from edge_agent.inference.progress import ProgressPage, Reporter, Track
 from edge_agent.inference.protocol import ModelOptions
@@ -205,7 +206,9 @@ def scores() -> Iterator[Callable[[Readings], dict[str, float]]]:
     model = build(find_runtime(), ModelFile(str(ROOT / MODEL), "reference", "v1", LABELS), options, None)
     page = ProgressPage.create()
     reporter = Reporter(page, Track.INFERENCE)
-    yield lambda data: {score.label: score.score for score in model.run(Sample(data, 0), reporter).scores}
+    yield lambda data: {
+        score.label: score.score for score in model.run(Sample(data, 0), reporter, StageLatencies()).scores
+    }
     model.close()
     page.close()
 

@@ -1,0 +1,23 @@
+"""Options of the Edge TPU's driver that have no effect, although they are right in themselves."""
+
+from collections.abc import Iterator, Mapping
+
+from edge_agent.inference.accelerators.devices import Device
+
+
+def remarks_on_options(options: Mapping[str, str], device: Device, before: Mapping[str, str] | None) -> Iterator[str]:
+    """Say which options libedgetpu passes over on this device.
+
+    `before` are those that this process opened it with and still has it open with, None if it had not opened it.
+    """
+    if before is not None:
+        if dict(options) != dict(before):
+            yield f"device_options have no effect: {device.name} is open already, with {_listed(before)}"
+        return
+    ignored = [name for name in options if name.startswith("Usb.") and device.bus != "usb"]
+    if ignored:
+        yield f"{', '.join(ignored)} of device_options has no effect: {device.name} is not on USB"
+
+
+def _listed(options: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items()) or "none"

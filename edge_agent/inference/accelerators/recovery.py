@@ -1,0 +1,214 @@
+"""What is done about an Edge TPU that fails, one step after the other.
+
+The worker closes the device in order where it can, and is killed where it cannot; a fresh one opens it again. That is
+the first step, and the supervisor's. When it was not enough the device is reset (USB only), and when that was not
+enough, either, it is left alone: the CPU takes over if it has a model, somebody is told to replug the device, and it is
+tried again after a while, ever more rarely. A device that is plugged in anew begins afresh.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from edge_agent.inference.accelerators.devices import Device, is_edgetpu_model, list_devices, matching
+from edge_agent.inference.accelerators.reset import ResetFailed, reset_usb
+from edge_agent.inference.deaths import Death
+from edge_agent.inference.protocol import Configure
+from edge_agent.inference.runtime_choice import RuntimeChoice
+from edge_agent.inference.supervision import OnHealth, Plan
+from edge_agent.records import LoadReport, ModelFile
+
+log = structlog.get_logger()
+
+RESET_AFTER = 2
+GIVE_UP_AFTER = 3
+# A device that has worked for so long since it failed is well again.
+FORGIVE_AFTER = 300.0
+FIRST_PAUSE, LAST_PAUSE = 60.0, 1800.0
+# So long after it was last touched, a device that goes and comes does so for another reason.
+OWN_DOING = 20.0
+
+
+@dataclass
+class RecoveryCounts:
+    """Since the start of the agent."""
+
+    failures: int = 0
+    resets: int = 0
+    fallbacks: int = 0
+    returns: int = 0
+
+
+class Recovery:
+    """Looks after the Edge TPU on behalf of the supervisor (its `Guard`).
+
+    `on_health` gets what somebody should know, `on_alarm` what a person has to do. `devices` lists those that the
+    kernel shows; it blocks on sysfs, and `reset` on the device.
+    """
+
+    def __init__(
+        self,
+        runtimes: RuntimeChoice,
+        *,
+        on_health: OnHealth,
+        on_alarm: Callable[[str], None],
+        devices: Callable[[], Sequence[Device]] = list_devices,
+        reset: Callable[[str], None] = reset_usb,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counts = RecoveryCounts()
+        self.degraded = ""
+        self._runtimes = runtimes
+        self._on_health = on_health
+        self._on_alarm = on_alarm
+        self._devices = devices
+        self._reset = reset
+        self._clock = clock
+        self._device_open = False
+        self._compiled: dict[str, bool] = {}
+        self._strikes = 0
+        self._last_strike = -FORGIVE_AFTER
+        self._reset_due = False
+        self._failed_to_open = ""
+        self._looked_well = False
+        self._has_run = False
+        self._device: Device | None = None
+        self._stuck = ""
+        self._pause = FIRST_PAUSE
+        self._touched = 0.0
+        self._try_again_at = 0.0
+
+    # -- the supervisor's side
+
+    async def plan(self, model: ModelFile, wanted: Configure, *, device_open: bool) -> Plan:
+        """Say how a model is to be loaded. May take as long as a reset and a probe of the runtime."""
+        self._device_open = device_open
+        if wanted.model.accelerator == "cpu" or not await self._is_compiled(model) or device_open:
+            return Plan()
+        usable = await asyncio.to_thread(self.usable, wanted.model.device)
+        if usable:
+            self._device = usable[0]
+            if self._failed_to_open:
+                self._strike(self._failed_to_open)
+        self._failed_to_open, self._looked_well = "", bool(usable)
+        if avoid := self.avoid():
+            return Plan(avoid_edgetpu=avoid)
+        if not usable:
+            return Plan()
+        self._touched = self._clock()
+        if self._reset_due:
+            await self._reset_device(usable[0])
+        choice = await self._runtimes.choose(
+            wanted.runtime, model.path, wanted.model.device, wanted.model.device_options
+        )
+        return Plan(choice.runtime, choice.problem)
+
+    def loaded(self, model: ModelFile, report: LoadReport) -> None:
+        """Take note of how a model was loaded."""
+        if report.accelerator == "edgetpu" and report.accepted:
+            if self.degraded and self._has_run:
+                self.counts.returns += 1
+                log.info("the Edge TPU has taken over again", device=report.device)
+                self._on_health("accelerator", "ok", f"{report.device or 'the Edge TPU'} has taken over again")
+            self.degraded = self._failed_to_open = ""
+            self._has_run = True
+            return
+        if not report.accepted and (self._device_open or not report.about_device):
+            return  # the fault of this model: the one before it goes on where it is
+        reason = (report.degraded or "") if report.accepted else report.reason
+        if not reason or not self._compiled.get(model.path):
+            self.degraded = ""
+            return
+        if self._looked_well and not self.avoid():
+            self._failed_to_open = reason
+        if report.accepted and not self.degraded:
+            self.counts.fallbacks += 1
+            self._has_run = True
+            log.warning("the CPU has taken over from the Edge TPU", reason=reason)
+            self._on_health("accelerator", "degraded", reason)
+        self.degraded = reason
+
+    def died(self, death: Death, in_use: LoadReport | None, loading: ModelFile | None) -> None:
+        """Take note of the end of a worker."""
+        on_device = in_use is not None and in_use.accelerator == "edgetpu" and death.last.on_sample
+        opening = loading is not None and not self.avoid() and self._compiled.get(loading.path, False)
+        if (on_device or opening) and not death.outside:
+            self._touched = self._clock()
+            self._strike(death.cause)
+
+    # -- the watch's side
+
+    def avoid(self) -> str:
+        """Why the Edge TPU must not be touched now, or empty."""
+        return self._stuck if self._stuck and self._clock() < self._try_again_at else ""
+
+    def usable(self, wanted: str) -> list[Device]:
+        """The devices that could be opened now, as the kernel shows them. Blocks on sysfs."""
+        return [device for device in matching(wanted, self._devices()) if device.usable]
+
+    def appeared(self) -> None:
+        """A device has come. Unless that is our own doing, a hand has plugged it in, and all begins afresh.
+
+        A reset, and the firmware that a device gets when it is opened, make it go and come as well.
+        """
+        if self.avoid() and self._clock() - self._touched > OWN_DOING:
+            self._begin_afresh()
+
+    def _begin_afresh(self) -> None:
+        self._strikes, self._reset_due, self._stuck, self._pause = 0, False, "", FIRST_PAUSE
+        self._failed_to_open = ""
+
+    # -- the steps
+
+    def _strike(self, cause: str) -> None:
+        now = self._clock()
+        if now - self._last_strike > FORGIVE_AFTER and not self._stuck:
+            self._strikes = 0
+        if self._stuck and now - self._last_strike > self._pause + FORGIVE_AFTER:
+            self._begin_afresh()
+        self._last_strike = now
+        self._strikes += 1
+        self.counts.failures += 1
+        if self._strikes >= GIVE_UP_AFTER:
+            self._give_up(cause)
+        elif self._strikes >= RESET_AFTER:
+            self._reset_due = True
+
+    def _give_up(self, cause: str) -> None:
+        device = self._device
+        name = device.name if device else "the Edge TPU"
+        remedy = "switch the machine off and on" if device and device.bus == "pci" else "unplug it and plug it in again"
+        told = bool(self._stuck)
+        self._stuck = f"{name} fails again and again ({cause}); {remedy}"
+        self._try_again_at = self._clock() + self._pause
+        self._pause = min(self._pause * 2, LAST_PAUSE)
+        if told:
+            return
+        log.error("the Edge TPU is left alone", device=name, cause=cause, remedy=remedy)
+        self._on_health("accelerator", "stuck", self._stuck)
+        self._on_alarm(self._stuck)
+
+    async def _reset_device(self, device: Device) -> None:
+        self._reset_due = False
+        if device.bus != "usb":
+            return
+        try:
+            await asyncio.to_thread(self._reset, device.name)
+        except ResetFailed as error:
+            log.warning("the Edge TPU could not be reset", device=device.name, reason=str(error))
+            self._on_health("accelerator", "reset_failed", f"{device.name}: {error}")
+            return
+        self.counts.resets += 1
+        log.warning("the Edge TPU was reset", device=device.name)
+        self._on_health("accelerator", "reset", device.name)
+
+    async def _is_compiled(self, model: ModelFile) -> bool:
+        try:
+            compiled = await asyncio.to_thread(is_edgetpu_model, model.path)
+        except OSError:
+            compiled = False  # the worker says what is wrong with the file
+        self._compiled = {model.path: compiled}
+        return compiled

@@ -1,0 +1,113 @@
+"""The thread that captures: opens the source, reads it, and opens it again after trouble."""
+
+import threading
+import time
+
+import msgspec
+
+from edge_agent.inference.buffer import SampleBuffer
+from edge_agent.inference.progress import Reporter, Stage
+from edge_agent.inference.protocol import AgentGone, Channel, Configure, SourceState
+from edge_agent.records import Sample
+from edge_agent.sources.base import Source, SourceEnded, SourceError
+
+READ_TIMEOUT = 0.5
+REPORT_INTERVAL = 5.0
+REOPEN_DELAYS = (1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Capture:
+    """Reads one source into the buffer. `ended` is set when the source has come to its end."""
+
+    def __init__(
+        self, source: Source, buffer: SampleBuffer, channel: Channel, progress: Reporter, configure: Configure
+    ) -> None:
+        self.ended: SourceEnded | None = None
+        self._source = source
+        self._buffer = buffer
+        self._channel = channel
+        self._progress = progress
+        self._position = configure.resume
+        self._avoid = frozenset(configure.avoid)
+        self._pass_over = frozenset(configure.pass_over)
+        self._passed_over = False
+        self._stopping = threading.Event()
+        self._failures = 0
+        self._skipped = 0
+        self._next_report = 0.0
+
+    def run(self) -> None:
+        """Read until the source ends or `stop` is called."""
+        while not self._stopping.is_set():
+            try:
+                self._progress.begin(Stage.OPEN)
+                self._source.open(self._position)
+                self._channel.send(SourceState("open"))
+                self._read_all()
+            except SourceEnded as ended:
+                self.ended = ended
+                self._buffer.wake()
+                return
+            except SourceError as error:
+                self._wait_after(str(error))
+            except AgentGone:
+                raise
+            except Exception as error:  # noqa: BLE001  a plugin may raise anything; it is reported, and read again
+                self._wait_after(f"the plugin raised {type(error).__name__}: {error}")
+            finally:
+                self._progress.begin(Stage.IDLE)
+                self._source.close()
+
+    def stop(self) -> None:
+        """Make `run` return after the read under way."""
+        self._stopping.set()
+
+    def _wait_after(self, reason: str) -> None:
+        self._channel.send(SourceState("trouble", reason))
+        self._progress.begin(Stage.WAIT)
+        self._stopping.wait(REOPEN_DELAYS[min(self._failures, len(REOPEN_DELAYS) - 1)])
+        self._failures += 1
+
+    def _read_all(self) -> None:
+        if not self._source.live or self._position is not None:
+            self._progress.at(self._position or "")
+        first = True
+        while not self._stopping.is_set():
+            sample = self._read()
+            if self._source.skipped != self._skipped:
+                self._report_skipped()
+            if sample is None:
+                continue
+            self._progress.step(Stage.WAIT)
+            if sample.position is None or sample.position not in self._avoid:
+                # A model with a memory must not take the samples before a pause for those right before this one.
+                self._buffer.put(msgspec.structs.replace(sample, first=True) if first else sample)
+                first = False
+            else:
+                self._channel.send(SourceState("set_aside", sample.position, 1))
+            self._note(sample)
+
+    def _read(self) -> Sample | None:
+        self._progress.begin(Stage.READ)
+        if self._pass_over and (self._position or "") in self._pass_over and not self._passed_over:
+            self._source.pass_over()
+            self._passed_over = True
+            self._channel.send(SourceState("set_aside", f"after {self._position or 'the start'}", 1))
+        return self._source.read(READ_TIMEOUT)
+
+    def _note(self, sample: Sample) -> None:
+        self._position = sample.position
+        self._passed_over = False
+        self._failures = 0
+        if sample.position is not None:
+            self._progress.at(sample.position)
+        self._progress.finished()
+
+    def _report_skipped(self) -> None:
+        now = time.monotonic()
+        if now < self._next_report:
+            return
+        self._next_report = now + REPORT_INTERVAL
+        count, self._skipped = self._source.skipped - self._skipped, self._source.skipped
+        newest = next(reversed(self._source.problems), "no reason given")
+        self._channel.send(SourceState("skipped", newest, count))

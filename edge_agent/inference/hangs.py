@@ -1,0 +1,36 @@
+"""When a worker is taken for hung: what each of its threads may take how long for."""
+
+import time
+
+from edge_agent.inference.progress import ProgressPage, Stage, Track
+
+# Importing the runtime from a slow SD card, and opening an Edge TPU that needs its firmware, take long.
+START_DEADLINE = 120.0
+LOAD_DEADLINE = 90.0
+OPEN_DEADLINE = 60.0
+# libedgetpu waits for transfers under way; one that is stuck never returns.
+CLOSE_DEADLINE = 5.0
+
+SAMPLE_STAGES = (Stage.PREPROCESS, Stage.INVOKE, Stage.DECODE)
+
+
+def find_hang(page: ProgressPage, deadline: float) -> str | None:
+    """Say what hangs, if something does. `deadline` is in seconds, for one reading and for one run of the model."""
+    limits = (
+        (Track.CONTROL, (Stage.START,), START_DEADLINE),
+        (Track.CONTROL, (Stage.LOAD,), LOAD_DEADLINE),
+        (Track.CONTROL, (Stage.CLOSE,), CLOSE_DEADLINE),
+        (Track.CAPTURE, (Stage.OPEN,), OPEN_DEADLINE),
+        (Track.CAPTURE, (Stage.READ,), deadline),
+        (Track.INFERENCE, SAMPLE_STAGES, deadline),
+        (Track.INFERENCE, (Stage.CLOSE,), CLOSE_DEADLINE),
+    )
+    now = time.monotonic_ns()
+    # Opening an Edge TPU holds the GIL for seconds: the other threads stand still through no fault of their own.
+    patience = LOAD_DEADLINE if page.stage(Track.CONTROL) is Stage.LOAD else 0.0
+    for track, stages, limit in limits:
+        stage = page.stage(track)
+        seconds = page.seconds_in_stage(track, now)
+        if stage in stages and seconds > max(limit, patience):
+            return f"hangs: {stage.words} for {seconds:.1f} s"
+    return None

@@ -1,0 +1,26 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from tests.models.rollout_kit import Device
+from tests.servers.gcs import GcsServer
+
+
+@pytest.fixture
+def device(tmp_path: Path, gcs_server: GcsServer) -> Iterator[Device]:
+    gcs_server.create_bucket("bucket")
+    yield Device(tmp_path / "models", gcs_server)
+    gcs_server.resume()
+    for thread in threading.enumerate():
+        if thread.name == "model-store":
+            thread.join(30)
+
+
+@pytest.fixture
+def log() -> Iterator[list[Any]]:
+    with structlog.testing.capture_logs() as lines:
+        yield lines

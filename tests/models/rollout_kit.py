@@ -1,0 +1,128 @@
+"""A device with its disk for roll-outs from a real server; only the worker and the clock stand in."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from edge_agent.models.open import open_store, open_twins
+from edge_agent.models.rollout import Rollout, RolloutChange
+from edge_agent.models.slots import Slots
+from edge_agent.records import LoadReport, ModelFile
+from edge_agent.settings.location import Location
+from tests.servers.gcs import GcsServer
+
+HOUR = 3600.0
+GOOD = LoadReport(accepted=True, accelerator="edgetpu")
+NO_MODEL = LoadReport(accepted=False, reason="it is no model", permanent=True)
+NO_WORKER = LoadReport(accepted=False, reason="no worker")
+
+
+class Worker:
+    """Answers to `load` as it was told: by version, the last answer for ever; otherwise it accepts.
+
+    `answers_with_twin` go first where there is a twin; `twins` are the bytes of those, one for each load.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[LoadReport]] = {}
+        self.loaded: list[str] = []
+        self.files: list[ModelFile] = []
+        self.answers_with_twin: dict[str, list[LoadReport]] = {}
+        self.twins: list[bytes | None] = []
+        self.hangs = False
+        self.asked = asyncio.Event()
+
+    async def load(self, model: ModelFile) -> LoadReport:
+        self.loaded.append(model.version)
+        self.files.append(model)
+        self.asked.set()
+        assert (await asyncio.to_thread(Path(model.path).read_bytes)).startswith(b"model")
+        self.twins.append(await asyncio.to_thread(Path(model.cpu_path).read_bytes) if model.cpu_path else None)
+        if self.hangs:
+            await asyncio.Event().wait()
+        answers = self.answers.get(model.version, [GOOD])
+        if model.cpu_path:
+            answers = self.answers_with_twin.get(model.version, answers)
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+
+class Clock:
+    """Time that passes only in `tick`. `pauses` gets the length of each pause as it begins."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.pauses: asyncio.Queue[float] = asyncio.Queue()
+        self._end = asyncio.Event()
+        self._length = 0.0
+
+    async def sleep(self, delay: float) -> None:
+        self._length = delay
+        self._end = asyncio.Event()
+        self.pauses.put_nowait(delay)
+        await self._end.wait()
+
+    async def pause(self) -> float:
+        return await asyncio.wait_for(self.pauses.get(), 30)
+
+    async def tick(self) -> float:
+        """End the pause and return the length of the next one."""
+        self.now += self._length
+        self._end.set()
+        return await self.pause()
+
+
+class Device:
+    """A device with its disk, from one start of the process to the next; `name` is that of the model's object."""
+
+    def __init__(self, directory: Path, server: GcsServer, name: str = "m") -> None:
+        self.directory = directory
+        self.server = server
+        self.url = Location("gs", "bucket", name)
+        self.cpu_url: Location | None = None
+        self.reserve = 0
+        self.worker = Worker()
+        self.changes: list[RolloutChange] = []
+
+    def upload(self, version: str | None, data: bytes = b"") -> None:
+        metadata = None if version is None else {"version": version, "labels": "a,b"}
+        self.server.upload("bucket", self.url.path, data or f"model {version}".encode() * 500, metadata)
+
+    def live(self, story: Callable[[Rollout, Clock], Awaitable[None]], *, interval: float = HOUR) -> None:
+        asyncio.run(self._live(story, interval))
+
+    async def _live(self, story: Callable[[Rollout, Clock], Awaitable[None]], interval: float) -> None:
+        clock = Clock()
+        self.slots = Slots(self.directory, str(self.url), reserve=self.reserve)
+        rollout = Rollout(
+            self.slots,
+            open_store(self.url),
+            self.worker,
+            twins=open_twins(self.slots, self.url, self.cpu_url),
+            model_name="vibration",
+            poll_interval=interval,
+            on_change=self.changes.append,
+            sleep=clock.sleep,
+            clock=lambda: clock.now,
+            jitter=lambda: 0.5,
+        )
+        await rollout.start()
+        task = asyncio.create_task(rollout.run())
+        try:
+            await story(rollout, clock)
+        finally:
+            await rollout.stop()
+            await task
+
+    def changed(self) -> list[tuple[str, str, str | None]]:
+        return [
+            (one.state, one.release.version, one.previous.version if one.previous else None) for one in self.changes
+        ]
+
+    def downloads(self, name: str = "") -> int:
+        """How many bodies were asked for, of the object `name` alone if given."""
+        with_body = [one for one in self.server.requests if one.query.get("alt") == "media"]
+        return sum(one.path.endswith(name) for one in with_body)
+
+
+async def first_pause(_: Rollout, clock: Clock) -> None:
+    assert await clock.pause() == HOUR

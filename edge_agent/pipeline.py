@@ -69,8 +69,8 @@ class Pipeline:
         return self._facts[2]
 
     def _raise_alarm(self, rule: Rule, event: ResultEvent, captured_ns: int) -> None:
-        facts = _objects(rule, event) if rule.counts else {"prediction": _shown(event), **_facts(event)}
-        log.warning("alarm", action=rule.name, **facts, event_id=event.event_id, _per=rule.name, _every=ALARM_INTERVAL)
+        reason = _reason(rule, event)
+        log.warning("alarm", action=rule.name, **reason, event_id=event.event_id, _per=rule.name, _every=ALARM_INTERVAL)
         self._run_action(rule, self._envelope.put_alarm(event, rule.name), captured_ns)
 
     def _show_change(self, events: list[ResultEvent]) -> None:
@@ -116,10 +116,15 @@ def _facts(event: ResultEvent) -> dict[str, Any]:
     return facts
 
 
-def _objects(rule: Rule, event: ResultEvent) -> dict[str, Any]:
-    """Return what a rule has counted; the best of all objects, which is the prediction, need not be one of them."""
-    objects: dict[str, Any] = {"objects": rule.objects(event)}
-    return objects | {"of": ", ".join(sorted(rule.labels))} if rule.labels else objects
+def _reason(rule: Rule, event: ResultEvent) -> dict[str, Any]:
+    """Return what a person wants to read of a rule that fired: what it is about, not the best of all classes."""
+    if rule.counts:
+        reason: dict[str, Any] = {"objects": rule.objects(event)}
+    elif rule.compares:
+        reason = {"prediction": _shown(event), "value": ", ".join(f"{value:.6g}" for value in rule.values(event))}
+    else:
+        return {"prediction": _shown(event), **_facts(event)}
+    return reason | {"of": ", ".join(sorted(rule.labels))} if rule.labels else reason
 
 
 def _short(value: float) -> float:

@@ -145,9 +145,18 @@ def test_an_alarm_on_a_value_tells_the_value() -> None:
     with structlog.testing.capture_logs() as logs:
         rig.take_results(results=[Result(7, 2_000_000, [], 0.0, verdict="high", value=80.123456)])
     [alarm] = [line for line in logs if line["event"] == "alarm"]
-    assert (alarm["prediction"], alarm["value"]) == ("high", 80.1235)
+    assert (alarm["prediction"], alarm["value"]) == ("high", "80.1235")
     assert "confidence" not in alarm
     assert rig.ran[0][1:] == (rig.queue.events[1], 7)
+
+
+def test_an_alarm_on_one_of_several_values_tells_that_one() -> None:
+    rig = Rig(Rule(name="damp", labels=frozenset({"humidity"}), above=60.0, run=("true",)))
+    with structlog.testing.capture_logs() as logs:
+        scores = [Score("temperature", 20.5, 0), Score("humidity", 63.25, 1)]
+        rig.take_results(results=[Result(7, 2_000_000, scores, 0.0, verdict="normal", value=20.5)])
+    [alarm] = [line for line in logs if line["event"] == "alarm"]
+    assert (alarm["prediction"], alarm["value"], alarm["of"]) == ("normal", "63.25", "humidity")
 
 
 @pytest.mark.parametrize(

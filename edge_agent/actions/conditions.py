@@ -27,8 +27,12 @@ def confident(*, min_confidence: float, hysteresis: float) -> Condition:
     return met
 
 
-def valued(*, above: float | None, below: float | None, hysteresis: float) -> Condition:
-    """Return the condition that the value lies above, below, or between."""
+def valued(labels: Set[str], *, above: float | None, below: float | None, hysteresis: float) -> Condition:
+    """Return the condition that the value lies above, below, or between.
+
+    With labels, it is any value of such a name, for a model that gives several; or the first one, while the prediction,
+    which is what the limits say of it, is one of the labels.
+    """
     begins = (above, below)
     goes_on = (
         None if above is None else _difference(above, hysteresis),
@@ -37,12 +41,18 @@ def valued(*, above: float | None, below: float | None, hysteresis: float) -> Co
 
     def met(event: ResultEvent, before: bool) -> bool:  # noqa: FBT001
         low, high = goes_on if before else begins
-        value = event.value
-        if value is UNSET:
-            return False
-        return (low is None or value > low) and (high is None or value < high)
+        return any((low is None or value > low) and (high is None or value < high) for value in values(event, labels))
 
     return met
+
+
+def values(event: ResultEvent, labels: Set[str]) -> list[float]:
+    """Return the values that a rule with these labels is about."""
+    if event.value is UNSET:
+        return []
+    if not labels or event.prediction in labels:
+        return [event.value]
+    return [each.score for each in event.results if each.label in labels]
 
 
 def counted(

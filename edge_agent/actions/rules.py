@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from msgspec import UnsetType
 
-from edge_agent.actions.conditions import Condition, confident, count, counted, valued
+from edge_agent.actions.conditions import Condition, confident, count, counted, valued, values
 from edge_agent.records import ResultEvent
 from edge_agent.settings.schema import ActionSettings, Settings
 
@@ -22,7 +22,7 @@ class Rule:
     """One table of `[[actions]]`. `run` is a program and its arguments; `hold`, `cooldown`, `timeout` are seconds.
 
     `labels` are those of `when`, or empty for any. `min_count` and `max_count` are about the objects in a result,
-    `above` and `below` about its value.
+    `above` and `below` about its values.
     """
 
     name: str
@@ -62,15 +62,29 @@ class Rule:
 
     @property
     def counts(self) -> bool:
-        """Whether it counts objects; otherwise it is about the prediction or the value."""
+        """Whether it counts objects."""
         return self.min_count is not None or self.max_count is not None
+
+    @property
+    def compares(self) -> bool:
+        """Whether it compares a value with limits."""
+        return self.above is not None or self.below is not None
 
     def objects(self, event: ResultEvent) -> int:
         """Return how many objects it finds in a result."""
         return count(event, self.labels, self.min_confidence)
 
+    def values(self, event: ResultEvent) -> list[float]:
+        """Return the values of a result that it compares."""
+        return values(event, self.labels)
+
+    @property
+    def predictions(self) -> frozenset[str]:
+        """The predictions of the results that it must see; empty for all of them."""
+        return frozenset() if self.counts or self.compares else self.labels
+
     def condition(self) -> Condition:
-        """Return what it asks of a result; only results with one of its labels come there, unless it counts objects."""
+        """Return what it asks of the results that it must see."""
         if self.counts:
             return counted(
                 self.labels,
@@ -79,8 +93,8 @@ class Rule:
                 min_count=self.min_count,
                 max_count=self.max_count,
             )
-        if self.above is not None or self.below is not None:
-            return valued(above=self.above, below=self.below, hysteresis=self.hysteresis)
+        if self.compares:
+            return valued(self.labels, above=self.above, below=self.below, hysteresis=self.hysteresis)
         return confident(min_confidence=self.min_confidence, hysteresis=self.hysteresis)
 
 
@@ -110,11 +124,11 @@ class RuleSet:
         """Take these rules from now on. A rule that is equal to one of the old ones goes on where that one is."""
         known = {p.rule: p for p in self._all}
         self._all = [known.get(rule) or _Progress(rule) for rule in rules]
-        labels = {label for p in self._all for label in p.labels}
+        labels = {label for p in self._all for label in p.predictions}
         self._by_label: dict[str | UnsetType | None, list[_Progress]] = {
-            label: [p for p in self._all if not p.labels or label in p.labels] for label in labels
+            label: [p for p in self._all if not p.predictions or label in p.predictions] for label in labels
         }
-        self._of_any_label = [p for p in self._all if not p.labels]
+        self._of_any_label = [p for p in self._all if not p.predictions]
         self._watching = self._watching_for(self._label)
 
     def _turn_to(self, label: str | UnsetType) -> None:
@@ -130,16 +144,13 @@ class RuleSet:
 
 
 class _Progress:
-    """Where one rule stands. `due_ns`: when it fires if its condition goes on; None while the condition is not met.
+    """Where one rule stands. `due_ns`: when it fires if its condition goes on; None while the condition is not met."""
 
-    `labels` are those of the results that it must see, or empty for all.
-    """
-
-    __slots__ = ("_cooldown_ns", "_hold_ns", "_met", "_quiet_until_ns", "due_ns", "labels", "rule")
+    __slots__ = ("_cooldown_ns", "_hold_ns", "_met", "_quiet_until_ns", "due_ns", "predictions", "rule")
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
-        self.labels = frozenset[str]() if rule.counts else rule.labels
+        self.predictions = rule.predictions
         self.due_ns: int | None = None
         self._met = rule.condition()
         self._hold_ns = round(rule.hold * _NS)

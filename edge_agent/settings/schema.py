@@ -283,7 +283,10 @@ class When(Table):
     label: Annotated[
         Annotated[list[Text], MinLen(1)] | Text | None,
         Parse(_label_or_labels),
-        doc("The prediction, or the objects, that the rule is about; a list means any of them; without it all."),
+        doc(
+            "The prediction, the objects, or the named values that the rule is about; a list means any of them, and "
+            "without it all are meant."
+        ),
     ] = None
     min_confidence: Annotated[Number, Ge(0), Le(1), doc("The score that it needs, from 0 to 1.")] = 0.0
     min_count: Annotated[

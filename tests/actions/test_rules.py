@@ -165,6 +165,17 @@ def test_a_verdict_on_a_value_needs_no_confidence() -> None:
     assert fired(rules, [(event(prediction="high", value=-9.0), 3)]) == []
 
 
+def test_a_label_names_one_of_several_values() -> None:
+    rules = RuleSet([rule("damp", "humidity", above=60, hysteresis=5), rule("high", "high", above=25)])
+    shown = [
+        (event([("temperature", 20.0), ("humidity", 61.0)], prediction="normal", value=20.0), 1),
+        (event([("temperature", 70.0), ("humidity", 56.0)], prediction="high", value=70.0), 2),
+        (event([("temperature", 70.0), ("humidity", 55.0)], prediction="normal", value=70.0), 3),
+        (event([("humidity", 61.0)]), 4),  # the score of a class
+    ]
+    assert fired(rules, shown) == [("damp", 1), ("damp", 2), ("high", 2)]
+
+
 def test_objects_are_counted_by_label_and_score() -> None:
     rules = RuleSet([rule("pair", "person", min_confidence=0.5, min_count=2)])
     three = [("dog", 0.9), ("person", 0.8), ("person", 0.5)]
@@ -254,14 +265,16 @@ def meets(rule: Rule, result: ResultEvent, *, begun: bool) -> bool:
         least = sum(each.score >= rule.min_confidence - slack for each in of_label)
         most = sum(each.score >= rule.min_confidence + slack for each in of_label)
         return least >= (rule.min_count or 0) and (rule.max_count is None or most <= rule.max_count)
+    if rule.above is not None or rule.below is not None:
+        named = [each.score for each in of_label] if rule.labels and result.prediction not in rule.labels else []
+        first = [result.value] if not rule.labels or result.prediction in rule.labels else []
+        return result.value is not UNSET and any(
+            (rule.above is None or value > rule.above - slack) and (rule.below is None or value < rule.below + slack)
+            for value in [*named, *first]
+            if value is not UNSET
+        )
     if rule.labels and result.prediction not in rule.labels:
         return False
-    if rule.above is not None or rule.below is not None:
-        return (
-            result.value is not UNSET
-            and (rule.above is None or result.value > rule.above - slack)
-            and (rule.below is None or result.value < rule.below + slack)
-        )
     if result.confidence is UNSET:
         return result.prediction is not UNSET and rule.min_confidence == 0
     return result.confidence >= rule.min_confidence - slack
@@ -285,7 +298,7 @@ RULES = st.one_of(
     st.builds(Rule, **COMMON, above=MAYBE, below=MAYBE),
 )
 SCORES = st.lists(st.tuples(LABELS, EIGHTHS), max_size=4).map(lambda scores: sorted(scores, key=lambda each: -each[1]))
-EVENTS = SCORES.map(event) | st.builds(event, value=EIGHTHS, prediction=LABELS | st.just(UNSET))
+EVENTS = SCORES.map(event) | st.builds(event, SCORES, value=EIGHTHS, prediction=LABELS | st.just(UNSET))
 SHOWN = st.tuples(EVENTS, st.integers(0, 4))
 # Long ones too: Hypothesis by itself makes few of them, and a row of results that wavers is a matter of many.
 RESULTS = st.lists(SHOWN, max_size=5) | st.lists(SHOWN, min_size=15, max_size=30)

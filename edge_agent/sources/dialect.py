@@ -7,7 +7,7 @@ that do not fit.
 
 from contextlib import suppress
 
-from edge_agent.sources.formats import Floats, Format, recognise
+from edge_agent.sources.formats import Floats, Format, recognise, shape_words
 
 # So many lines in a row that do not fit mean that what was learned is wrong, or not right any more.
 PATIENCE = 3
@@ -39,9 +39,8 @@ class Dialect:
     def _fitting(self, found: Format, text: str) -> Floats:
         values = found.values(text)
         if values.shape != self._shape:
-            raise ValueError(
-                f"expected {words(self._shape)} values as in the lines before, found {words(values.shape)}"
-            )
+            expected, came = shape_words(self._shape), shape_words(values.shape)
+            raise ValueError(f"expected {expected} values as in the lines before, found {came}")
         return values
 
     def _learn(self, text: str) -> Floats | None:
@@ -61,8 +60,3 @@ class Dialect:
         values = found.values(text)
         self._format, self._shape, self._strangers = found, values.shape, 0
         return values
-
-
-def words(shape: tuple[int, ...]) -> str:
-    """Return a shape as it is written in messages: 3 x 128."""
-    return " x ".join(str(length) for length in shape)

@@ -221,3 +221,8 @@ def _array(numbers: object) -> Floats:
     if not array.size:
         raise ValueError("it has no values")
     return array
+
+
+def shape_words(shape: tuple[int, ...]) -> str:
+    """Return a shape as it is written in messages: 3 x 128."""
+    return " x ".join(str(length) for length in shape)

@@ -45,9 +45,9 @@ class IndustrialIO(Source):
         channels: Annotated[list[str], doc("The channels, for instance accel_x; without this all of them.")] = field(
             default_factory=list
         )
-        window: Annotated[int, Ge(1), Le(1_000_000), doc("How many scans of the channels make a sample.")] = 1
+        window: Annotated[int, Ge(1), Le(100_000), doc("How many scans of the channels make a sample.")] = 1
         step: Annotated[
-            Annotated[int, Ge(1), Le(1_000_000)] | None,
+            Annotated[int, Ge(1), Le(100_000)] | None,
             doc("After how many scans the next sample begins; without this they do not overlap."),
         ] = None
         rate: Annotated[
@@ -103,6 +103,9 @@ class IndustrialIO(Source):
             if scans is None:
                 return None
             self._windows.add(*scans)
+            if self._reader.overrun:
+                self._windows.interrupt()
+                self.skip("the kernel's buffer was full: scans were lost, and with them the window they belong to")
         return Sample(*window)
 
     def close(self) -> None:

@@ -22,7 +22,12 @@ _VALUE_BYTES = 256
 
 
 class Reader(Protocol):
-    """Scans of a device, from its making to `close`."""
+    """Scans of a device, from its making to `close`.
+
+    `overrun` tells that scans were lost behind those that `read` has just returned.
+    """
+
+    overrun: bool
 
     def read(self, timeout: float) -> tuple[Scans, Times] | None:
         """Return what was measured, shape (scans, columns), and when; None for nothing in time.
@@ -39,6 +44,7 @@ class Buffered:
 
     def __init__(self, device: Device, channels: Sequence[str], watermark: int) -> None:
         """Set up the buffer; `watermark` scans wake us. Raises OSError or ValueError."""
+        self.overrun = False
         self._device = device
         self._rest = b""
         # Whoever has the node open owns the buffer: only then may what another worker left behind be ended.
@@ -85,16 +91,18 @@ class Buffered:
         wanted = watermark * _LENGTH_FACTOR
         if _writable(length) and int(self._device.text(length) or 0) < wanted:
             self._device.write(length, str(wanted))
+        self._length = int(self._device.text(length) or 0)
         if _writable(mark):
-            self._device.write(mark, str(min(watermark, int(self._device.text(length) or watermark))))
+            self._device.write(mark, str(min(watermark, self._length or watermark)))
 
     def read(self, timeout: float) -> tuple[Scans, Times] | None:
         """Return the scans that have come."""
         if not self._poll.poll(max(0.0, timeout) * 1000):
             return None
         size = self._layout.record_bytes
+        self.overrun = self._is_full()
         try:
-            data = os.read(self._descriptor, max(size, _READ_BYTES // size * size))
+            data = os.read(self._descriptor, size * max(self._length, _READ_BYTES // size))
         except BlockingIOError:
             return None
         except OSError as error:
@@ -106,6 +114,11 @@ class Buffered:
         whole = len(data) // size * size
         self._rest = data[whole:]
         return self._scans(data[:whole]) if whole else None
+
+    def _is_full(self) -> bool:
+        """Whether there was no room for new scans: the kernel then leaves them out, and tells nobody."""
+        waiting = self._device.text(self._device.folder / "buffer" / "data_available")
+        return bool(waiting) and 0 < self._length <= int(waiting)
 
     def _scans(self, data: bytes) -> tuple[Scans, Times]:
         raw = self._layout.decode(data)
@@ -127,6 +140,7 @@ class Polled:
 
     def __init__(self, device: Device, channels: Sequence[str], pacer: Pacer) -> None:
         """Open the files. Raises OSError or ValueError."""
+        self.overrun = False
         self._device = device
         self._pacer = pacer
         self._files: list[tuple[int, Path, float, float]] = []

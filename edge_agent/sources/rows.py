@@ -11,8 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.sources.dialect import words
-from edge_agent.sources.formats import MAX_LINE, Format, recognise
+from edge_agent.sources.formats import MAX_LINE, Format, recognise, shape_words
 
 NPY_SIGNATURE = b"\x93NUMPY"
 # So many lines tell the dialect; among so many rows one must be usable; a head longer than that is cut short.
@@ -90,7 +89,7 @@ class TextRows:
         except ValueError as error:
             raise BadRow(f"{self._name}:{self._line}: {error}") from None
         if self._shape not in {None, values.shape}:
-            expected, found = words(self._shape or ()), words(values.shape)
+            expected, found = shape_words(self._shape or ()), shape_words(values.shape)
             raise BadRow(f"{self._name}:{self._line}: expected {expected} values as in the first row, found {found}")
         return values
 

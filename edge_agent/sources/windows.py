@@ -16,11 +16,16 @@ class Windows:
         self._scans: Scans | None = None
         self._times: Times = np.empty(0, np.int64)
         self._start = 0
+        self._interrupted = False
+
+    def interrupt(self) -> None:
+        """What is added next does not follow on what was added before: no window may have both."""
+        self._interrupted = True
 
     def add(self, scans: Scans, times: Times) -> None:
-        """Add scans of shape (scans, channels), and when each was taken."""
-        if self._scans is None:
-            self._scans, self._times = scans, times
+        """Add scans of shape (scans, channels), and when each was taken. All windows there are must have been taken."""
+        if self._scans is None or self._interrupted:
+            self._scans, self._times, self._start, self._interrupted = scans, times, 0, False
             return
         done = min(self._start, len(self._scans))
         self._scans = np.concatenate((self._scans[done:], scans))

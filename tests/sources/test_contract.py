@@ -12,7 +12,7 @@ from edge_agent.sources.iio import IndustrialIO
 from edge_agent.sources.images import Images
 from edge_agent.sources.recording import Recording
 from edge_agent.sources.vibration import Vibration
-from edge_agent.testing import check_source
+from edge_agent.testing import check_source, run_in_worker
 from tests.sources.iio_tree import THERMOMETER, Board
 
 
@@ -37,6 +37,13 @@ def test_images(tmp_path: Path) -> None:
 def test_command() -> None:
     check_source(Command, {"run": ["yes", "1,2"]}, broken={"run": ["/none"]})
     check_source(Command, {"run": ["seq", "9"], "live": False}, broken={"run": ["false"]})
+
+
+def test_a_command_in_the_worker() -> None:
+    script = "while true; do echo [$(yes 0.5, | head -127 | tr -d '\\n')0.5]; done"
+    run = run_in_worker(Command, {"run": ["sh", "-c", script]}, count=3)
+    assert {result.scores[0].label for result in run.results} == {"normal"}
+    assert (run.failed, run.states) == (0, ["open"])
 
 
 def test_iio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

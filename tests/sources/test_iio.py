@@ -118,6 +118,24 @@ def test_a_buffer_that_a_killed_worker_left_running_is_taken_over(board: Board, 
     assert state(folder)["buffer/enable"] == "0"
 
 
+def test_no_window_spans_a_gap(board: Board, open_device: Open) -> None:
+    folder = board.add(0, ACCELEROMETER | {"buffer/data_available": "1"})
+    source = open_device(window=2, channels=["accel_x"])
+    data = np.array(
+        [(n, 1000 * n) for n in range(1, 8)], {"names": ["x", "time"], "formats": ["<i2", "<i8"], "offsets": [0, 8]}
+    )
+    seen = []
+    for first, last, waiting in ((0, 1, 1), (1, 5, 8), (5, 7, 2)):
+        (folder / "buffer/data_available").write_text(str(waiting))
+        board.deliver(data[first:last].tobytes())
+        while (sample := source.read(0.0)) is not None:
+            seen.append(np.round(sample.data[:, 0] / G).astype(int).tolist())
+    # The fifth has lost what came after it.
+    assert seen == [[1, 2], [3, 4], [6, 7]]
+    assert source.skipped == 1
+    assert next(iter(source.problems)).startswith("the kernel's buffer was full: scans were lost")
+
+
 def test_without_a_monotonic_clock_the_time_is_that_of_reading(board: Board, open_device: Open) -> None:
     board.add(0, {name: text for name, text in ACCELEROMETER.items() if name != "current_timestamp_clock"})
     source = open_device()

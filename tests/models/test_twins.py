@@ -390,6 +390,20 @@ def test_a_committed_model_that_is_refused_with_its_twin_starts_alone(device: De
     assert device.slots.committed.cpu is not None, "the next start tries it again"
 
 
+def test_what_was_refused_with_and_without_its_twin_waits_for_the_next_start(device: Device) -> None:
+    _upload(device, "v1")
+    device.live(first_pause)
+    device.worker.answers["v1"] = [NO_MODEL]
+
+    async def story(rollout: Rollout, clock: Clock) -> None:
+        await clock.pause()
+        await clock.tick()
+        assert device.worker.twins[1:] == [_twin("v1"), None]
+        assert rollout.status.last_poll == "v1 is all there is, and the worker refuses it"
+
+    device.live(story)
+
+
 def test_a_new_twin_for_a_committed_model_that_cannot_run(device: Device) -> None:
     _upload(device, "v1")
     device.live(first_pause)

@@ -208,12 +208,14 @@ def test_the_guides_upload_lines_with_the_real_gsutil(gcs_server: GcsServer, tmp
         "CLOUDSDK_CORE_DISABLE_PROMPTS": "1",
         "CLOUDSDK_CORE_PROJECT": "your-project",
     }
-    names = {
-        "models/latest/model_edgetpu.tflite": "models/latest/model_edgetpu.tflite",
-        "vibration-classifier/latest/": "vibration-classifier/latest/model_quant_edgetpu.tflite",
-    }
-    for target, name in names.items():
-        command = ["-h", "x-goog-meta-version:v1.3", "cp", str(model), f"gs://your-model-bucket/{target}"]
+    twin = tmp_path / "model_quant.tflite"
+    twin.write_bytes(MODEL)
+    uploads = [
+        ([model], "models/latest/model_edgetpu.tflite", ["models/latest/model_edgetpu.tflite"]),
+        ([model, twin], "classifier/latest/", [f"classifier/latest/{file.name}" for file in (model, twin)]),
+    ]
+    for files, target, names in uploads:
+        command = ["-h", "x-goog-meta-version:v1.3", "cp", *map(str, files), f"gs://your-model-bucket/{target}"]
         done = subprocess.run(
             ["gsutil", *command],  # whichever is on the PATH
             env=environment,
@@ -222,5 +224,6 @@ def test_the_guides_upload_lines_with_the_real_gsutil(gcs_server: GcsServer, tmp
             check=False,
         )
         assert done.returncode == 0, done.stderr.decode()
-        stored = gcs_server.find("your-model-bucket", name, {})
-        assert (stored.data, stored.metadata) == (MODEL, {"version": "v1.3"})
+        for name in names:
+            stored = gcs_server.find("your-model-bucket", name, {})
+            assert (stored.data, stored.metadata) == (MODEL, {"version": "v1.3"})

@@ -128,7 +128,7 @@ class ModelInput:
         inner_height, inner_width = rows, columns
         if self._letterbox:
             scale = min(rows / height, columns / width)
-            inner_height, inner_width = max(1, int(height * scale)), max(1, round(width * scale))
+            inner_height, inner_width = max(1, round(height * scale)), max(1, round(width * scale))
         top, left = (rows - inner_height) // 2, (columns - inner_width) // 2
         bottom, right = top + inner_height, left + inner_width
         self._area = (top, bottom, left, right)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from edge_agent.inference.inputs import InputMismatch
 from edge_agent.inference.quantization import Quantizer
 from edge_agent.inference.runtimes import Interpreter
+from edge_agent.inference.tasks.base import OutputMismatch
 from edge_agent.inference.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -139,8 +140,14 @@ class State:
             interpreter.set_tensor(port.input, value)
 
     def keep(self, interpreter: Interpreter) -> None:
-        """Take over what the last run has put out."""
+        """Take over what the last run has put out.
+
+        Raises OutputMismatch, and begins anew, when that is no number: it would spoil all runs to come.
+        """
         self._values = [port.convert(interpreter.get_tensor(port.output)) for port in self._ports]
+        if not all(np.isfinite(value).all() for value in self._values if value.dtype == np.float32):
+            self.reset()
+            raise OutputMismatch("the model's state is no number any more, so it begins anew")
 
 
 def _check(tensor: TensorInfo) -> None:

@@ -14,6 +14,7 @@ from edge_agent.inference.progress import ProgressPage, Reporter, Track
 from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.recurrent import State, find_roles
 from edge_agent.inference.runtimes import find_runtime
+from edge_agent.inference.tasks.base import OutputMismatch
 from edge_agent.inference.tensors import TensorInfo
 from edge_agent.records import ModelFile, Sample
 from tests.inference.synthetic import Builder, Spec, counter
@@ -104,8 +105,10 @@ def built(model: Builder, folder: Path, last: Sample | None = None) -> LoadedMod
 
 def run(model: LoadedModel, value: float) -> list[float | None]:
     page = ProgressPage.create()
-    result = model.run(Sample(np.full(4, value, np.float32), 1), Reporter(page, Track.INFERENCE), StageLatencies())
-    page.close()
+    try:
+        result = model.run(Sample(np.full(4, value, np.float32), 1), Reporter(page, Track.INFERENCE), StageLatencies())
+    finally:
+        page.close()
     [answer] = result.outputs or []
     return answer.values
 
@@ -140,5 +143,14 @@ def test_the_warm_up_leaves_no_trace_and_a_reset_forgets(tmp_path: Path) -> None
     model = built(counter(X, [UINT8]), tmp_path, last=Sample(np.full(4, 5.0, np.float32), 1))
     assert [run(model, 1.0)[0], run(model, 1.0)[0]] == [1.0, 2.0]
     model.reset_state()
+    assert run(model, 1.0)[0] == 1.0
+    model.close()
+
+
+def test_a_state_that_is_no_number_any_more_does_not_spoil_what_follows(tmp_path: Path) -> None:
+    model = built(counter(X, [FLOAT]), tmp_path)
+    assert run(model, 1.0)[0] == 1.0
+    with pytest.raises(OutputMismatch, match="begins anew"):
+        run(model, np.inf)
     assert run(model, 1.0)[0] == 1.0
     model.close()

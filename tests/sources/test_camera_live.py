@@ -216,7 +216,7 @@ def mjpeg() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Mjpeg)
     server.count, server.damaged = 50, set()
     server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
     server.shutdown()

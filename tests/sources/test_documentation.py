@@ -75,8 +75,10 @@ def written(default: object) -> tuple[str, ...]:
     if default is dataclasses.MISSING:
         return ("",)
     if default is None:
-        return ("random",)
+        return ("random", "none")
     if isinstance(default, bool):
         return (str(default).lower(),)
+    if isinstance(default, str):
+        return (f'"{default}"',)
     assert isinstance(default, int | float)
     return (f"{default:g}", f'"{format_duration(default)}"')

@@ -1,7 +1,6 @@
 """The same tests of video files with Debian's PyAV, which devices have: python3-av is older than what PyPI has."""
 
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 
 import msgspec
 
@@ -29,8 +30,8 @@ class Capture:
         self._progress = progress
         self._position = configure.resume
         self._avoid = frozenset(configure.avoid)
-        self._pass_over = frozenset(configure.pass_over)
-        self._passed_over = False
+        self._pass_over = Counter(configure.pass_over)
+        self._passed_over = 0
         self._stopping = threading.Event()
         self._failures = 0
         self._skipped = 0
@@ -42,7 +43,8 @@ class Capture:
             try:
                 self._progress.begin(Stage.OPEN)
                 self._source.open(self._position)
-                self._channel.send(SourceState("open"))
+                self._passed_over = 0
+                self._channel.send(SourceState("open", "; ".join(self._source.remarks)))
                 self._read_all()
             except SourceEnded as ended:
                 self.ended = ended
@@ -57,6 +59,7 @@ class Capture:
             finally:
                 self._progress.begin(Stage.IDLE)
                 self._source.close()
+                self._report_skipped()
 
     def stop(self) -> None:
         """Make `run` return after the read under way."""
@@ -74,7 +77,7 @@ class Capture:
         first = True
         while not self._stopping.is_set():
             sample = self._read()
-            if self._source.skipped != self._skipped:
+            if self._source.skipped != self._skipped and time.monotonic() >= self._next_report:
                 self._report_skipped()
             if sample is None:
                 continue
@@ -89,25 +92,24 @@ class Capture:
 
     def _read(self) -> Sample | None:
         self._progress.begin(Stage.READ)
-        if self._pass_over and (self._position or "") in self._pass_over and not self._passed_over:
+        # A bad sample that the source would have skipped may lie before the deadly one: hence more than one, at times.
+        while self._pass_over and self._passed_over < self._pass_over[self._position or ""]:
+            self._passed_over += 1
             self._source.pass_over()
-            self._passed_over = True
-            self._channel.send(SourceState("set_aside", f"after {self._position or 'the start'}", 1))
         return self._source.read(READ_TIMEOUT)
 
     def _note(self, sample: Sample) -> None:
         self._position = sample.position
-        self._passed_over = False
+        self._passed_over = 0
         self._failures = 0
         if sample.position is not None:
             self._progress.at(sample.position)
         self._progress.finished()
 
     def _report_skipped(self) -> None:
-        now = time.monotonic()
-        if now < self._next_report:
-            return
-        self._next_report = now + REPORT_INTERVAL
+        self._next_report = time.monotonic() + REPORT_INTERVAL
         count, self._skipped = self._source.skipped - self._skipped, self._source.skipped
+        if not count:
+            return
         newest = next(reversed(self._source.problems), "no reason given")
         self._channel.send(SourceState("skipped", newest, count))

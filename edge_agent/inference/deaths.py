@@ -57,8 +57,8 @@ class Death:
 class Suspects:
     """Counts deaths by the sample they happened over. A sample that has killed two workers is set aside.
 
-    `avoid` are the positions of samples that the model must not get, `pass_over` those of samples behind which one must
-    not even be read.
+    `avoid` are the positions of samples that the model must not get, `pass_over` those of samples behind which the next
+    one must not even be read; a position that stands there twice means the next two.
     """
 
     def __init__(self) -> None:
@@ -74,8 +74,8 @@ class Suspects:
         """
         if len(self._deaths) > MAX_SET_ASIDE:
             self._deaths.clear()
-        in_model = bool(last.working_on) and self._is_enough("model", last.working_on, self.avoid)
-        in_source = self._is_enough("source", last.read_after, self.pass_over)
+        in_model = last.working_on not in {"", *self.avoid} and self._is_enough("model", last.working_on)
+        in_source = self._is_enough("source", last.read_after)
         if in_model:
             return self._set_aside(self.avoid, last.working_on, f"the sample at {last.working_on}")
         if in_source:
@@ -83,8 +83,8 @@ class Suspects:
             return self._set_aside(self.pass_over, last.read_after, what)
         return None
 
-    def _is_enough(self, where: str, position: str | None, set_aside: list[str]) -> bool:
-        if position is None or position in set_aside:
+    def _is_enough(self, where: str, position: str | None) -> bool:
+        if position is None:
             return False
         self._deaths[where, position] += 1
         return self._deaths[where, position] >= MAX_SAMPLE_DEATHS

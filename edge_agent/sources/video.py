@@ -104,10 +104,6 @@ class Video:
         except self._errors:
             raise ValueError("a damaged picture") from None
 
-    def forget(self) -> None:
-        """Make ready for packets that do not follow on the last one."""
-        self.stream.codec_context.flush_buffers()
-
     def seek(self, pts: int) -> bool:
         """Go to the key frame before `pts`; False where the video cannot be sought in."""
         try:

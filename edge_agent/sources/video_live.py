@@ -242,4 +242,3 @@ class LiveVideo:
             self._skip("the processor cannot decode as fast as the camera sends: set it to a smaller picture or rate")
         self._lost = lost
         self._needs_key = True
-        self._video.forget()

@@ -33,7 +33,20 @@ def test_when_both_threads_are_at_the_same_samples_again_one_after_the_other_is_
     suspects.blame(last("1", "40"))
     assert suspects.blame(last("1", "40")) == "the sample at 1"
     assert suspects.blame(last("2", "40")) == "the sample after 40"
-    assert suspects.blame(last("3", "40")) is None
+
+
+def test_when_passing_over_one_sample_was_not_enough_the_next_is_passed_over_too() -> None:
+    suspects = Suspects()
+    for _ in range(4):
+        suspects.blame(last(read_after="40"))
+    assert suspects.pass_over == ["40", "40", "40"]
+
+
+def test_a_sample_that_is_left_out_is_not_counted_again() -> None:
+    suspects = Suspects()
+    for _ in range(4):
+        suspects.blame(last("7"))
+    assert suspects.avoid == ["7"]
 
 
 def test_samples_without_positions_are_no_suspects() -> None:

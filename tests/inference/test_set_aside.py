@@ -66,7 +66,7 @@ def test_a_sample_that_kills_the_source_twice_is_passed_over(
             await asyncio.wait_for(rig.supervisor.source_ended.wait(), 60)
         assert sorted(set(rig.positions)) == [number for number in range(1, 41) if number != at]
         assert rig.supervisor.status.deaths == 2
-        assert rig.supervisor.status.set_aside == 1
+        assert rig.supervisor.status.skipped == 1
         [told] = [detail for component, state, detail in rig.health if state == "sample_set_aside"]
         assert told.startswith(f"{what} has ended the worker twice: killed by SIGABRT while reading the source")
 

@@ -57,6 +57,7 @@ class Faulty(Source):
     def pass_over(self) -> None:
         """Go on behind the next sample."""
         self._number += 1
+        self.skip_deadly(str(self._number))
 
     def _first_time(self) -> bool:
         marker = self._options.marker

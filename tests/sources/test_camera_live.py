@@ -216,7 +216,7 @@ def mjpeg() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Mjpeg)
     server.count, server.damaged = 50, set()
     server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
     server.shutdown()
@@ -247,6 +247,14 @@ def test_damaged_pictures_are_counted_and_too_many_are_trouble(mjpeg: Any) -> No
     source.close()
 
 
+def collect(live: LiveVideo, samples: list[Sample]) -> None:
+    """Gather samples until the camera gives up."""
+    while True:
+        sample = live.read(1, None)
+        if sample is not None:
+            samples.append(sample)
+
+
 def opened_file(path: Path) -> Video:
     return open_video(Address(Kind.FILE, str(path)), str(path), timeout=10, options={})
 
@@ -259,12 +267,9 @@ def test_a_decoder_that_cannot_keep_up_costs_counted_pictures_up_to_the_next_key
     packets._thread.join()
     skipped: list[str] = []
     live = LiveVideo(video, packets, Kind.RTSP, 0, skipped.append)
-    samples = []
+    samples: list[Sample] = []
     with pytest.raises(SourceError, match="rtsp://cam/1 ended"):
-        while True:
-            sample = live.read(1, None)
-            if sample is not None:
-                samples.append(sample)
+        collect(live, samples)
     live.close()
     assert packets.lost == MAX_WAITING
     assert 0 < len(samples) < MAX_WAITING

@@ -108,12 +108,12 @@ def written(default: object) -> tuple[str, ...]:
     if default is dataclasses.MISSING:
         return ("",)
     if default is None:
-        return ("random", "never", "as set", "= window")
+        return ("random", "never", "none", "as set", "= window")
     if default == []:
         return ("all",)
-    if isinstance(default, str):
-        return (f'"{default}"',)
     if isinstance(default, bool):
         return (str(default).lower(),)
+    if isinstance(default, str):
+        return (f'"{default}"',)
     assert isinstance(default, int | float)
     return (f"{default:g}", f'"{format_duration(default)}"')

@@ -20,13 +20,14 @@ from edge_agent.sources.base import SourceError, build
 from edge_agent.sources.camera import Camera
 from edge_agent.sources.camera_address import Address, Kind
 from edge_agent.sources.video import Video, open_video
-from edge_agent.sources.video_live import MAX_DAMAGED, MAX_WAITING, DevicePackets, LiveVideo, StreamPackets, descriptors
+from edge_agent.sources.video_live import MAX_WAITING, DevicePackets, LiveVideo, StreamPackets, descriptors
 from tests.servers import rtsp
 from tests.servers.rtsp import RtspServer
 from tests.sources.videos import make_video
 
 ACCOUNT = ("viewer", "p@ss:w/rd %41")
 PATIENCE = 60.0
+ENDLESS = 1_000_000_000
 WHY_NOT = rtsp.why_not()
 needs_rtsp = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
@@ -214,7 +215,7 @@ class Mjpeg(BaseHTTPRequestHandler):
 @pytest.fixture
 def mjpeg() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Mjpeg)
-    server.count, server.damaged = 50, set()
+    server.count, server.damaged = MAX_WAITING - 10, range(0)
     server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -235,13 +236,13 @@ def test_http_mjpeg(mjpeg: Any) -> None:
 
 
 def test_damaged_pictures_are_counted_and_too_many_are_trouble(mjpeg: Any) -> None:
-    mjpeg.damaged = {30}
+    mjpeg.damaged = range(30, 31)
     source = camera(f"{mjpeg.url}/video")
     source.open(None)
     assert "/video broke off; nothing to do if it comes back" in trouble(source)
     assert source.problems == {"a damaged picture": 1}
     source.close()
-    mjpeg.count, mjpeg.damaged = 10 * MAX_DAMAGED, set(range(30, 10 * MAX_DAMAGED))
+    mjpeg.count, mjpeg.damaged = ENDLESS, range(30, ENDLESS)
     source.open(None)
     assert "100 damaged pictures in a row" in trouble(source)
     source.close()
@@ -274,12 +275,9 @@ def test_a_decoder_that_cannot_keep_up_costs_counted_pictures_up_to_the_next_key
     assert packets.lost == MAX_WAITING
     assert 0 < len(samples) < MAX_WAITING
     assert len(skipped) + len(samples) == 96
-    reasons = {reason: skipped.count(reason) for reason in skipped}
-    assert (
-        reasons.pop("the processor cannot decode as fast as the camera sends: set it to a smaller picture or rate")
-        == 64
-    )
-    assert set(reasons) <= {"too late for the decoder"}
+    assert skipped.count("too late for the decoder") == 1
+    assert skipped.count(skipped[0]) == MAX_WAITING
+    assert skipped[0].startswith("the processor cannot decode as fast as the camera sends")
 
 
 class Packet:

@@ -21,7 +21,8 @@ def make_video(path: Path, codec: str | None = None, form: str | None = None, re
         stream: Any = container.add_stream(CODECS[name], rate=25)
         stream.width, stream.height = 64, 48
         stream.pix_fmt = "yuvj420p" if name == "mjpeg" else "yuv420p"
-        stream.options = {"g": "5"}
+        # A key frame every five pictures; MPEG-4 would make one of every new colour.
+        stream.options = {"g": "5"} | ({"sc_threshold": "1000000000"} if name == "mpeg4" else {})
         for colour in COLOURS * repeats:
             pixels = np.broadcast_to(np.array(colour, np.uint8), (48, 64, 3))
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
@@ -40,15 +41,16 @@ def colour_of(sample: Sample) -> tuple[int, int, int]:
     return nearest
 
 
-def damage(path: Path, *numbers: int) -> None:
-    """Overwrite whole pictures of an AVI file."""
+def damage(path: Path, *numbers: int, intact: float = 0.0) -> None:
+    """Overwrite pictures of an AVI file, but for a share at their beginning."""
     content = bytearray(path.read_bytes())
     place, number = content.find(b"movi") + 4, 0
     while content[place : place + 4] == b"00dc":
         size = int.from_bytes(content[place + 4 : place + 8], "little")
         place += 8
         if number in numbers:
-            content[place : place + size] = b"\xff" * size
+            begin = place + int(size * intact)
+            content[begin : place + size] = b"\xa5" * (place + size - begin)
         place += size + size % 2
         number += 1
     assert number == len(COLOURS)

@@ -287,6 +287,7 @@ class Agent:
             sender=self._sender.state,
             latest=self._pipeline.prediction,
             rate=self._housekeeping.rate,
+            latencies=self._housekeeping.latencies or self._supervisor.latencies.sum_up(),
             waiting=self._queue.depth,
             oldest=0.0 if oldest_ms is None else max(0, now_ms - oldest_ms) / 1000,
             queue_size=self._queue.size,

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from edge_agent.records import Accelerator, TimeSource
+from edge_agent.records import Accelerator, Latency, TimeSource
 from edge_agent.settings.units import format_duration
 
 _WIDTH = 11
@@ -55,24 +55,34 @@ class AcceleratorReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The model in use. `next_poll` is in seconds from now."""
+    """The model in use. `next_poll` is in seconds from now. `twin`: there is the same model for the CPU, too."""
 
     name: str
     version: str | None
+    twin: bool
     last_poll: str
     next_poll: float | None
     rejected: str | None
 
 
 class ResultsReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out since the start. `rate` is per second, over the last moments."""
+    """What came out since the start. `rate` is per second, over the last moments.
+
+    `latencies` are those of the last health event, or so far if there was none. The other counts are those of
+    `edge_agent.records.Counters`.
+    """
 
     rate: float
     samples: int
     dropped: int
     failed: int
+    skipped: int
+    set_aside: int
+    clipped: int
+    latencies: list[Latency]
     prediction: str | None
     confidence: float | None
+    value: float | None
 
 
 class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,7 +165,7 @@ def _lines(report: StatusReport) -> Iterator[tuple[str, str]]:
     if report.accelerator:
         yield from _accelerator_lines(report.accelerator)
     if report.results:
-        yield "results", "; ".join(_results(report.results))
+        yield from _results_lines(report.results)
     if report.queue:
         yield "queue", "; ".join(_queue(report.queue))
     if report.sending:
@@ -175,6 +185,8 @@ def _headline(report: StatusReport) -> Iterator[str]:
 
 def _model(model: ModelReport) -> Iterator[str]:
     yield f"{model.name} {model.version}" if model.version else f"{model.name}: none yet"
+    if model.twin:
+        yield "with a twin for the CPU"
     yield model.last_poll
     if model.next_poll is not None:
         yield f"next look in {format_duration(round(model.next_poll))}"
@@ -217,15 +229,33 @@ def _usb_version(speed: int) -> int:
     return 3 if speed >= _SUPERSPEED else 2 if speed >= _HIGH_SPEED else 1
 
 
+def _results_lines(results: ResultsReport) -> Iterator[tuple[str, str]]:
+    yield "results", "; ".join(_results(results))
+    if results.latencies:
+        yield "  latency", "median " + "; ".join(map(_latency, results.latencies))
+
+
 def _results(results: ResultsReport) -> Iterator[str]:
     yield f"{results.rate:.1f}/s"
     if results.prediction is not None and results.confidence is not None:
         yield f"now {results.prediction} ({results.confidence:.2f})"
+    if results.value is not None:
+        yield f"now {results.value:g}{f' ({results.prediction})' if results.prediction else ''}"
     yield f"{results.samples} since the start"
     if results.dropped:
         yield f"{_counted(results.dropped, 'sample')} dropped as the model is too slow"
     if results.failed:
         yield f"{_counted(results.failed, 'sample')} failed"
+    if results.skipped:
+        yield f"{_counted(results.skipped, 'sample')} skipped by the source"
+    if results.set_aside:
+        yield f"{_counted(results.set_aside, 'sample')} left out as they had ended the worker"
+    if results.clipped:
+        yield f"{_counted(results.clipped, 'sample')} beyond the model's range"
+
+
+def _latency(latency: Latency) -> str:
+    return f"{latency.stage} {latency.p50_ms:g} ms (p99 {latency.p99_ms:g})"
 
 
 def _queue(queue: QueueReport) -> Iterator[str]:

@@ -10,7 +10,7 @@ from edge_agent.inference.accelerators.devices import Device, absent, matching
 from edge_agent.inference.accelerators.owners import THIS_SERVICE
 from edge_agent.inference.worker_status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
-from edge_agent.records import ResultEvent, TimeSource
+from edge_agent.records import Latency, ResultEvent, TimeSource
 from edge_agent.report import (
     AcceleratorReport,
     DeviceReport,
@@ -44,6 +44,7 @@ class Snapshot:
     sender: SenderState
     latest: ResultEvent | None
     rate: float
+    latencies: Sequence[Latency]
     waiting: int
     oldest: float
     queue_size: int
@@ -79,8 +80,7 @@ def problems(now: Snapshot) -> list[str]:
 
 
 def _degraded(now: Snapshot) -> str | None:
-    degraded = now.latest.degraded if now.latest is not None else None
-    return degraded if isinstance(degraded, str) else None
+    return now.worker.report.degraded if now.worker.report is not None else None
 
 
 def _model_problem(model: RolloutStatus) -> list[str]:
@@ -95,6 +95,8 @@ def _worker_problems(worker: WorkerStatus) -> list[str]:
     found = []
     if worker.state == "restarting":
         found.append(f"the worker died and is started again ({worker.last_death})")
+    if worker.waiting:
+        found.append(f"the model cannot run now: {worker.waiting}")
     if worker.source.startswith(("trouble", "ended")):
         found.append(f"source {worker.source}")
     if worker.failure:
@@ -106,6 +108,8 @@ def _running(now: Snapshot) -> str:
     if now.model.version is None:
         return "waiting"
     running = f"{now.settings.model.model_name} {now.model.version}"
+    if now.worker.waiting:
+        return f"{running} waits"
     if now.latest is None:
         return f"{running}, no result yet"
     return f"{running} on {now.latest.accelerator}, {now.rate:.1f}/s, {_given(now.latest.prediction) or 'nothing'}"
@@ -147,6 +151,7 @@ def _report_model(now: Snapshot) -> ModelReport:
         version=now.model.version,
         last_poll=now.model.last_poll,
         next_poll=now.model.next_poll,
+        twin=now.model.twin,
         rejected=now.model.rejected,
     )
 
@@ -186,8 +191,13 @@ def _report_results(now: Snapshot) -> ResultsReport:
         samples=now.worker.samples,
         dropped=now.worker.dropped,
         failed=now.worker.failed,
+        skipped=now.worker.skipped,
+        set_aside=now.worker.set_aside,
+        clipped=now.worker.clipped,
+        latencies=list(now.latencies),
         prediction=_given(now.latest.prediction) if now.latest is not None else None,
         confidence=_given(now.latest.confidence) if now.latest is not None else None,
+        value=_given(now.latest.value) if now.latest is not None else None,
     )
 
 

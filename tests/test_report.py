@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from edge_agent.records import Latency
 from edge_agent.report import (
     AcceleratorReport,
     DeviceReport,
@@ -38,7 +39,12 @@ FULL = StatusReport(
     clock="unverified",
     source=SourceReport(plugin="vibration", state="trouble: unplugged"),
     model=ModelReport(
-        name="vibration", version="v1.3", last_poll="v1.4 was rejected: is no model", next_poll=59.6, rejected="v1.4"
+        name="vibration",
+        version="v1.3",
+        last_poll="v1.4 was rejected: is no model",
+        next_poll=59.6,
+        rejected="v1.4",
+        twin=True,
     ),
     accelerator=AcceleratorReport(
         asked="edgetpu",
@@ -61,7 +67,19 @@ FULL = StatusReport(
         ],
         library="/usr/lib/libedgetpu.so.1",
     ),
-    results=ResultsReport(rate=10.04, samples=4000, dropped=7, failed=2, prediction="normal", confidence=0.994),
+    results=ResultsReport(
+        rate=10.04,
+        samples=4000,
+        dropped=7,
+        failed=2,
+        skipped=4,
+        set_aside=1,
+        clipped=30,
+        latencies=[Latency("capture", 9, 1.25, 2, 3.5, 4), Latency("invoke", 9, 2, 2.5, 3, 9)],
+        prediction="normal",
+        confidence=0.994,
+        value=None,
+    ),
     queue=QueueReport(
         waiting=4711, oldest=7200.4, size=1_234_567, max_size=256_000_000, dropped=5, trouble="the disk is full"
     ),
@@ -77,17 +95,21 @@ problem      the worker died and is started again (killed by SIGKILL)
 problem      the clock is not set yet
 settings     /etc/edge-agent.toml
 source       vibration: trouble: unplugged
-model        vibration v1.3; v1.4 was rejected: is no model; next look in 1m; rejected: v1.4
+model        vibration v1.3; with a twin for the CPU; v1.4 was rejected: is no model; next look in 1m; rejected: v1.4
 accelerator  edgetpu usb:2-1.3 (edgetpu was asked for); ai_edge_litert 2.1; /usr/lib/libedgetpu.so.1
   pci:0000:01:00.0  busy, 61 °C; process 812 (frigate) has it open; stop that
   usb:2-1.3  ready, USB 3 (5000 Mbit/s), in use by this service
   remark     Usb.AlwaysDfu of device_options has no effect
-results      10.0/s; now normal (0.99); 4000 since the start; 7 samples dropped as the model is too slow; 2 samples failed
+results      10.0/s; now normal (0.99); 4000 since the start; 7 samples dropped as the model is too slow; 2 samples failed; 4 samples skipped by the source; 1 sample left out as they had ended the worker; 30 samples beyond the model's range
+  latency    median capture 1.25 ms (p99 3.5); invoke 2 ms (p99 3)
 queue        4711 events wait, the oldest for 2h; 1.23 MB of 256 MB; 5 events dropped; the disk is full
 sending      pubsub://project/topic: needs person for 1m1s; no permission; 100 events sent since the start
 worker       restarting; died 3 times since the start, the last time: killed by SIGKILL
 clock        not known to be set; events say so in time_source
 """  # noqa: E501
+
+
+NONE_LOST = {"dropped": 0, "failed": 0, "skipped": 0, "set_aside": 0, "clipped": 0}
 
 
 def changed(part: str, **changes: Any) -> StatusReport:
@@ -134,12 +156,12 @@ def test_texts_from_outside_cannot_drive_the_terminal() -> None:
     [
         (
             "model",
-            {"version": None, "last_poll": "not asked yet", "next_poll": None, "rejected": None},
+            {"version": None, "last_poll": "not asked yet", "next_poll": None, "rejected": None, "twin": False},
             "vibration: none yet; not asked yet",
         ),
         (
             "model",
-            {"next_poll": 0.2, "rejected": None},
+            {"next_poll": 0.2, "rejected": None, "twin": False},
             "vibration v1.3; v1.4 was rejected: is no model; next look in 0s",
         ),
         (
@@ -149,12 +171,12 @@ def test_texts_from_outside_cannot_drive_the_terminal() -> None:
         ),
         (
             "results",
-            {"rate": 0.0, "samples": 0, "dropped": 0, "failed": 0, "prediction": None, "confidence": None},
+            {"rate": 0.0, "samples": 0, "prediction": None, "confidence": None, **NONE_LOST},
             "0.0/s; 0 since the start",
         ),
         (
             "results",
-            {"dropped": 1, "failed": 1},
+            NONE_LOST | {"dropped": 1, "failed": 1},
             (
                 "10.0/s; now normal (0.99); 4000 since the start; "
                 "1 sample dropped as the model is too slow; 1 sample failed"

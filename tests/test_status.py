@@ -11,7 +11,7 @@ import msgspec
 from edge_agent.inference.accelerators.devices import Device, DeviceState
 from edge_agent.inference.worker_status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
-from edge_agent.records import LoadReport, ResultEvent, Score
+from edge_agent.records import Latency, LoadReport, ResultEvent, Score
 from edge_agent.report import StatusReport, render
 from edge_agent.settings.location import Destination, Location
 from edge_agent.settings.schema import (
@@ -34,6 +34,10 @@ SETTINGS = Settings(
 
 
 STICK = Device(bus="usb", address="2-1", node=Path("/dev/x"), state=DeviceState.READY, speed=5000)
+
+
+ON_CPU = LoadReport(accepted=True, degraded="no Edge TPU is plugged in")
+INVOKE = Latency("invoke", 100, 2.0, 2.5, 3.25, 9.0)
 
 
 def event(**more: Any) -> ResultEvent:
@@ -77,6 +81,7 @@ def snapshot(**more: Any) -> Snapshot:
         "device_id": "edge-001",
         "latest": event(),
         "rate": 10.04,
+        "latencies": [INVOKE],
         "waiting": 3,
         "oldest": 0.2,
         "queue_trouble": None,
@@ -95,9 +100,10 @@ def test_all_is_well() -> None:
 
 def test_what_is_wrong_comes_first() -> None:
     now = snapshot(
-        worker=WorkerStatus(state="restarting", source="trouble: unplugged", last_death="killed by SIGABRT"),
+        worker=WorkerStatus(
+            state="restarting", source="trouble: unplugged", last_death="killed by SIGABRT", report=ON_CPU
+        ),
         sender=SenderState("offline", "pubsub://p/t cannot be reached", 0.0, 0, 0, 9),
-        latest=event(degraded="no Edge TPU is plugged in"),
         waiting=4711,
         oldest=7200.4,
         queue_trouble="the disk is full",
@@ -152,10 +158,14 @@ def test_problems_come_in_the_order_in_which_they_matter() -> None:
     everything = snapshot(
         model=model(refusal="v2 waits: the device is gone"),
         worker=WorkerStatus(
-            state="restarting", source="ended: all was read", last_death="killed by SIGKILL", failure="64 values"
+            state="restarting",
+            source="ended: all was read",
+            last_death="killed by SIGKILL",
+            failure="64 values",
+            waiting="it needs an Edge TPU",
+            report=ON_CPU,
         ),
         sender=SenderState("needs_person", "no permission", 0.0, 0, 0, 1),
-        latest=event(degraded="no Edge TPU is plugged in"),
         queue_trouble="the disk is full",
         reload_problem="line 3",
         time_source="unverified",
@@ -163,6 +173,7 @@ def test_problems_come_in_the_order_in_which_they_matter() -> None:
     assert problems(everything) == [
         "model v2 waits: the device is gone",
         "the worker died and is started again (killed by SIGKILL)",
+        "the model cannot run now: it needs an Edge TPU",
         "source ended: all was read",
         "no sample can be worked on: 64 values",
         "degraded: no Edge TPU is plugged in",
@@ -198,7 +209,16 @@ def test_the_report_holds_what_the_agent_knows() -> None:
             samples=4000,
             dropped=7,
             failed=1,
-            report=LoadReport(accepted=True, accelerator="edgetpu", device="usb:2-1", remarks=("it is slow",)),
+            skipped=4,
+            set_aside=2,
+            clipped=3,
+            report=LoadReport(
+                accepted=True,
+                accelerator="edgetpu",
+                device="usb:2-1",
+                degraded="no Edge TPU is plugged in",
+                remarks=("it is slow",),
+            ),
         ),
         model=model(rejected="v1.4"),
         sender=SenderState("sending", "slow", 40.0, 100, 1, 0),
@@ -222,6 +242,7 @@ def test_the_report_holds_what_the_agent_knows() -> None:
             "version": "v1.3",
             "last_poll": "v1.3 is the newest",
             "next_poll": 60.0,
+            "twin": False,
             "rejected": "v1.4",
         },
         "accelerator": {
@@ -249,8 +270,15 @@ def test_the_report_holds_what_the_agent_knows() -> None:
             "samples": 4000,
             "dropped": 7,
             "failed": 1,
+            "skipped": 4,
+            "set_aside": 2,
+            "clipped": 3,
+            "latencies": [
+                {"stage": "invoke", "count": 100, "p50_ms": 2.0, "p90_ms": 2.5, "p99_ms": 3.25, "max_ms": 9.0}
+            ],
             "prediction": "normal",
             "confidence": 0.99,
+            "value": None,
         },
         "queue": {"waiting": 3, "oldest": 0.2, "size": 2048, "max_size": 10**6, "dropped": 5, "trouble": None},
         "sending": {

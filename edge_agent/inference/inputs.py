@@ -72,6 +72,7 @@ class ModelInput:
         self._size = tensor.size
         self._quantizer = self._make_quantizer()
         self._placement: Placement | None = None
+        self._placed: tuple[tuple[int, ...], tuple[int, int] | None] = ((), None)
         self._area = (0, 0, 0, 0)
         self._canvas: Array | None = None
 
@@ -100,10 +101,10 @@ class ModelInput:
         """Return an input tensor of zeros, to warm a model up with."""
         return Prepared(np.zeros(self.shape, self.dtype), 0.0)
 
-    def prepare(self, data: Array) -> Prepared:
+    def prepare(self, data: Array, size: tuple[int, int] | None = None) -> Prepared:
         """Return the input tensor for a sample's data. Raises InputMismatch."""
         if data.ndim == _IMAGE_RANK - 1 and data.dtype == np.uint8:
-            return self._prepare_image(data)
+            return self._prepare_image(data, size)
         if data.size != self._size:
             raise InputMismatch(f"the model takes {self._size} values ({self}), the source gives {data.size}")
         values = data.reshape(self.shape)
@@ -114,15 +115,16 @@ class ModelInput:
         tensor, clipped = self._quantizer.quantize(values)
         return Prepared(tensor, clipped)
 
-    def _prepare_image(self, picture: Array) -> Prepared:
+    def _prepare_image(self, picture: Array, size: tuple[int, int] | None) -> Prepared:
         if not self.takes_images:
             raise InputMismatch(f"the model takes {self._size} values ({self}), the source gives images")
         placement = self._placement
-        if placement is None or (placement.height, placement.width) != picture.shape[:2]:
-            placement = self._place(*picture.shape[:2])
+        if placement is None or self._placed != (picture.shape, size):
+            placement = self._place(picture.shape[0], picture.shape[1], size)
+            self._placed = (picture.shape, size)
         return Prepared(self._as_type(self._fitted(picture).reshape(self.shape)), 0.0, placement)
 
-    def _place(self, height: int, width: int) -> Placement:
+    def _place(self, height: int, width: int, before: tuple[int, int] | None) -> Placement:
         # The sizes of a source hardly ever change, so the layout and its border are made once.
         _, rows, columns, channels = self.shape
         inner_height, inner_width = rows, columns
@@ -134,7 +136,8 @@ class ModelInput:
         self._area = (top, bottom, left, right)
         bordered = (inner_height, inner_width) != (rows, columns)
         self._canvas = np.full((rows, columns, channels), _BORDER, np.uint8) if bordered else None
-        self._placement = Placement(width, height, left / columns, top / rows, right / columns, bottom / rows)
+        full = before or (width, height)
+        self._placement = Placement(*full, left / columns, top / rows, right / columns, bottom / rows)
         return self._placement
 
     def _fitted(self, picture: Array) -> Array:

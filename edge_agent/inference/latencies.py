@@ -37,8 +37,13 @@ class LatencySums:
         for stage, tally in tallies.items():
             self._stages[stage].merge(tally)
 
-    def take(self) -> list[Latency]:
-        """Sum up, and begin at nothing. Stages without a sample are left out."""
+    def sum_up(self) -> list[Latency]:
+        """Return the figures so far. Stages without a sample are left out."""
         summaries = [histogram.summary(stage) for stage, histogram in self._stages.items()]
-        self._stages.clear()
         return [summary for summary in summaries if summary is not None]
+
+    def take(self) -> list[Latency]:
+        """Sum up, and begin at nothing."""
+        summaries = self.sum_up()
+        self._stages.clear()
+        return summaries

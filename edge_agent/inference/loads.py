@@ -23,7 +23,7 @@ class Loads:
         self.models: dict[int, tuple[ModelFile, LoadReport]] = {}
         self._pending: dict[int, tuple[ModelFile, asyncio.Future[LoadReport]]] = {}
         self._requests = 0
-        self._deaths: Counter[str] = Counter()
+        self._deaths: Counter[tuple[str, str | None]] = Counter()
 
     @property
     def in_use(self) -> LoadReport | None:
@@ -51,7 +51,7 @@ class Loads:
         if message.report.accepted:
             # Results of the model before this one have all been received: the worker sends in order.
             self.models = {message.request: (model, message.report)}
-            del self._deaths[model.path]
+            del self._deaths[_files(model)]
         if not answer.done():
             answer.set_result(message.report)
 
@@ -68,8 +68,13 @@ class Loads:
     def _unanswered(self, model: ModelFile, cause: str | None) -> LoadReport:
         if cause is None:
             return LoadReport(accepted=False, reason="the worker ended before it had loaded the model")
-        self._deaths[model.path] += 1
+        self._deaths[_files(model)] += 1
         # While nothing has ever run here, the device is as much to blame as a model that is made for it.
         proven = self.current is not None or not is_edgetpu_model(model.path)
-        permanent = self._deaths[model.path] >= MAX_LOAD_DEATHS and model != self.current and proven
+        permanent = self._deaths[_files(model)] >= MAX_LOAD_DEATHS and model != self.current and proven
         return LoadReport(accepted=False, reason=f"the worker died while loading it: {cause}", permanent=permanent)
+
+
+def _files(model: ModelFile) -> tuple[str, str | None]:
+    # A model may come a second time without its twin, which may be what the worker has died of.
+    return model.path, model.cpu_path

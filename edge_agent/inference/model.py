@@ -60,7 +60,7 @@ class LoadedModel:
 
         Raises InputMismatch, OutputMismatch, or the runtime's RuntimeError.
         """
-        prepared = self.input.empty() if sample is None else self.input.prepare(sample.data)
+        prepared = self.input.empty() if sample is None else self.input.prepare(sample.data, sample.size)
         self._feed(prepared)
         self._invoke()
         self._read(prepared)
@@ -77,7 +77,7 @@ class LoadedModel:
         Raises InputMismatch, OutputMismatch, or the runtime's RuntimeError.
         """
         begun = progress.begin(Stage.PREPROCESS)
-        prepared = self.input.prepare(sample.data)
+        prepared = self.input.prepare(sample.data, sample.size)
         self._feed(prepared)
         progress.step(Stage.INVOKE)
         ready = time.monotonic_ns()

@@ -113,10 +113,9 @@ class Supervisor:
 
     async def _load(self, model: ModelFile) -> LoadReport:
         if self._loads.current is not None:
-            for path in filter(None, (model.path, model.cpu_path)):
-                verdict = await check_model(path)
-                if verdict.reason:
-                    return LoadReport(accepted=False, reason=verdict.reason, permanent=verdict.permanent)
+            for path, whose in ((model.path, ""), (model.cpu_path, "its twin for the CPU: ")):
+                if path is not None and (verdict := await check_model(path)).reason:
+                    return LoadReport(accepted=False, reason=whose + verdict.reason, permanent=verdict.permanent)
         try:
             async with asyncio.timeout(START_DEADLINE):
                 plan = await self._agree_on_runtime(model)

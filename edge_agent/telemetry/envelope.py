@@ -149,4 +149,5 @@ class Envelope:
 def _prediction(result: Result) -> str | UnsetType:
     if result.verdict is not None:
         return result.verdict
-    return result.scores[0].label if result.scores else UNSET
+    # The label of a value names it; only limits say what it means.
+    return result.scores[0].label if result.scores and result.value is None else UNSET

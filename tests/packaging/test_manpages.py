@@ -18,7 +18,7 @@ import pytest
 from edge_agent import cli, plugins
 from edge_agent.inference.worker_status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
-from edge_agent.records import ResultEvent, Score
+from edge_agent.records import LoadReport, ResultEvent, Score
 from edge_agent.service.control_client import ControlError
 from edge_agent.settings.faults import NotSetUp
 from edge_agent.settings.loading import load
@@ -236,6 +236,7 @@ def well(tmp_path: Path) -> Snapshot:
     return Snapshot(
         settings=load(file, {}),
         device_id="edge-001",
+        latencies=[],
         worker=WorkerStatus(state="running", source="open"),
         model=RolloutStatus(
             version="v1.3",
@@ -277,13 +278,18 @@ def test_the_lines_of_the_status_are_those_of_the_code(well: Snapshot) -> None:
 
 
 def test_every_trouble_of_the_status_is_explained(well: Snapshot) -> None:
-    assert well.latest is not None
     all_wrong = dataclasses.replace(
         well,
         model=msgspec.structs.replace(well.model, refusal="v2 waits: the device is gone"),
-        worker=WorkerStatus(state="restarting", source="trouble: unplugged", last_death="killed", failure="no match"),
+        worker=WorkerStatus(
+            state="restarting",
+            source="trouble: unplugged",
+            last_death="killed",
+            failure="no match",
+            waiting="no device",
+            report=LoadReport(accepted=True, degraded="why"),
+        ),
         sender=SenderState("offline", "cannot be reached", 0.0, 0, 0, 9),
-        latest=msgspec.structs.replace(well.latest, degraded="why"),
         queue_trouble="the disk is full",
         reload_problem="a mistake",
         time_source="unverified",
@@ -291,7 +297,7 @@ def test_every_trouble_of_the_status_is_explained(well: Snapshot) -> None:
     explained = re.findall(r"^\.It (.+)$", section(COMMANDS, "STATUS"), re.MULTILINE)
     leads = tuple(lead for tag in explained for lead in tag.split(" , "))
     told = problems(all_wrong)
-    assert len(told) == 9
+    assert len(told) == 10
     assert [problem for problem in told if not problem.startswith(leads)] == []
 
 

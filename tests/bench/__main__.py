@@ -24,7 +24,7 @@ from edge_agent.inference.protocol import Configure, ModelOptions
 from edge_agent.records import ModelFile
 from tests.agentprocess import AgentProcess
 from tests.bench import swap
-from tests.bench.processes import cpu_seconds, memory_mib, pss_mib
+from tests.bench.processes import cpu_seconds, memory_mib, p99, pss_mib
 from tests.bench.publisher import Counter, counting_server
 from tests.servers.gcs import GcsServer
 
@@ -53,8 +53,8 @@ level = "warning"
 """
 
 
-def program(name: str, *arguments: object, **environ: str) -> float:
-    """Run a program of this folder in a process of its own; returns the number that it prints."""
+def program(name: str, *arguments: object, **environ: str) -> dict[str, float]:
+    """Run a program of this folder in a process of its own; returns the JSON that it prints."""
     command = [sys.executable, "-m", f"tests.bench.{name}", *map(str, arguments)]
     answer = subprocess.run(
         command,
@@ -65,27 +65,32 @@ def program(name: str, *arguments: object, **environ: str) -> float:
         cwd=ROOT,
         env={**os.environ, **environ},
     )
-    return float(answer.stdout)
+    found: dict[str, float] = json.loads(answer.stdout)
+    return found
 
 
 def guide_memory(folder: Path, model: Path) -> float:
     """Weigh the guides' loop while it talks to the same kind of servers."""
     with counting_server(folder) as (address, _), GcsServer() as gcs:
         gcs.upload("bucket", "model.tflite", b"model", {"version": "v1.2"})
-        return program("guide", model, PUBSUB_EMULATOR_HOST=address, STORAGE_EMULATOR_HOST=gcs.url)
+        return program("guide", model, PUBSUB_EMULATOR_HOST=address, STORAGE_EMULATOR_HOST=gcs.url)["memory_mib"]
 
 
-def compare(folder: Path, name: str, model: Path, source: str) -> dict[str, Any]:
-    """Measure the agent at full speed and the bare loop in short turns, the agent stopped during the loop's."""
+def compare(folder: Path, name: str, model: Path, source: str, *, slow: bool = False) -> dict[str, Any]:
+    """Measure the agent at full speed and the bare loop in short turns, the agent stopped during the loop's.
+
+    `slow`: the model takes so long that the time of each invoke can be looked at.
+    """
     folder = folder / name
     folder.mkdir()
-    with counting_server(folder) as (address, counter):
+    times = folder / "times" if slow else None
+    with counting_server(folder, times) as (address, counter):
         toml = SETTINGS.format(source=source, model=model)
         with AgentProcess(folder / "agent", toml, {"PUBSUB_EMULATOR_HOST": address}) as agent:
             while not counter.value:
                 time.sleep(0.1)
             time.sleep(WARM_UP)
-            rounds = [one_round(agent, counter, model) for _ in range(ROUNDS)]
+            rounds = [one_round(agent, counter, model, times) for _ in range(ROUNDS)]
             agent_pid, worker_pid = agent.pids
             memory = {
                 "memory_mib": memory_mib(agent.pids),
@@ -98,7 +103,7 @@ def compare(folder: Path, name: str, model: Path, source: str) -> dict[str, Any]
     return {**median, "ratios": ratios, **memory, "guide_memory_mib": guide_memory(folder, model)}
 
 
-def one_round(agent: AgentProcess, counter: Counter, model: Path) -> dict[str, float]:
+def one_round(agent: AgentProcess, counter: Counter, model: Path, times: Path | None) -> dict[str, float]:
     """One turn of each."""
     pids = agent.pids
     for pid in pids:
@@ -108,16 +113,26 @@ def one_round(agent: AgentProcess, counter: Counter, model: Path) -> dict[str, f
         os.kill(pid, signal.SIGCONT)
     time.sleep(SETTLE)
     count, cpu, start = counter.value, cpu_seconds(pids), time.perf_counter()
+    before = len(read_times(times))
     time.sleep(SECONDS)
     samples, elapsed = counter.value - count, time.perf_counter() - start
     used = cpu_seconds(pids) - cpu
     rate = samples / elapsed
-    return {
+    found = {
         "samples_per_s": rate,
-        "bare_samples_per_s": loop,
-        "ratio": rate / loop,
+        "bare_samples_per_s": loop["rate"],
+        "ratio": rate / loop["rate"],
         "cpu_us": used / samples * 1e6,
+        "bare_pss_mib": loop["pss_mib"],
     }
+    if invokes := read_times(times)[before:]:
+        found |= {"p99_ms": p99(invokes), "bare_p99_ms": loop["p99_ms"], "p99_ratio": p99(invokes) / loop["p99_ms"]}
+    return found
+
+
+def read_times(file: Path | None) -> list[float]:
+    """Return the times of invokes so far, in ms."""
+    return [float(line) for line in file.read_text().splitlines()] if file is not None else []
 
 
 def images(folder: Path) -> Path:
@@ -158,7 +173,7 @@ def main() -> None:
         if MOBILENET.exists():
             pictures = images(folder / "images")
             source_toml = f'plugin = "images"\npath = "{pictures}"\nrepeat = true\nwatch = false'
-            report["mobilenet_v2"] = compare(folder, "mobilenet", MOBILENET, source_toml)
+            report["mobilenet_v2"] = compare(folder, "mobilenet", MOBILENET, source_toml, slow=True)
         else:
             report["mobilenet_v2"] = f"not measured: {MOBILENET} is missing"
     show(report)
@@ -177,8 +192,14 @@ def show(report: dict[str, Any]) -> None:
             f"{name:13} agent {found['samples_per_s']:8.0f}/s  bare invoke() {found['bare_samples_per_s']:8.0f}/s  "
             f"ratio {found['ratio']:.3f}  CPU {found['cpu_us']:7.1f} us/sample  "
             f"memory {found['memory_mib']:.0f} MiB (the guides' script: {found['guide_memory_mib']:.0f} MiB), "
-            f"PSS {found['agent_pss_mib']:.0f} + {found['worker_pss_mib']:.0f} MiB"
+            f"PSS {found['agent_pss_mib']:.0f} + {found['worker_pss_mib']:.0f} MiB "
+            f"(bare loop: {found['bare_pss_mib']:.0f} MiB)"
         )
+        if "p99_ms" in found:
+            print(
+                f"{'':13} p99 of invoke {found['p99_ms']:.2f} ms, bare {found['bare_p99_ms']:.2f} ms, "
+                f"ratio {found['p99_ratio']:.3f}"
+            )
     gaps = report["vibration_swap"]
     print(
         f"swap          longest gap {gaps['with_swap']:.1f} ms, without a swap {gaps['without']:.1f} ms, "

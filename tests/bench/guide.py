@@ -31,7 +31,7 @@ def main() -> None:
         interpreter.invoke()
         message = {"device_id": "edge-001", "timestamp": int(time.time() * 1000), "model_version": "v1.2"}
         publisher.publish(topic, data=json.dumps(message).encode(), device_id="edge-001").result()
-    print(memory_mib(["self"]))
+    print(json.dumps({"memory_mib": memory_mib(["self"])}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What the kernel counts of processes."""
 
+import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -33,6 +34,11 @@ def memory_mib(pids: Iterable[int | str]) -> float:
             anonymous += dirty
             files[file] = max(files[file], resident - dirty)
     return (anonymous + sum(files.values())) / 1024
+
+
+def p99(values: Sequence[float]) -> float:
+    """Return what one value in a hundred exceeds."""
+    return sorted(values)[min(len(values) - 1, math.ceil(len(values) * 0.99))]
 
 
 def pss_mib(pid: int) -> float:

@@ -1,11 +1,12 @@
-"""A Pub/Sub server that counts what is published and keeps nothing: `python -m tests.bench.publisher COUNTER`.
+"""A Pub/Sub server that counts what is published and keeps nothing: `python -m tests.bench.publisher COUNTER [TIMES]`.
 
 Runs as its own process, so that its work is not counted as the agent's. COUNTER is a file of 8 bytes, the number of
-messages so far; the port is printed.
+messages so far; TIMES gets a line for each result, its `inference_time_ms`. The port is printed.
 """
 
 import mmap
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import grpc
 from google.pubsub_v1.types import PublishRequest, PublishResponse
+
+TIME = re.compile(rb'"inference_time_ms":([0-9.]+)')
 
 
 class Counter:
@@ -39,12 +42,15 @@ class Counter:
 def main() -> None:
     """Serve until killed."""
     counter, lock = Counter(Path(sys.argv[1])), threading.Lock()
+    times = Path(sys.argv[2]).open("w", buffering=1) if len(sys.argv) > 2 else None  # noqa: SIM115  until killed
     request_type, response_type = PublishRequest.pb(), PublishResponse.pb()
 
     def publish(request: object, context: object) -> object:
         count = len(request.messages)  # type: ignore[attr-defined]  # a protobuf message, which has no types here
         with lock:
             counter.add(count)
+            if times is not None:
+                times.writelines(f"{found[1].decode()}\n" for m in request.messages if (found := TIME.search(m.data)))  # type: ignore[attr-defined]
         return response_type(message_ids=["1"] * count)
 
     method = grpc.unary_unary_rpc_method_handler(
@@ -61,12 +67,19 @@ def main() -> None:
 
 
 @contextmanager
-def counting_server(folder: Path) -> Iterator[tuple[str, Counter]]:
-    """Run the server for the length of the block; gives its address and its counter."""
+def counting_server(folder: Path, times: Path | None = None) -> Iterator[tuple[str, Counter]]:
+    """Run the server for the length of the block; gives its address and its counter.
+
+    `times` is where the times of invokes go: for a slow model only, as looking at each event is work.
+    """
     file = folder / "published"
+    kept = [str(times)] if times is not None else []
     file.write_bytes(bytes(8))
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.publisher", str(file)], stdout=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-m", "tests.bench.publisher", str(file), *kept],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ,
     )
     try:
         assert process.stdout is not None

@@ -341,6 +341,10 @@ class Agent:
         if settings.telemetry.sink != old.settings.telemetry.sink or self._sender.state.status == "needs_person":
             await self._sender.replace_sink(open_sink(settings.telemetry.sink, os.environ))
         await self._apply_model(old, new)
+        if self._recovery.degraded:
+            # As with the sink: whoever reloads wants the Edge TPU tried now. That may take longer than he waits.
+            self._recovery.begin_afresh()
+            self._start("device", self._try_device_again())
 
     async def _apply_model(self, old: Configuration, new: Configuration) -> None:
         before, after = old.settings.model, new.settings.model

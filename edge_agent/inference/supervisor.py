@@ -112,7 +112,8 @@ class Supervisor:
             self._retry.set()
 
     async def _load(self, model: ModelFile) -> LoadReport:
-        if self._loads.current is not None:
+        # The first model has nothing beside it that it could take down, and the one in use has been looked at.
+        if self._loads.current is not None and self._loads.current != model:
             for path, whose in ((model.path, ""), (model.cpu_path, "its twin for the CPU: ")):
                 if path is not None and (verdict := await check_model(path)).reason:
                     return LoadReport(accepted=False, reason=whose + verdict.reason, permanent=verdict.permanent)

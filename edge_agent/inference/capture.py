@@ -73,7 +73,7 @@ class Capture:
 
     def _read_all(self) -> None:
         if not self._source.live or self._position is not None:
-            self._progress.at(self._position or "")
+            self._progress.at(self._place)
         first = True
         while not self._stopping.is_set():
             sample = self._read()
@@ -82,7 +82,7 @@ class Capture:
             if sample is None:
                 continue
             self._progress.step(Stage.WAIT)
-            if sample.position is None or sample.position not in self._avoid:
+            if sample.position is None or not self._avoid or self._source.key(sample.position) not in self._avoid:
                 # A model with a memory must not take the samples before a pause for those right before this one.
                 self._buffer.put(msgspec.structs.replace(sample, first=True) if first else sample)
                 first = False
@@ -93,7 +93,7 @@ class Capture:
     def _read(self) -> Sample | None:
         self._progress.begin(Stage.READ)
         # A bad sample that the source would have skipped may lie before the deadly one: hence more than one, at times.
-        while self._pass_over and self._passed_over < self._pass_over[self._position or ""]:
+        while self._pass_over and self._passed_over < self._pass_over[self._place]:
             self._passed_over += 1
             self._source.pass_over()
         return self._source.read(READ_TIMEOUT)
@@ -103,8 +103,12 @@ class Capture:
         self._passed_over = 0
         self._failures = 0
         if sample.position is not None:
-            self._progress.at(sample.position)
+            self._progress.at(self._source.key(sample.position))
         self._progress.finished()
+
+    @property
+    def _place(self) -> str:
+        return self._source.key(self._position) if self._position else ""
 
     def _report_skipped(self) -> None:
         self._next_report = time.monotonic() + REPORT_INTERVAL

@@ -48,7 +48,7 @@ class Worker:
         self._source: Source = build_source(pkgutil.resolve_name(configure.plugin), configure.options)
         self._buffer = SampleBuffer(live=self._source.live)
         self._capture = Capture(self._source, self._buffer, channel, Reporter(page, Track.CAPTURE), configure)
-        self._inference = Inference(self._buffer, channel, Reporter(page, Track.INFERENCE))
+        self._inference = Inference(self._buffer, channel, Reporter(page, Track.INFERENCE), self._source.key)
         self._model: LoadedModel | None = None
         self._threads: list[threading.Thread] = []
 

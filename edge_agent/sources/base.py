@@ -82,6 +82,10 @@ class Source(ABC):
         Raises SourceEnded or SourceError.
         """
 
+    def key(self, position: str) -> str:
+        """Return what stays the same about a position when a recording is repeated: it tells deadly samples again."""
+        return position
+
     def pass_over(self) -> None:  # noqa: B027  a live source has nothing to pass over
         """Go on behind the sample that `read` would return next, without touching its content.
 

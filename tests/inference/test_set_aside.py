@@ -92,9 +92,9 @@ def test_a_recording_that_is_repeated_pays_for_a_deadly_sample_once(
     async def scenario() -> None:
         async with running(settings("recording", path=str(tmp_path / "samples.npy"), rate=0, repeat=True)) as rig:
             assert (await rig.supervisor.load(compiled)).accepted
-            await rig.until(lambda: rig.batches and str(rig.batches[-1].results[-1].position).startswith("5:"))
+            await rig.until(lambda: rig.batches and int(str(rig.batches[-1].results[-1].position).split(":")[0]) >= 5)
             assert rig.supervisor.status.deaths == 2
-            assert rig.supervisor.status.set_aside >= 5
+        assert rig.supervisor.status.set_aside >= 5
 
     asyncio.run(scenario())
 

@@ -135,7 +135,8 @@ def _from_json(wanted: type, value: object) -> object:
 
 def describe(error: OSError) -> str:
     """Say what the operating system refused, and for which file."""
-    what = (error.strerror or str(error)).lower()
+    what = error.strerror or str(error)
+    what = what[:1].lower() + what[1:]
     return f"{error.filename}: {what}" if error.filename else what
 
 

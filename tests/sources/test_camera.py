@@ -271,6 +271,11 @@ def test_the_password_goes_where_it_belongs() -> None:
     assert inside.wants_password
     assert inside.with_password("a&b") == "rtsp://cam/user=me&password=a%26b&channel=1"
     assert inside.shown == inside.place
+    beside_the_user = Address.of("rtsp://me:{password}@cam/1")
+    assert beside_the_user.wants_password
+    assert beside_the_user.with_password("a@b") == "rtsp://me:a%40b@cam/1"
+    assert beside_the_user.shown == "rtsp://me:{password}@cam/1"
+
     assert not Address.of("rtsp://cam/1").wants_password
 
 
@@ -278,6 +283,8 @@ def test_the_password_is_the_first_line_of_its_file(tmp_path: Path) -> None:
     path = tmp_path / "password"
     path.write_text("secret word \r\nmore\n")
     assert read_password(path) == "secret word "
+    path.write_bytes("gehe\xefm\n".encode("latin-1"))
+    assert Address.of("rtsp://me@cam/1").with_password(read_password(path)) == "rtsp://me:gehe%EFm@cam/1"
     path.write_text("\n")
     with pytest.raises(ValueError, match="is empty"):
         read_password(path)

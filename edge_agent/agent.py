@@ -170,8 +170,8 @@ class Agent:
         settings = self._configuration.settings
         log.info("edge-agent starting", version=__version__, config=str(self._config_file))
         log.info("device", id=self._envelope.device_id, state=str(self._directories.state))
-        options = ", ".join(f"{name} {value}" for name, value in settings.source.options.items())
-        log.info("source", plugin=settings.source.plugin, options=options)
+        # Not its options: an address or an argument of a program may be as good as a password.
+        log.info("source", plugin=settings.source.plugin)
         log.info("events go to", sink=str(settings.telemetry.sink), waiting=self._queue.depth)
 
     # -- what happens

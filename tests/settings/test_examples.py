@@ -12,13 +12,6 @@ FOLDER = Path(__file__).parents[2] / "config" / "examples"
 FILES = sorted(FOLDER.glob("*.toml"))
 # What an example expects on the machine, and the test puts there.
 LABELS, PASSWORD = "/srv/models/coco_labels.txt", "/etc/edge-agent.camera-password"
-ABSENT = {
-    "anomaly.toml": "/srv/recordings/pump.csv: no such file or directory",
-    "rtsp-camera.toml": "",
-    "shell-sensor.toml": "/usr/local/bin/load: there is no such program",
-    "usb-camera-detection.toml": "/dev/v4l/by-id/usb-046d_HD_Webcam_C525-video-index0: no such file or directory",
-    "vibration-iio.toml": "no such industrial i/o device",
-}
 
 
 def prepared(example: Path, folder: Path) -> Path:
@@ -34,16 +27,16 @@ def prepared(example: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("example", FILES, ids=lambda path: path.name)
 def test_an_example_is_good_but_for_what_is_not_plugged_in(example: Path, tmp_path: Path) -> None:
     answer = asyncio.run(check_configuration(prepared(example, tmp_path), {}))
-    absent = ABSENT[example.name]
-    # Another machine may have what this one has not.
-    assert [fault.message for fault in answer.faults if not (absent and fault.message.startswith(absent))] == []
+    # The one fault that leaves a configuration is a source that is not there.
     assert answer.configuration is not None
+    assert {fault.key for fault in answer.faults} <= {"[source]"}
     assert answer.configuration.settings.actions
     assert answer.configuration.labels
 
 
-def test_every_example_is_here() -> None:
-    assert {path.name for path in FILES} == set(ABSENT)
+def test_there_are_examples_of_cameras_sensors_and_tasks() -> None:
+    names = {"anomaly", "rtsp-camera", "shell-sensor", "usb-camera-detection", "vibration-iio"}
+    assert {path.stem for path in FILES} >= names
 
 
 def test_a_mistake_in_an_example_would_be_found(tmp_path: Path) -> None:

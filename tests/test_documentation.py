@@ -125,10 +125,9 @@ def states_of_health() -> Iterator[tuple[str, str]]:
         component, state = (named["component"], named["state"]) if "component" in named else call.args[:2]
         if not isinstance(component, ast.Constant):
             continue  # it hands on what another call has named
-        if isinstance(state, ast.Constant):
-            yield component.value, state.value
-        else:
-            yield from ((component.value, each) for each in COMPUTED[component.value, ast.unparse(state)])
+        name = str(component.value)
+        states = {str(state.value)} if isinstance(state, ast.Constant) else COMPUTED[name, ast.unparse(state)]
+        yield from ((name, each) for each in states)
 
 
 def code() -> str:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from edge_agent.settings.lines import KeyPath
     from edge_agent.settings.schema import Settings, When
 
+# A detector always has something to offer; below this it is hardly ever an object. Coral's examples begin here, too.
+OBJECT_THRESHOLD = 0.4
 _SCORED = ("classification", "detection")
 _VALUED = ("regression", "anomaly")
 # The keys of `when` that are conditions, and the tasks whose results they can be about.
@@ -79,6 +81,25 @@ def unmet(settings: "Settings") -> "Iterator[tuple[KeyPath, str]]":
                 yield (*path, key), f"{when.min_count} objects are never found: {at_most}"
             elif key == "max_count" and when.max_count is not None and when.max_count >= top_k:
                 yield (*path, key), f"more than {when.max_count} objects are never found: {at_most}"
+            elif key == "min_confidence" and (unseen := _unseen(settings, when)) is not None:
+                yield (*path, key), unseen
+
+
+def _unseen(settings: "Settings", when: "When") -> str | None:
+    """Tell that the rule is about scores that the threshold keeps from it."""
+    threshold = settings.inference.threshold
+    if threshold is None:
+        threshold = OBJECT_THRESHOLD if settings.inference.task == "detection" else 0.0
+    # With max_count alone the limit rises, see actions.conditions.
+    falls = when.hysteresis if when.max_count is None or when.min_count is not None else 0.0
+    least = round(when.min_confidence - falls, 9)
+    if least >= threshold:
+        return None
+    why = f" (less hysteresis {falls:g})" if falls else ""
+    return (
+        f"no score from {least:g}{why} to {threshold:g} is ever seen: [inference].threshold leaves it out; "
+        f"set that to {least:g}"
+    )
 
 
 def _given(when: "When") -> list[str]:

@@ -288,7 +288,9 @@ class When(Table):
             "without it all are meant."
         ),
     ] = None
-    min_confidence: Annotated[Number, Ge(0), Le(1), doc("The score that it needs, from 0 to 1.")] = 0.0
+    min_confidence: Annotated[
+        Number, Ge(0), Le(1), doc("The score that it needs, from 0 to 1, and not below the threshold.")
+    ] = 0.0
     min_count: Annotated[
         Whole | None,
         Ge(1),

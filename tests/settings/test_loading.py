@@ -9,7 +9,8 @@ import pytest
 from edge_agent.settings.faults import NotSetUp, SettingsError
 from edge_agent.settings.loading import load
 from edge_agent.settings.location import Destination, Location
-from edge_agent.settings.schema import InferenceSettings, Limits, When
+from edge_agent.settings.schema import InferenceSettings, Limits
+from edge_agent.settings.when import When
 
 Write = Callable[[str], Path]
 Faults = Callable[..., list[str]]

@@ -28,6 +28,7 @@ class SampleBuffer:
         self._consumer_waits = False
         self._producer_waits = False
         self._woken = False
+        self._closed = False
 
     def _capacity(self, sample: Sample) -> int:
         data = sample.data
@@ -45,7 +46,7 @@ class SampleBuffer:
                 while len(self._samples) >= capacity:
                     self._samples.popleft()
                     self._dropped += 1
-            while not self._live and len(self._samples) >= capacity:
+            while not self._live and len(self._samples) >= capacity and not self._closed:
                 self._producer_waits = True
                 self._condition.wait()
             self._samples.append(sample)
@@ -72,6 +73,12 @@ class SampleBuffer:
         """Make a waiting `take` return, with or without samples."""
         with self._condition:
             self._woken = True
+            self._condition.notify_all()
+
+    def close(self) -> None:
+        """Keep nobody waiting from now on: what is in the buffer will not be worked on."""
+        with self._condition:
+            self._closed = self._woken = True
             self._condition.notify_all()
 
     def take_dropped(self) -> int:

@@ -33,44 +33,60 @@ class Capture:
         self._pass_over = Counter(configure.pass_over)
         self._passed_over = 0
         self._stopping = threading.Event()
+        self._trouble = False
         self._failures = 0
         self._skipped = 0
         self._set_aside = 0
+        self._last_set_aside = ""
         self._next_report = 0.0
 
     def run(self) -> None:
         """Read until the source ends or `stop` is called."""
         while not self._stopping.is_set():
             try:
-                self._progress.begin(Stage.OPEN)
-                self._source.open(self._position)
-                self._passed_over = 0
-                self._channel.send(SourceState("open", "; ".join(self._source.remarks)))
-                self._read_all()
-            except SourceEnded as ended:
-                self.ended = ended
-                self._buffer.wake()
-                return
-            except SourceError as error:
-                self._wait_after(str(error))
-            except AgentGone:
-                raise
-            except Exception as error:  # noqa: BLE001  a plugin may raise anything; it is reported, and read again
-                self._wait_after(f"the plugin raised {type(error).__name__}: {error}")
+                self._use()
             finally:
-                self._progress.begin(Stage.IDLE)
-                self._source.close()
-                self.report_missing(last=True)
+                self._shut()
+            if self._trouble:
+                self._trouble = False
+                self._progress.begin(Stage.WAIT)
+                self._stopping.wait(REOPEN_DELAYS[min(self._failures, len(REOPEN_DELAYS) - 1)])
+                self._failures += 1
+        self._progress.begin(Stage.IDLE)
 
     def stop(self) -> None:
         """Make `run` return after the read under way."""
         self._stopping.set()
 
-    def _wait_after(self, reason: str) -> None:
+    def _use(self) -> None:
+        self._progress.begin(Stage.OPEN)
+        try:
+            self._source.open(self._position)
+            self._passed_over = 0
+            self._channel.send(SourceState("open", "; ".join(self._source.remarks)))
+            self._read_all()
+        except SourceEnded as ended:
+            self.ended = ended
+            self._stopping.set()
+            self._buffer.wake()
+        except SourceError as error:
+            self._report_trouble(str(error))
+        except AgentGone:
+            raise
+        except Exception as error:  # noqa: BLE001  a plugin may raise anything; it is reported, and read again
+            self._report_trouble(f"the plugin raised {type(error).__name__}: {error}")
+
+    def _shut(self) -> None:
+        self._progress.begin(Stage.SHUT)
+        try:
+            self._source.close()
+        except Exception as error:  # noqa: BLE001  as above
+            self._report_trouble(f"the plugin raised {type(error).__name__} as it was closed: {error}")
+        self.report_left_out()
+
+    def _report_trouble(self, reason: str) -> None:
+        self._trouble = True
         self._channel.send(SourceState("trouble", reason))
-        self._progress.begin(Stage.WAIT)
-        self._stopping.wait(REOPEN_DELAYS[min(self._failures, len(REOPEN_DELAYS) - 1)])
-        self._failures += 1
 
     def _read_all(self) -> None:
         if not self._source.live or self._position is not None:
@@ -78,8 +94,8 @@ class Capture:
         first = True
         while not self._stopping.is_set():
             sample = self._read()
-            if self._source.skipped != self._skipped or self._set_aside:
-                self.report_missing()
+            if (self._set_aside or self._source.skipped != self._skipped) and time.monotonic() >= self._next_report:
+                self.report_left_out()
             if sample is None:
                 continue
             self._progress.step(Stage.WAIT)
@@ -89,6 +105,7 @@ class Capture:
                 first = False
             else:
                 self._set_aside += 1
+                self._last_set_aside = sample.position
             self._note(sample)
 
     def _read(self) -> Sample | None:
@@ -111,16 +128,13 @@ class Capture:
     def _place(self) -> str:
         return self._source.key(self._position) if self._position else ""
 
-    def report_missing(self, *, last: bool = False) -> None:
-        """Tell of samples that are left out, not more often than every few seconds unless it is the last time."""
-        now = time.monotonic()
-        if now < self._next_report and not last:
-            return
-        self._next_report = now + REPORT_INTERVAL
+    def report_left_out(self) -> None:
+        """Tell of the samples that were left out since the last time."""
+        self._next_report = time.monotonic() + REPORT_INTERVAL
         if count := self._source.skipped - self._skipped:
             self._skipped = self._source.skipped
             newest = next(reversed(self._source.problems), "no reason given")
             self._channel.send(SourceState("skipped", newest, count))
         if self._set_aside:
-            self._channel.send(SourceState("set_aside", f"before {self._position}", self._set_aside))
+            self._channel.send(SourceState("set_aside", self._last_set_aside, self._set_aside))
             self._set_aside = 0

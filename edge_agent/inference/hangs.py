@@ -10,6 +10,8 @@ LOAD_DEADLINE = 90.0
 OPEN_DEADLINE = 60.0
 # libedgetpu waits for transfers under way; one that is stuck never returns.
 CLOSE_DEADLINE = 5.0
+# A driver or a library may wait in vain for what it has started, or for the other end of a stream.
+SHUT_DEADLINE = 20.0
 
 SAMPLE_STAGES = (Stage.PREPROCESS, Stage.INVOKE, Stage.DECODE)
 
@@ -22,6 +24,7 @@ def find_hang(page: ProgressPage, deadline: float) -> str | None:
         (Track.CONTROL, (Stage.CLOSE,), CLOSE_DEADLINE),
         (Track.CAPTURE, (Stage.OPEN,), OPEN_DEADLINE),
         (Track.CAPTURE, (Stage.READ,), deadline),
+        (Track.CAPTURE, (Stage.SHUT,), SHUT_DEADLINE),
         (Track.INFERENCE, SAMPLE_STAGES, deadline),
         (Track.INFERENCE, (Stage.CLOSE,), CLOSE_DEADLINE),
     )

@@ -40,6 +40,7 @@ class Stage(enum.IntEnum):
     DECODE = 8
     SEND = 9
     CLOSE = 10
+    SHUT = 11
 
     @property
     def words(self) -> str:
@@ -59,11 +60,18 @@ _WORDS = {
     Stage.DECODE: "reading the output",
     Stage.SEND: "handing over results",
     Stage.CLOSE: "closing the device",
+    Stage.SHUT: "closing the source",
 }
+
+_STAGES = {stage.value: stage for stage in Stage}
 
 
 class ProgressPage:
-    """The shared page. Made by the agent, handed to the worker as a file descriptor."""
+    """The shared page. Made by the agent, handed to the worker as a file descriptor.
+
+    Whatever it holds can be read: native code that goes astray in the worker may write anywhere, and a worker may be
+    killed in the middle of a store.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -91,7 +99,7 @@ class ProgressPage:
 
     def stage(self, track: Track) -> Stage:
         """What the thread is, or was last, doing."""
-        return Stage(self.slots[track * _SLOTS])
+        return _STAGES.get(self.slots[track * _SLOTS], Stage.IDLE)
 
     def seconds_in_stage(self, track: Track, now_ns: int) -> float:
         """How long it has been doing so."""
@@ -105,7 +113,8 @@ class ProgressPage:
         """The key of the sample; empty before the first one, None where samples have no position."""
         start = _POSITIONS + track * _ROOM
         length = int.from_bytes(self.bytes[start : start + 2], "little")
-        return None if length == _NEVER else self.bytes[start + 2 : start + 1 + length].decode()
+        text = self.bytes[start + 2 : start + 1 + min(length, _ROOM - 1)]
+        return None if length == _NEVER else text.decode(errors="replace")
 
     def last_words(self) -> str:
         """What each busy thread was doing, in words, for the report of a death."""

@@ -46,6 +46,7 @@ class Inference:
         self._figures_ns = time.monotonic_ns()
         self._failed = 0
         self._clipped = 0
+        self._figures_wait = False
         self._failures_in_a_row = 0
         self._failure = ""
         self._told = ""
@@ -103,13 +104,18 @@ class Inference:
         self._taken.set()
 
     def _patience(self) -> float | None:
-        if not self._results:
+        if self._results or self._failed:
+            due = self._sent_ns + GATHER_NS
+        elif self._figures_wait:
+            due = self._figures_ns + FIGURES_NS
+        else:
             return None
-        return max(0, self._sent_ns + GATHER_NS - time.monotonic_ns()) / 1e9
+        return max(0, due - time.monotonic_ns()) / 1e9
 
     def _idle(self, capture: Capture) -> None:
-        if self._results or self._failed:
-            self._flush()
+        self._flush()
+        if self._figures_wait and (capture.ended or time.monotonic_ns() - self._figures_ns >= FIGURES_NS):
+            self._send_figures()
         if capture.ended is not None:
             self._channel.send(SourceState("ended", str(capture.ended)))
             capture.ended = None
@@ -131,8 +137,14 @@ class Inference:
             self._failed += 1
             self._failure = str(error)
         except RuntimeError as error:
-            self._fail(error)
+            self._note_failure(error)
+        if self._failures_in_a_row >= MAX_FAILURES:
+            # Not above: the error's traceback holds the interpreter, which has to go before the device is closed.
+            failure = self._failure
+            self._flush()
+            raise InvokesFail(f"the model failed {MAX_FAILURES} times in a row: {failure}")
         self.last = sample
+        self._figures_wait = True
         self._progress.finished()
         now = time.monotonic_ns()
         if len(self._results) >= MAX_BATCH or now - self._sent_ns >= GATHER_NS:
@@ -140,17 +152,13 @@ class Inference:
         if now - self._figures_ns >= FIGURES_NS:
             self._send_figures()
 
-    def _fail(self, error: RuntimeError) -> None:
+    def _note_failure(self, error: RuntimeError) -> None:
         # The runtime's text grows with every failure of the same interpreter; its end is the newest.
         text = str(error)
         failure = " ".join(text.removeprefix(self._told).split())[-200:]
         self._told, self._failure = text, failure
         self._failed += 1
         self._failures_in_a_row += 1
-        if self._failures_in_a_row >= MAX_FAILURES:
-            self._flush()
-            self._progress.step(Stage.INVOKE)
-            raise InvokesFail(f"the model failed {MAX_FAILURES} times in a row: {failure}") from error
 
     def _flush(self) -> None:
         if not self._results and not self._failed:
@@ -168,4 +176,5 @@ class Inference:
         self._progress.step(Stage.SEND)
         self._channel.send(Figures(self._latencies.take(), self._clipped))
         self._clipped = 0
+        self._figures_wait = False
         self._figures_ns = time.monotonic_ns()

@@ -316,7 +316,9 @@ class Supervisor:
             return
         if message.state == "set_aside":
             self.status.set_aside += message.count
-            log.warning("samples left out that have ended the worker before", count=message.count, where=message.detail)
+            log.warning(
+                "samples left out, as they have ended the worker before", count=message.count, newest=message.detail
+            )
             return
         self.status.source = f"{message.state}: {message.detail}" if message.detail else message.state
         if message.state == "trouble":

@@ -6,7 +6,6 @@ runs it then takes it between two invokes. Started as `python -m edge_agent.infe
 inherited file descriptors.
 """
 
-import contextlib
 import gc
 import os
 import pkgutil
@@ -27,7 +26,7 @@ from edge_agent.inference.progress import ProgressPage, Reporter, Stage, Track
 from edge_agent.inference.protocol import AgentGone, Channel, Configure, Load, Loaded, Ready, Stop
 from edge_agent.inference.refusal import ModelRefused
 from edge_agent.inference.runner import Inference, InvokesFail
-from edge_agent.inference.runtimes import Runtime, find_runtime
+from edge_agent.inference.runtimes import Runtime, RuntimeUnavailable, find_runtime
 from edge_agent.records import LoadReport
 from edge_agent.sources.base import Source
 from edge_agent.sources.base import build as build_source
@@ -125,11 +124,12 @@ class Worker:
     def _stop(self) -> None:
         self._capture.stop()
         self._inference.stop()
+        self._buffer.close()
         deadline = time.monotonic() + STOP_DEADLINE
         for thread in self._threads:
             thread.join(max(0, deadline - time.monotonic()))
         # The thread that captures may wait for a model that takes no more samples.
-        self._capture.report_missing(last=True)
+        self._capture.report_left_out()
         inference_ended = not self._threads or not self._threads[0].is_alive()
         if self._model is not None and inference_ended:
             self._progress.begin(Stage.CLOSE)
@@ -137,14 +137,17 @@ class Worker:
 
 
 def guarded(target: Callable[..., None], *arguments: object) -> Callable[[], None]:
-    """Make an exception in a thread the end of the process, which the agent sees; a half-dead worker helps nobody."""
+    """Make an exception in a thread the end of the process, which the agent sees; a half-dead worker helps nobody.
+
+    It ends at once: what Python does at its exit would close the device and let go of native code in any order.
+    """
 
     def run() -> None:
         try:
             target(*arguments)
         except AgentGone:
             os._exit(0)
-        except InvokesFail as error:
+        except (InvokesFail, RuntimeUnavailable) as error:
             sys.stderr.write(f"{error}\n")
             sys.stderr.flush()
             os._exit(EXIT_CRASHED)
@@ -168,12 +171,11 @@ def main() -> None:
     configure = channel.receive()
     if not isinstance(configure, Configure):
         os._exit(0)
-    with contextlib.suppress(AgentGone):
-        Worker(channel, page, configure).run(find_runtime(configure.runtime))
+    Worker(channel, page, configure).run(find_runtime(configure.runtime))
     # Not sys.exit: a source hanging in native code must not keep the process.
     sys.stderr.flush()
     os._exit(0)
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)()

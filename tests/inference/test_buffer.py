@@ -43,6 +43,20 @@ def test_of_live_pictures_only_the_newest_is_kept() -> None:
     assert numbers(buffer) == [0, 1, 2, 3]
 
 
+def test_nobody_waits_for_a_buffer_that_is_closed() -> None:
+    buffer = SampleBuffer(live=False)
+
+    def produce() -> None:
+        for number in range(RECORDED_CAPACITY * 2):
+            buffer.put(sample(number))
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    buffer.close()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
 def test_a_recorded_source_waits_and_loses_nothing() -> None:
     buffer = SampleBuffer(live=False)
     total = RECORDED_CAPACITY * 3 + 7

@@ -3,6 +3,7 @@
 import pytest
 
 from edge_agent.inference.deaths import MAX_SET_ASIDE, LastMoment, Suspects
+from edge_agent.inference.hangs import find_hang
 from edge_agent.inference.progress import ProgressPage, Reporter, Stage, Track
 
 
@@ -98,5 +99,17 @@ def test_positions_are_read_as_they_were_noted(position: str) -> None:
         Reporter(page, Track.INFERENCE).at("x" * 1023)
         assert page.position(Track.INFERENCE) is None
         assert page.stage(Track.CONTROL) is Stage.IDLE
+    finally:
+        page.close()
+
+
+def test_a_page_that_was_written_over_is_read_all_the_same() -> None:
+    page = ProgressPage.create()
+    try:
+        page.bytes[:] = bytes([0xC3]) * len(page.bytes)
+        found = LastMoment.of(page)
+        assert (found.doing, found.on_sample, found.loading) == ("idle", False, False)
+        assert find_hang(page, 10.0) is None
+        assert page.position(Track.INFERENCE) == "\N{REPLACEMENT CHARACTER}" * 1022
     finally:
         page.close()

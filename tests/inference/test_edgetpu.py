@@ -301,9 +301,10 @@ def test_the_worker_comes_back_from_a_broken_device(
 
 
 def test_failures_of_the_device_are_counted_each_with_its_own_reason(
-    edgetpu: Use, faulty_plugin: str, compiled: ModelFile
+    edgetpu: Use, faulty_plugin: str, compiled: ModelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edgetpu("fail", after=6)
+    monkeypatch.setenv("EDGETPU_STANDIN_LOG", str(tmp_path / "log"))
 
     async def scenario() -> None:
         async with running(settings(faulty_plugin, at=0, total=100, pause=0.02)) as rig:
@@ -313,6 +314,11 @@ def test_failures_of_the_device_are_counted_each_with_its_own_reason(
         assert sum(batch.failed for batch in failures) == 5
         # The runtime's own text names every failure since the interpreter was made.
         assert {batch.failure for batch in failures} == {FAILED}
+        # And the device was given up in order: the interpreter first.
+        happened = build.read_log(tmp_path / "log")
+        first = [line for line in happened if line["pid"] == happened[0]["pid"]]
+        assert [line["event"] for line in first] == ["create", *["fail"] * 5, "release", "destroy"]
+        assert first[-1]["kernels"] == 0
 
     asyncio.run(scenario())
 

@@ -6,7 +6,9 @@ import signal
 from pathlib import Path
 
 import msgspec
+import pytest
 
+from edge_agent.inference import hangs
 from edge_agent.records import ModelFile
 from tests.inference.conftest import running, settings
 
@@ -132,6 +134,37 @@ def test_a_source_that_hangs_is_noticed_and_killed(faulty_plugin: str, demo_mode
             await asyncio.wait_for(rig.supervisor.source_ended.wait(), 60)
         assert sorted(set(rig.positions)) == list(range(1, 101))
         assert "hangs: reading the source for" in rig.health[0][2]
+
+    asyncio.run(scenario())
+
+
+def test_a_source_that_hangs_as_it_is_closed_is_noticed_and_killed(
+    faulty_plugin: str, demo_model: ModelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hangs, "SHUT_DEADLINE", 0.5)
+
+    async def scenario() -> None:
+        options = {"at": 20, "total": 100, "what": "close_hangs", "marker": str(tmp_path / "marker")}
+        async with running(settings(faulty_plugin, **options), deadline=1.0) as rig:
+            assert (await rig.supervisor.load(demo_model)).accepted
+            await asyncio.wait_for(rig.supervisor.source_ended.wait(), 60)
+        assert sorted(set(rig.positions)) == list(range(1, 101))
+        assert "hangs: closing the source for" in rig.health[1][2]
+
+    asyncio.run(scenario())
+
+
+def test_a_source_that_cannot_be_closed_is_in_trouble(
+    faulty_plugin: str, demo_model: ModelFile, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        options = {"at": 20, "total": 100, "what": "close_fails", "marker": str(tmp_path / "marker")}
+        async with running(settings(faulty_plugin, **options)) as rig:
+            assert (await rig.supervisor.load(demo_model)).accepted
+            await asyncio.wait_for(rig.supervisor.source_ended.wait(), 60)
+        assert sorted(set(rig.positions)) == list(range(1, 101))
+        assert "the plugin raised KeyError as it was closed: 'closed badly'" in [detail for _, _, detail in rig.health]
+        assert rig.supervisor.status.deaths == 0
 
     asyncio.run(scenario())
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_agent.inference import runner
 from edge_agent.inference.buffer import SampleBuffer
 from edge_agent.inference.capture import Capture
 from edge_agent.inference.model import build
@@ -20,6 +21,7 @@ from edge_agent.inference.protocol import (
     HEAD,
     Channel,
     Configure,
+    Figures,
     Load,
     Loaded,
     ModelOptions,
@@ -116,6 +118,10 @@ def test_the_end_of_the_source_is_told_at_once_although_the_last_sample_came_wit
         results = agent.receive()
         assert isinstance(results, Results)
         assert [result.position for result in results.results] == ["1"]
+        # Nothing comes after them for a while, so what is known of them is told, too.
+        figures = agent.receive()
+        assert isinstance(figures, Figures)
+        assert list(figures.latencies["invoke"].counts.values()) == [1]
         assert agent.receive() == SourceState("ended", "all samples were read")
     finally:
         inference.stop()
@@ -125,6 +131,33 @@ def test_the_end_of_the_source_is_told_at_once_although_the_last_sample_came_wit
         channel._stream.close()
     assert page.count(Track.INFERENCE) == 1
     assert page.stage(Track.INFERENCE) is Stage.IDLE
+
+
+def test_figures_are_told_although_no_other_sample_comes(
+    demo_model: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "FIGURES_NS", 300_000_000)
+    ours, theirs = socket.socketpair()
+    agent, page, buffer = Agent(ours), ProgressPage.create(), SampleBuffer(live=True)
+    channel = Channel(theirs)
+    model = build(find_runtime(), demo_model, OPTIONS, None)
+    inference = Inference(buffer, channel, Reporter(page, Track.INFERENCE), str)
+    capture = Capture(Faulty(FaultyOptions()), buffer, channel, Reporter(page, Track.CAPTURE), settings("faulty"))
+    inference.offer(model, Loaded(1, LoadReport(accepted=True)))
+    buffer.put(Sample(np.zeros(128, np.float32), 1))
+    thread = threading.Thread(target=inference.run, args=(capture,))
+    thread.start()
+    try:
+        assert isinstance(agent.receive(), Loaded)
+        assert isinstance(agent.receive(), Results)
+        assert isinstance(agent.receive(), Figures)
+    finally:
+        inference.stop()
+        thread.join(60)
+        agent.hang_up()
+        theirs.close()
+        channel._stream.close()
+        page.close()
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["cpu", "edgetpu"])

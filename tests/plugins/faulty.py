@@ -38,6 +38,7 @@ class Faulty(Source):
         self.live = False
         self._options = options
         self._number = 0
+        self._troubled = False
 
     def open(self, resume: str | None) -> None:
         """Go on after `resume`."""
@@ -59,6 +60,16 @@ class Faulty(Source):
         self._number += 1
         self.skip_deadly(str(self._number))
 
+    def close(self) -> None:
+        """Misbehave after trouble, if told to."""
+        if not self._troubled:
+            return
+        self._troubled = False
+        if self._options.what == "close_hangs":
+            time.sleep(3600)
+        elif self._options.what == "close_fails":
+            raise KeyError("closed badly")
+
     def _first_time(self) -> bool:
         marker = self._options.marker
         if marker is None:
@@ -76,7 +87,8 @@ class Faulty(Source):
             os.kill(os.getpid(), signal.SIGSEGV)
         elif what == "hang":
             time.sleep(3600)
-        elif what == "trouble":
+        elif what in {"trouble", "close_hangs", "close_fails"}:
+            self._troubled = True
             raise SourceError("the cable is loose", "plug it in")
         elif what == "bug":
             raise KeyError("no such thing")

@@ -34,6 +34,9 @@ from edge_agent.sources.base import build as build_source
 # Below the agent's own deadline for the worker (supervisor.STOP_DEADLINE).
 STOP_DEADLINE = 1.0
 EXIT_CRASHED = 70
+# A source that is busy in Python lets the thread with the model go on after so many seconds. With Python's 5 ms, each
+# invoke would wait that long to be taken note of: a flood of lines from a program then leaves a fifth of the results.
+SWITCH_INTERVAL = 0.0005
 
 
 class Worker:
@@ -162,6 +165,7 @@ def guarded(target: Callable[..., None], *arguments: object) -> Callable[[], Non
 def main() -> None:
     """Run the worker on the two file descriptors named on the command line."""
     die_with_parent()
+    sys.setswitchinterval(SWITCH_INTERVAL)
     volunteer_for_oom_killer()
     # Ctrl-C in a terminal goes to the whole group; the agent decides what becomes of its worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

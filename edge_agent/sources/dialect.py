@@ -53,7 +53,7 @@ class Dialect:
             return self._adopt(found, text)
         self._header = text
         if header is not None:
-            raise ValueError("it has no values")
+            raise ValueError(f"'{text:.40}' has no values")
         return None
 
     def _adopt(self, found: Format, text: str) -> Floats:

@@ -37,10 +37,12 @@ from edge_agent.inference.protocol import (
 )
 from edge_agent.inference.runner import Inference
 from edge_agent.inference.runtimes import find_runtime
+from edge_agent.inference.worker import SWITCH_INTERVAL
 from edge_agent.records import LoadReport, ModelFile, Sample
 from edge_agent.sources.base import SourceEnded
+from edge_agent.testing import run_in_worker
 from tests.inference.conftest import ROOT, settings
-from tests.plugins.faulty import Faulty, FaultyOptions
+from tests.plugins.faulty import Busy, Faulty, FaultyOptions
 from tests.standin import build as edgetpu_build
 from tests.standin.models import edgetpu_model
 
@@ -199,3 +201,8 @@ def test_a_second_refused_model_changes_nothing(demo_model: ModelFile, tmp_path:
             requests += [message.request] if isinstance(message, Results) else []
         assert [(report.request, report.report.accepted) for report in reports] == [(1, True), (2, False)]
         assert set(requests) == {1}
+
+
+def test_a_source_that_is_busy_in_python_lets_the_model_go_on() -> None:
+    results = run_in_worker(Busy, count=1).results
+    assert results[0].position == str(SWITCH_INTERVAL)

@@ -5,6 +5,7 @@ Each reads 128 values per sample, numbered by `position`.
 
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,3 +93,11 @@ class Faulty(Source):
             raise SourceError("the cable is loose", "plug it in")
         elif what == "bug":
             raise KeyError("no such thing")
+
+
+class Busy(Faulty):
+    """Keeps the interpreter to itself for as long as the worker allows, which it tells as its position."""
+
+    def read(self, timeout: float) -> Sample | None:
+        """Return the next sample."""
+        return Sample(np.full(128, 0.5, np.float32), time.monotonic_ns(), str(sys.getswitchinterval()))

@@ -44,7 +44,11 @@ def test_a_greeting_is_taken_for_a_header_and_then_given_up(greeting: str) -> No
 
 
 def test_a_program_that_only_talks_is_no_silent_one() -> None:
-    assert taken("no sensor", "no sensor", "still none") == [None, "it has no values", "it has no values"]
+    assert taken("no sensor", "no sensor", "still none") == [
+        None,
+        "'no sensor' has no values",
+        "'still none' has no values",
+    ]
 
 
 def test_a_first_line_that_was_cut_short_is_forgotten() -> None:

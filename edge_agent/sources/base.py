@@ -131,7 +131,7 @@ def _from_json(wanted: type, value: object) -> object:
 
 def describe(error: OSError) -> str:
     """Say what the operating system refused, and for which file."""
-    what = (error.strerror or str(error)).lower()
+    what = error.strerror.lower() if error.strerror else str(error)
     return f"{error.filename}: {what}" if error.filename else what
 
 

@@ -82,7 +82,7 @@ class Capture:
             self._source.close()
         except Exception as error:  # noqa: BLE001  as above
             self._report_trouble(f"the plugin raised {type(error).__name__} as it was closed: {error}")
-        self.report_left_out()
+        self._report_left_out()
 
     def _report_trouble(self, reason: str) -> None:
         self._trouble = True
@@ -95,7 +95,7 @@ class Capture:
         while not self._stopping.is_set():
             sample = self._read()
             if (self._set_aside or self._source.skipped != self._skipped) and time.monotonic() >= self._next_report:
-                self.report_left_out()
+                self._report_left_out()
             if sample is None:
                 continue
             self._progress.step(Stage.WAIT)
@@ -128,8 +128,7 @@ class Capture:
     def _place(self) -> str:
         return self._source.key(self._position) if self._position else ""
 
-    def report_left_out(self) -> None:
-        """Tell of the samples that were left out since the last time."""
+    def _report_left_out(self) -> None:
         self._next_report = time.monotonic() + REPORT_INTERVAL
         if count := self._source.skipped - self._skipped:
             self._skipped = self._source.skipped

@@ -131,8 +131,6 @@ class Worker:
         deadline = time.monotonic() + STOP_DEADLINE
         for thread in self._threads:
             thread.join(max(0, deadline - time.monotonic()))
-        # The thread that captures may wait for a model that takes no more samples.
-        self._capture.report_left_out()
         inference_ended = not self._threads or not self._threads[0].is_alive()
         if self._model is not None and inference_ended:
             self._progress.begin(Stage.CLOSE)

@@ -107,11 +107,12 @@ class Camera(Source):
             """Look whether the camera is there, without opening it. Raises ValueError, or OSError for what is not."""
             address = self.address()
             self._check_together(address)
+            # A library may come and go with the system's packages: no reason for the service not to start.
             if address.kind is Kind.CSI:
                 if find_spec("picamera2") is None:
-                    raise ValueError(CSI_NEEDED)
+                    raise OSError(CSI_NEEDED)
             elif find_spec("av") is None:
-                raise ValueError(f"{NEEDED}: {INSTALL}")
+                raise OSError(f"{NEEDED}: {INSTALL}")
             self.password()
             if address.kind is Kind.FILE:
                 Path(address.place).open("rb").close()

@@ -142,6 +142,7 @@ class Scaler:
     """Turns pictures of a video into RGB arrays of shape (height, width, 3), scaled on the way."""
 
     def __init__(self, kind: Kind) -> None:
+        load()
         from av.video.reformatter import VideoReformatter  # noqa: PLC0415  see above
 
         # Its stubs tell what the newest PyAV takes.

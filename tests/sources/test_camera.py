@@ -322,11 +322,13 @@ def test_a_password_file_without_a_user_is_refused_and_one_that_is_missing_may_c
 
 def test_without_pyav_the_check_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(camera_module, "find_spec", lambda _name: None)
-    with pytest.raises(ValueError, match=r"needs PyAV: apt install python3-av \(or pip install edge-agent\[camera\]\)"):
+    with pytest.raises(OSError, match=r"needs PyAV: apt install python3-av \(or pip install edge-agent\[camera\]\)"):
         Camera.Options(url="rtsp://cam/1").check()
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(SourceError, match="needs PyAV"):
-        build(Camera, {"url": "http://127.0.0.1:9/"}).open(None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "av"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for url in ("http://127.0.0.1:9/", "/srv/video.mp4"):
+        with pytest.raises(SourceError, match="needs PyAV"):
+            build(Camera, {"url": url}).open(None)
 
 
 def test_a_device_that_is_not_there_or_is_none_is_explained() -> None:

@@ -208,6 +208,11 @@ class Machine:
 
     # -- what one does with it
 
+    @property
+    def root(self) -> Path:
+        """The root folder of the machine, as a path of this process; absolute links in it lead to the host's files."""
+        return Path(f"/proc/{self._leader}/root")
+
     def run(
         self, *command: str, check: bool = True, stdin: str = "", timeout: float = PATIENCE
     ) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,25 +36,26 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def base_tree(distribution: str) -> Iterator[Path]:
-    """Yield the read-only tree of a distribution, which stays as it is until the context ends."""
+def base_tree(distribution: str, *more: str) -> Iterator[Path]:
+    """Yield the read-only tree of a distribution, with `more` packages, which stays as it is until the context ends."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-agent-tests"
     cache.mkdir(parents=True, exist_ok=True)
-    command = _recipe(distribution)
+    command = _recipe(distribution, more)
     key = hashlib.sha256("\0".join(command).encode()).hexdigest()[:12]
-    tree = cache / f"{distribution}-{key}"
-    with (cache / f"{distribution}.lock").open("w") as lock:
+    kind = "+".join((distribution, *more))
+    tree = cache / f"{kind}-{key}"
+    with (cache / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         while not _is_fresh(tree):
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_fresh(tree):
-                _make(command, tree, rubbish=list(cache.glob(f"{distribution}-*")))
+                _make(command, tree, rubbish=list(cache.glob(f"{kind}-*")))
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield tree
 
 
-def _recipe(distribution: str) -> list[str]:
-    include = ",".join(_PACKAGES)
+def _recipe(distribution: str, more: Sequence[str]) -> list[str]:
+    include = ",".join((*_PACKAGES, *more))
     return ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={include}", distribution]
 
 

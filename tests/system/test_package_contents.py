@@ -194,6 +194,14 @@ def test_compiled_code_is_for_the_target(package: Package, target: Target) -> No
     assert {path for path in package.files if path.endswith(".so")} <= compiled.keys()
 
 
+def test_whoever_may_read_a_device_may_reset_it(package: Package) -> None:
+    # For the ioctl of a USB reset the device file has to be open for writing.
+    rules = package.contents["usr/lib/udev/rules.d/59-edge-agent.rules"].decode().splitlines()
+    modes = [match[1] for line in rules if (match := re.search(r'MODE="(\d+)", GROUP="\w+"$', line))]
+    assert len(modes) == 3
+    assert {int(mode, 8) & 0o060 for mode in modes} == {0o060}
+
+
 def test_no_file_tells_where_it_was_built(package: Package) -> None:
     here = str(ROOT).encode()
     assert {path for path, data in package.contents.items() if here in data} == set()

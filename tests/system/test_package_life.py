@@ -185,7 +185,7 @@ def test_an_ordinary_user_sees_the_demo(installed: Machine) -> None:
 
 def test_a_plugin_from_elsewhere_is_found_and_runs(service: Service, distribution: str, tmp_path: Path) -> None:
     page = (ROOT / "docs/sources.md").read_text()
-    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    example, _its_tests = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     modules = {"edge_temperature": example, "edge_wide": WIDE}
     plugins = {"temperature": "edge_temperature:Temperature", "wide": "edge_wide:Wide"}
     distributions.install(tmp_path, "edge-temperature", modules=modules, plugins=plugins)

@@ -1,16 +1,19 @@
 """What systemd makes of our unit: what the service can do and cannot, and how it is kept alive."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.servers.pubsub import PubSubServer
+from tests.system.conftest import ROOT
 from tests.system.machine import Machine
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
+SANDBOX = ROOT / "docs/decisions/sandbox.md"
 TOPIC = "projects/project/topics/events"
 CREDENTIAL = "/run/credentials/edge-agent.service/google-credentials.json"
 CREDSTORE = "/etc/credstore/edge-agent.google-credentials.json"
@@ -112,10 +115,46 @@ def test_systemd_finds_nothing_to_complain_of(installed: Machine) -> None:
     assert "edge-agent" not in installed.journal("--priority=warning", "--identifier=systemd")
 
 
+def documented(kind: str) -> list[str]:
+    """The blocks of a language in the document about the sandbox."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", SANDBOX.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for language, text in blocks if language == kind]
+
+
+def test_systemd_understands_every_drop_in_of_the_document(installed: Machine) -> None:
+    drop_ins = [block for block in documented("ini") if block.startswith("[Service]")]
+    assert any("DeviceAllow=char-iio rw" in block and "DeviceAllow=char-dma_heap rw" in block for block in drop_ins)
+    installed.write("/etc/credstore.encrypted/edge-agent.google-credentials.json", "")
+    for number, block in enumerate(drop_ins):
+        installed.configure_unit(f"documented-{number}", block)
+    assert installed.run("systemd-analyze", "verify", "--man=no", "edge-agent.service").stderr == ""
+    # What systemd does not understand it leaves out, and says so here.
+    assert "edge-agent" not in installed.journal("--priority=warning", "--identifier=systemd")
+    allowed = installed.property("DeviceAllow")
+    for name in ("i2c", "spidev", "ttyUSB", "ttyACM", "media", "dma_heap", "iio"):
+        assert f"char-{name} rw" in allowed
+    assert installed.property("ProtectKernelTunables") == "no"
+
+
+def test_the_unit_that_an_action_may_start_is_understood(installed: Machine) -> None:
+    [unit] = [block for block in documented("ini") if "[Path]" in block]
+    installed.write("/etc/systemd/system/stop-machine.path", unit)
+    installed.write("/etc/systemd/system/stop-machine.service", "[Service]\nType=oneshot\nExecStart=/bin/true\n")
+    assert installed.run("systemd-analyze", "verify", "--man=no", "stop-machine.path").stderr == ""
+    installed.systemctl("enable", "--now", "stop-machine.path")
+    put_to_work(installed)
+    installed.write("/usr/local/bin/probe", "#!/bin/sh\ntouch /run/edge-agent/stop-machine\n", 0o755)
+    started = lambda: "stop-machine.service" in installed.journal("--unit=stop-machine.service")  # noqa: E731
+    installed.wait_until(started, "the file of the action has started the service")
+
+
 def test_udev_finds_nothing_to_complain_of(installed: Machine, distribution: str) -> None:
     if distribution == "bookworm":
         pytest.skip("udevadm verify came with systemd 254")
-    installed.run("udevadm", "verify", "/usr/lib/udev/rules.d/59-edge-agent.rules")
+    [for_iio] = [block for block in documented("") if "SUBSYSTEM" in block]
+    rules = "/etc/udev/rules.d/70-edge-agent-iio.rules"
+    installed.write(rules, for_iio)
+    installed.run("udevadm", "verify", "/usr/lib/udev/rules.d/59-edge-agent.rules", rules)
 
 
 def test_an_action_finds_itself_in_the_sandbox(installed: Machine) -> None:

@@ -8,10 +8,11 @@ Devices whose SD cards are copies of one image share a machine id unless the ima
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
 from pathlib import Path
+
+from edge_agent.durable import replace_file
 
 # Never change it: every device would get another id.
 _APPLICATION = bytes.fromhex("8f0c5b1d6a3e4f7295d41c7ab0e36d18")
@@ -63,7 +64,7 @@ def _kept_in(state_dir: Path) -> str:
         return kept
     name = f"edge-{secrets.token_hex(6)}"
     try:
-        _write(path, name + "\n")
+        replace_file(path, f"{name}\n".encode())
     except OSError as error:
         raise IdentityError(
             f"this system has no machine id, and a new one cannot be kept in {path} ({error.strerror}): "
@@ -78,17 +79,3 @@ def _read(path: Path) -> str:
         return path.read_bytes().decode("ascii", errors="replace").strip(" \t\r\n\0")
     except OSError:
         return ""
-
-
-def _write(path: Path, text: str) -> None:
-    new = path.with_suffix(".new")
-    with new.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -7,13 +7,13 @@ installed anew is tried anew. What says nothing of the pair, such as a device th
 """
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from edge_agent.durable import replace_file
 from edge_agent.inference.accelerators.devices import GET_LIBRARY, explain_failure
 from edge_agent.inference.runtime_probe import Library, Listing, Trial, list_runtime, try_pair
 from edge_agent.inference.runtimes import RUNTIMES, explain_unavailable
@@ -170,19 +170,9 @@ class _Memory:
     def _replace(self, verdicts: list[_Verdict]) -> None:
         self._verdicts = verdicts
         try:
-            _write(self._path, msgspec.json.encode(verdicts))
+            replace_file(self._path, msgspec.json.encode(verdicts))
         except OSError as error:
             log.warning("what is known of runtimes cannot be kept", file=str(self._path), error=str(error))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace the file so that after a power cut either the old or the new one is there."""
-    new = path.with_name(f"{path.name}.new")
-    with new.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 def _facts(listing: Listing, trial: Trial) -> dict[str, str]:

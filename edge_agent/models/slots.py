@@ -21,7 +21,6 @@ All calls block on the disk. One lock makes a call that was left behind in a thr
 """
 
 import hashlib
-import os
 import shutil
 import threading
 from pathlib import Path
@@ -29,6 +28,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from edge_agent.durable import replace_file, sync
 from edge_agent.models.releases import MODEL_FILE, PAIR, TWIN_FILE, Release, RemoteObject, Twin, pair_id
 from edge_agent.models.stores import StoreNeedsPerson
 
@@ -114,7 +114,7 @@ class Slots:
             for folder in (self._releases, self._twins):
                 folder.mkdir(parents=True, exist_ok=True)
             for folder in (self._home, self._home.parent, self._home.parent.parent):
-                _sync(folder)
+                sync(folder)
             found = self._read_state()
             whole = self._without_damage(found)
             if whole != found:
@@ -262,7 +262,7 @@ class Slots:
     def _write_state(self, state: State) -> None:
         text = msgspec.json.format(msgspec.json.encode(state), indent=2)
         for name in ("state.json", "state.json.bak"):
-            _write(self._home / name, text)
+            replace_file(self._home / name, text)
 
     def _without_damage(self, state: State) -> State:
         """Leave out files that are not as they were; the previous release takes a committed one's place."""
@@ -309,36 +309,16 @@ def _damage(path: Path, file: Release | Twin) -> str | None:
 def _settle(path: Path, name: str) -> None:
     """Put a download on the disk, and then its folder beside it under `name`."""
     home = path.parent.with_name(name)
-    _sync(path)
-    _sync(path.parent)
+    sync(path)
+    sync(path.parent)
     shutil.rmtree(home, ignore_errors=True)
     path.parent.rename(home)
-    _sync(home.parent)
+    sync(home.parent)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path: Path, text: bytes) -> None:
-    """Replace a small file so that at any moment either the old or the new one is there."""
-    temporary = path.with_name(f"{path.name}.new")
-    with temporary.open("wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _mib(size: int) -> str:

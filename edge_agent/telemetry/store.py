@@ -10,7 +10,6 @@ queue as of the last transaction, twice, each with a CRC-32. Invariants:
 """
 
 import contextlib
-import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
+from edge_agent.durable import sync
 from edge_agent.telemetry import salvage
 from edge_agent.telemetry.groups import MAX_EVENTS, Group, parse, to_row
 from edge_agent.telemetry.intervals import Intervals, Span
@@ -290,7 +290,7 @@ class Store:
         self._db = _connect(self.path)
         if _is_empty(self._db):
             _create(self._db)
-            sync_directory(self.path.parent)
+            sync(self.path.parent)
         for edge in ("min", "max"):
             self._execute(f"SELECT {edge}(seq) FROM groups").fetchall()  # noqa: S608
         return _read_meta(self._db)
@@ -307,7 +307,7 @@ class Store:
                 found = _Found()
                 self._copy(None, known)
         salvage.replace(self.path)
-        sync_directory(self.path.parent)
+        sync(self.path.parent)
         self.meta = self._open()
         expected = known.depth if known else found.depth + max(1, found.holes())
         self.damage = Damage(expected, found.first_ms, found.last_ms)
@@ -329,7 +329,7 @@ class Store:
                     found.add(group, len(row[5]), done)
             _write_meta(db, found.meta(known))
             db.execute("COMMIT")
-        _sync(path, os.O_RDONLY)
+        sync(path)
         return found
 
 
@@ -416,15 +416,3 @@ def _read_meta(db: sqlite3.Connection) -> Meta:
         if isinstance(body, bytes) and zlib.crc32(body) == crc:
             return msgspec.json.decode(body, type=Meta)
     raise salvage.damage("the state is damaged")
-
-
-def sync_directory(directory: Path) -> None:
-    _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
-
-
-def _sync(path: Path, flags: int) -> None:
-    fd = os.open(path, flags)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -203,7 +203,7 @@ def _accelerator_lines(accelerator: AcceleratorReport) -> Iterator[tuple[str, st
 
 
 def _accelerator(accelerator: AcceleratorReport) -> Iterator[str]:
-    used = " ".join(filter(None, [accelerator.used or "none yet", accelerator.device]))
+    used = " ".join(filter(None, [accelerator.used or "none now", accelerator.device]))
     yield f"{used} ({accelerator.asked} was asked for)"
     if accelerator.runtime:
         yield accelerator.runtime

@@ -167,7 +167,7 @@ def test_texts_from_outside_cannot_drive_the_terminal() -> None:
         (
             "accelerator",
             {"used": None, "device": None, "runtime": "", "devices": [], "library": None, "remarks": []},
-            "none yet (edgetpu was asked for); no libedgetpu; no Edge TPU is plugged in",
+            "none now (edgetpu was asked for); no libedgetpu; no Edge TPU is plugged in",
         ),
         (
             "results",

@@ -127,9 +127,12 @@ def test_a_worker_that_is_killed_comes_back(faulty_plugin: str, demo_model: Mode
     asyncio.run(scenario())
 
 
-def test_a_source_that_hangs_is_noticed_and_killed(faulty_plugin: str, demo_model: ModelFile, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["hang", "hang_with_lock"])
+def test_a_source_that_hangs_is_noticed_and_killed(
+    faulty_plugin: str, demo_model: ModelFile, tmp_path: Path, what: str
+) -> None:
     async def scenario() -> None:
-        options = {"at": 20, "total": 100, "what": "hang", "marker": str(tmp_path / "marker")}
+        options = {"at": 20, "total": 100, "what": what, "marker": str(tmp_path / "marker")}
         async with running(settings(faulty_plugin, **options), deadline=1.0) as rig:
             assert (await rig.supervisor.load(demo_model)).accepted
             await asyncio.wait_for(rig.supervisor.source_ended.wait(), 60)

@@ -3,6 +3,7 @@
 Each reads 128 values per sample, numbered by `position`.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -88,6 +89,9 @@ class Faulty(Source):
             os.kill(os.getpid(), signal.SIGSEGV)
         elif what == "hang":
             time.sleep(3600)
+        elif what == "hang_with_lock":
+            # As native code that keeps Python's lock: no thread of the process can do anything.
+            ctypes.PyDLL(None).sleep(3600)
         elif what in {"trouble", "close_hangs", "close_fails"}:
             self._troubled = True
             raise SourceError("the cable is loose", "plug it in")

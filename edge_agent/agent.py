@@ -170,8 +170,8 @@ class Agent:
         settings = self._configuration.settings
         log.info("edge-agent starting", version=__version__, config=str(self._config_file))
         log.info("device", id=self._envelope.device_id, state=str(self._directories.state))
-        options = ", ".join(f"{name} {value}" for name, value in settings.source.options.items())
-        log.info("source", plugin=settings.source.plugin, options=options)
+        # Not its options: an address or an argument of a program may be as good as a password.
+        log.info("source", plugin=settings.source.plugin)
         log.info("events go to", sink=str(settings.telemetry.sink), waiting=self._queue.depth)
 
     # -- what happens
@@ -341,6 +341,10 @@ class Agent:
         if settings.telemetry.sink != old.settings.telemetry.sink or self._sender.state.status == "needs_person":
             await self._sender.replace_sink(open_sink(settings.telemetry.sink, os.environ))
         await self._apply_model(old, new)
+        if self._recovery.degraded:
+            # As with the sink: whoever reloads wants the Edge TPU tried now. That may take longer than he waits.
+            self._recovery.begin_afresh()
+            self._start("device", self._try_device_again())
 
     async def _apply_model(self, old: Configuration, new: Configuration) -> None:
         before, after = old.settings.model, new.settings.model

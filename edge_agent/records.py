@@ -59,12 +59,16 @@ class Score(msgspec.Struct, frozen=True, omit_defaults=True):
     pixels: Annotated[PixelBox | UnsetType, Meta(description="where the object is, in pixels of the picture")] = UNSET
 
 
-class Tensor(msgspec.Struct, frozen=True):
+class Tensor(msgspec.Struct, frozen=True, omit_defaults=True):
     """One output of a model as it is, dequantised."""
 
     name: str
     shape: list[int]
-    values: Annotated[list[float | None], Meta(description="row by row; null for what is no finite number")]
+    # Neither JSON nor a repeated field of BigQuery has room for one that is none.
+    values: Annotated[list[float], Meta(description="row by row; 0 for what is no finite number")]
+    missing: Annotated[
+        list[int] | UnsetType, Meta(description="places in values, from 0, of what is no finite number")
+    ] = UNSET
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):

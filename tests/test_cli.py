@@ -154,7 +154,7 @@ def added(text: str) -> Edit:
         ),
         pytest.param(
             replaced('"vibration"\nrate = 50', '"recording"\npath = "none.csv"'),
-            [":1: [source]: none.csv: no such file or directory"],
+            [":3: [source].path: none.csv: no such file or directory"],
             id="missing file",
         ),
         pytest.param(

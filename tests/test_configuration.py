@@ -78,7 +78,7 @@ def test_faults_of_the_source_stand_among_the_others(tmp_path: Path) -> None:
     ("source", "message"),
     [
         ('plugin = "vibratoin"', "x.toml:2: [source].plugin: no such plugin (did you mean 'vibration'?)"),
-        ('\nplugin = "recording"\npath = "none.csv"', "x.toml:1: [source]: none.csv: no such file or directory"),
+        ('\nplugin = "recording"\npath = "none.csv"', "x.toml:4: [source].path: none.csv: no such file or directory"),
         ('plugin = "recording"', "x.toml:1: [source].path: is missing"),
         ("plugin = 5", "x.toml:2: [source].plugin: expected text in quotes, not 5"),
         ('plugin = ""', "x.toml:2: [source].plugin: must not be empty"),
@@ -126,7 +126,7 @@ def test_a_file_with_a_name_that_is_no_text(tmp_path: Path) -> None:
 
 
 ABSENT = LEAST.replace('"vibration"', '"recording"\npath = "none.csv"')
-ABSENT_TOLD = "x.toml:1: [source]: none.csv: no such file or directory"
+ABSENT_TOLD = "x.toml:3: [source].path: none.csv: no such file or directory"
 
 
 def test_a_source_out_of_reach_is_a_fault_only_if_it_has_to_be_there(tmp_path: Path) -> None:

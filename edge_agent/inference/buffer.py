@@ -7,13 +7,15 @@ from edge_agent.records import Sample
 
 LIVE_CAPACITY = 8
 RECORDED_CAPACITY = 64
+_PICTURE_RANK = 3
 _MAX_BYTES = 8 * 1024 * 1024
 
 
 class SampleBuffer:
     """Bounded hand-over of samples from one thread to another, in order.
 
-    A live source never waits: when the buffer is full the oldest sample makes room and is counted.
+    A live source never waits: when the buffer is full the oldest sample makes room and is counted. Of pictures only the
+    newest is kept, for a model that is too slow would otherwise always look at the past.
     A recorded source waits, so none of its samples is lost. The consumer takes all there is at once, so that
     under full load the threads meet once per bufferful and not once per sample.
     """
@@ -28,8 +30,11 @@ class SampleBuffer:
         self._woken = False
 
     def _capacity(self, sample: Sample) -> int:
+        data = sample.data
+        if self._live and data.ndim == _PICTURE_RANK and data.itemsize == 1:
+            return 1
         most = LIVE_CAPACITY if self._live else RECORDED_CAPACITY
-        size: int = sample.data.nbytes
+        size: int = data.nbytes
         return max(1, min(most, _MAX_BYTES // max(1, size)))
 
     def put(self, sample: Sample) -> None:

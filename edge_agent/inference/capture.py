@@ -35,6 +35,7 @@ class Capture:
         self._stopping = threading.Event()
         self._failures = 0
         self._skipped = 0
+        self._set_aside = 0
         self._next_report = 0.0
 
     def run(self) -> None:
@@ -59,7 +60,7 @@ class Capture:
             finally:
                 self._progress.begin(Stage.IDLE)
                 self._source.close()
-                self._report_skipped()
+                self.report_missing(last=True)
 
     def stop(self) -> None:
         """Make `run` return after the read under way."""
@@ -73,27 +74,27 @@ class Capture:
 
     def _read_all(self) -> None:
         if not self._source.live or self._position is not None:
-            self._progress.at(self._position or "")
+            self._progress.at(self._place)
         first = True
         while not self._stopping.is_set():
             sample = self._read()
-            if self._source.skipped != self._skipped and time.monotonic() >= self._next_report:
-                self._report_skipped()
+            if self._source.skipped != self._skipped or self._set_aside:
+                self.report_missing()
             if sample is None:
                 continue
             self._progress.step(Stage.WAIT)
-            if sample.position is None or sample.position not in self._avoid:
+            if sample.position is None or not self._avoid or self._source.key(sample.position) not in self._avoid:
                 # A model with a memory must not take the samples before a pause for those right before this one.
                 self._buffer.put(msgspec.structs.replace(sample, first=True) if first else sample)
                 first = False
             else:
-                self._channel.send(SourceState("set_aside", sample.position, 1))
+                self._set_aside += 1
             self._note(sample)
 
     def _read(self) -> Sample | None:
         self._progress.begin(Stage.READ)
         # A bad sample that the source would have skipped may lie before the deadly one: hence more than one, at times.
-        while self._pass_over and self._passed_over < self._pass_over[self._position or ""]:
+        while self._pass_over and self._passed_over < self._pass_over[self._place]:
             self._passed_over += 1
             self._source.pass_over()
         return self._source.read(READ_TIMEOUT)
@@ -103,13 +104,23 @@ class Capture:
         self._passed_over = 0
         self._failures = 0
         if sample.position is not None:
-            self._progress.at(sample.position)
+            self._progress.at(self._source.key(sample.position))
         self._progress.finished()
 
-    def _report_skipped(self) -> None:
-        self._next_report = time.monotonic() + REPORT_INTERVAL
-        count, self._skipped = self._source.skipped - self._skipped, self._source.skipped
-        if not count:
+    @property
+    def _place(self) -> str:
+        return self._source.key(self._position) if self._position else ""
+
+    def report_missing(self, *, last: bool = False) -> None:
+        """Tell of samples that are left out, not more often than every few seconds unless it is the last time."""
+        now = time.monotonic()
+        if now < self._next_report and not last:
             return
-        newest = next(reversed(self._source.problems), "no reason given")
-        self._channel.send(SourceState("skipped", newest, count))
+        self._next_report = now + REPORT_INTERVAL
+        if count := self._source.skipped - self._skipped:
+            self._skipped = self._source.skipped
+            newest = next(reversed(self._source.problems), "no reason given")
+            self._channel.send(SourceState("skipped", newest, count))
+        if self._set_aside:
+            self._channel.send(SourceState("set_aside", f"before {self._position}", self._set_aside))
+            self._set_aside = 0

@@ -16,7 +16,7 @@ MAX_SET_ASIDE = 100
 class LastMoment:
     """What a worker left on its progress page.
 
-    `working_on` is the position of the sample in the model, `read_after` that of the last sample before the one that
+    `working_on` is the key of the sample in the model, `read_after` that of the last sample before the one that
     was being read; None where samples have no position, or nothing of the kind went on.
     """
 
@@ -57,8 +57,8 @@ class Death:
 class Suspects:
     """Counts deaths by the sample they happened over. A sample that has killed two workers is set aside.
 
-    `avoid` are the positions of samples that the model must not get, `pass_over` those of samples behind which the next
-    one must not even be read; a position that stands there twice means the next two.
+    `avoid` are the keys of samples that the model must not get, `pass_over` those of samples behind which the next
+    one must not even be read; a key that stands there twice means the next two.
     """
 
     def __init__(self) -> None:

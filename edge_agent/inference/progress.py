@@ -2,8 +2,8 @@
 
 Messages cannot do this: a worker that aborts sends none, and one whose native code holds the GIL cannot answer.
 Each track (a thread of the worker) has three 64-bit slots: stage, the CLOCK_MONOTONIC nanosecond at which it
-began, and a count of finished samples. Behind them each has room for the position of a sample (a byte count and as
-much UTF-8): the one that is worked on, or for the thread that captures, the one it has read last.
+began, and a count of finished samples. Behind them each has room for the key of a sample (`Source.key`; a byte count
+and as much UTF-8): the one that is worked on, or for the thread that captures, the one it has read last.
 """
 
 import enum
@@ -102,7 +102,7 @@ class ProgressPage:
         return self.slots[track * _SLOTS + 2]
 
     def position(self, track: Track) -> str | None:
-        """The position of the sample; empty before the first one, None where samples have none."""
+        """The key of the sample; empty before the first one, None where samples have no position."""
         start = _POSITIONS + track * _ROOM
         length = int.from_bytes(self.bytes[start : start + 2], "little")
         return None if length == _NEVER else self.bytes[start + 2 : start + 1 + length].decode()
@@ -134,7 +134,7 @@ class Reporter:
         self._slots[self._base] = stage
 
     def at(self, position: str) -> None:
-        """Note the position of a sample. One too long to be noted counts as none."""
+        """Note the key of a sample. One too long to be noted counts as none."""
         text = position.encode()
         size = len(text) + 1 if len(text) < _ROOM - 2 else _NEVER
         start = self._start

@@ -44,9 +44,9 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
 
     `plugin` is the source's class as "module:Class": finding it by its entry point costs memory that only the check
     of the settings needs. `runtime` is one that `edge_agent.inference.runtimes` knows, or "auto". `resume` is the
-    position of the last sample that a worker before this one has finished; `avoid` are the positions of samples that
-    have killed workers in the model, `pass_over` those of samples behind which reading the next one has killed them.
-    `root` is where /sys and /dev are looked for.
+    position of the last sample that a worker before this one has finished. `avoid` are the keys (`Source.key`) of
+    samples that have killed workers in the model, `pass_over` those of samples behind which reading the next one has
+    killed them. `root` is where /sys and /dev are looked for.
     """
 
     plugin: str

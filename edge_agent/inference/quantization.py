@@ -7,8 +7,6 @@ clipped, NaN becomes the real number zero, and the share of values that did not 
 sign of drift, or of a model calibrated on the wrong data.
 """
 
-import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -66,6 +64,8 @@ def round_off(value: float) -> float:
     return float(f"{value:.7g}")
 
 
-def plain_numbers(values: Iterable[float]) -> list[float | None]:
-    """Return the numbers rounded off, and None for what is none: JSON knows neither NaN nor infinity."""
-    return [round_off(value) if math.isfinite(value) else None for value in values]
+def plain_numbers(values: Array) -> tuple[list[float], list[int]]:
+    """Return the numbers of a one-dimensional array rounded off, with 0 for NaN and infinity, and where these are."""
+    finite = np.isfinite(values)
+    plain = np.where(finite, values, 0.0)
+    return list(map(round_off, plain.tolist())), np.flatnonzero(~finite).tolist()

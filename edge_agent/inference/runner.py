@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 from edge_agent.inference.buffer import SampleBuffer
 from edge_agent.inference.capture import Capture
@@ -28,11 +29,13 @@ class InvokesFail(Exception):
 class Inference:
     """Works on the samples of the buffer, one after the other."""
 
-    def __init__(self, buffer: SampleBuffer, channel: Channel, progress: Reporter) -> None:
+    def __init__(self, buffer: SampleBuffer, channel: Channel, progress: Reporter, key: Callable[[str], str]) -> None:
+        """`key` is the source's `Source.key`."""
         self.last: Sample | None = None
         self._buffer = buffer
         self._channel = channel
         self._progress = progress
+        self._key = key
         self._latencies = StageLatencies()
         self._model: LoadedModel | None = None
         self._next: tuple[LoadedModel, Loaded] | None = None
@@ -116,7 +119,7 @@ class Inference:
             self._take_over()
         assert self._model is not None  # noqa: S101  capture starts after the first model
         if sample.position is not None:
-            self._progress.at(sample.position)
+            self._progress.at(self._key(sample.position))
         if sample.first:
             self._model.reset_state()
         try:

@@ -148,13 +148,30 @@ def _run_check(plugin: str, options: Any) -> list[SourceFault]:
         if hasattr(options, "check"):
             options.check()
     except OSError as error:
-        return [SourceFault((), describe(error), absent=True)]
+        return [SourceFault(_option_with(options, error.filename), describe(error), absent=True)]
     except ValueError as error:
-        raise Refused(SourceFault((), str(error))) from error
+        raise Refused(_about_option(options, str(error))) from error
     except Exception as error:
         message = f"the check of plugin '{plugin}' failed: {type(error).__name__}: {error}"
         raise Refused(SourceFault(("plugin",), message)) from error
     return []
+
+
+def _option_with(options: Any, name: object) -> tuple[str, ...]:
+    """Return the option that names this file, so that the admin reads its line."""
+    if name is None or not dataclasses.is_dataclass(options):
+        return ()
+    found = (field.name for field in dataclasses.fields(options) if str(getattr(options, field.name)) == str(name))
+    return tuple(found)[:1]
+
+
+def _about_option(options: Any, message: str) -> SourceFault:
+    """Return the fault of the option that the message begins with, if it does."""
+    first, _, rest = message.partition(" ")
+    name = first.removesuffix(":")
+    if not (dataclasses.is_dataclass(options) and name in {field.name for field in dataclasses.fields(options)}):
+        return SourceFault((), message)
+    return SourceFault((name,), rest if first != name else message)
 
 
 if __name__ == "__main__":

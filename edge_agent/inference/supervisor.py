@@ -112,7 +112,8 @@ class Supervisor:
             self._retry.set()
 
     async def _load(self, model: ModelFile) -> LoadReport:
-        if self._loads.current is not None:
+        # The first model has nothing beside it that it could take down, and the one in use has been looked at.
+        if self._loads.current is not None and self._loads.current != model:
             for path, whose in ((model.path, ""), (model.cpu_path, "its twin for the CPU: ")):
                 if path is not None and (verdict := await check_model(path)).reason:
                     return LoadReport(accepted=False, reason=whose + verdict.reason, permanent=verdict.permanent)
@@ -315,7 +316,7 @@ class Supervisor:
             return
         if message.state == "set_aside":
             self.status.set_aside += message.count
-            log.warning("sample left out, as it has ended the worker before", position=message.detail)
+            log.warning("samples left out that have ended the worker before", count=message.count, where=message.detail)
             return
         self.status.source = f"{message.state}: {message.detail}" if message.detail else message.state
         if message.state == "trouble":

@@ -48,7 +48,7 @@ class Worker:
         self._source: Source = build_source(pkgutil.resolve_name(configure.plugin), configure.options)
         self._buffer = SampleBuffer(live=self._source.live)
         self._capture = Capture(self._source, self._buffer, channel, Reporter(page, Track.CAPTURE), configure)
-        self._inference = Inference(self._buffer, channel, Reporter(page, Track.INFERENCE))
+        self._inference = Inference(self._buffer, channel, Reporter(page, Track.INFERENCE), self._source.key)
         self._model: LoadedModel | None = None
         self._threads: list[threading.Thread] = []
 
@@ -128,6 +128,8 @@ class Worker:
         deadline = time.monotonic() + STOP_DEADLINE
         for thread in self._threads:
             thread.join(max(0, deadline - time.monotonic()))
+        # The thread that captures may wait for a model that takes no more samples.
+        self._capture.report_missing(last=True)
         inference_ended = not self._threads or not self._threads[0].is_alive()
         if self._model is not None and inference_ended:
             self._progress.begin(Stage.CLOSE)

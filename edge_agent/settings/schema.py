@@ -5,20 +5,20 @@ dataclasses, because the agent keeps settings for as long as it runs and must no
 in `Annotated` is for `edge_agent.settings.loading`, which checks a file against them with pydantic.
 """
 
-import math
 import re
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import DocInfo, Ge, Gt, Le, MaxLen, MinLen, doc
 
-from edge_agent.settings.checks import After, Before, Parse
-from edge_agent.settings.conditions import consistent
+from edge_agent.settings.checks import After, Parse
 from edge_agent.settings.device_options import check_device_options
+from edge_agent.settings.kinds import Number, Table, Text, Whole
 from edge_agent.settings.location import Destination, Location, parse_destination, parse_location
 from edge_agent.settings.showing import show
 from edge_agent.settings.units import Duration, Size, parse_duration, parse_size
+from edge_agent.settings.when import When, consistent
 
 # Environment variables that begin so override single values of the file.
 PREFIX = "EDGE_AGENT_"
@@ -46,31 +46,12 @@ def _device(value: str) -> str:
     return value
 
 
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError(f"expected a number, not {show(value)}")  # noqa: TRY004 - what pydantic collects
-    return value
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"expected a finite number, not {show(value)}")
-    return value
-
-
 def _labels(value: object) -> list[str] | str | None:
     if value is None or (isinstance(value, str) and value):
         return value
     if isinstance(value, list) and value and all(isinstance(item, str) and item for item in value):
         return value
     raise ValueError(f"expected a list of names or the path of a file, not {show(value)}")
-
-
-def _label_or_labels(value: object) -> list[str] | str | None:
-    one = value if isinstance(value, list) and value else [value]
-    if value is not None and not all(isinstance(item, str) and item for item in one):
-        raise ValueError(f"expected a name or a list of names, not {show(value)}")
-    return value  # type: ignore[return-value]  # just checked
 
 
 def _in_order(limits: "Limits") -> "Limits":
@@ -85,17 +66,6 @@ def _unique_names(actions: "list[ActionSettings]") -> "list[ActionSettings]":
     if twice:
         raise ValueError(f"the name {show(twice[0])} stands twice; each action needs its own")
     return actions
-
-
-Whole = Annotated[int, Before(_no_bool)]
-Number = Annotated[float, Before(_no_bool), After(_finite)]
-Text = Annotated[str, MinLen(1)]
-
-
-class Table:
-    """A table of the file. pydantic refuses keys that are no fields of it."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,37 +244,6 @@ class TelemetrySettings(Table):
         parse_duration("250ms")
     )
     queue: QueueSettings = QueueSettings()
-
-
-@dataclass(frozen=True, kw_only=True)
-class When(Table):
-    """`when` of [[actions]]: the results that a rule is about. All that is given must be so."""
-
-    label: Annotated[
-        Annotated[list[Text], MinLen(1)] | Text | None,
-        Parse(_label_or_labels),
-        doc(
-            "The prediction, the objects, or the named values that the rule is about; a list means any of them, and "
-            "without it all are meant."
-        ),
-    ] = None
-    min_confidence: Annotated[Number, Ge(0), Le(1), doc("The score that it needs, from 0 to 1.")] = 0.0
-    min_count: Annotated[
-        Whole | None,
-        Ge(1),
-        doc("How many objects of these labels and with this score there must be at least, for the task detection."),
-    ] = None
-    max_count: Annotated[
-        Whole | None, Ge(0), doc("How many of them there may be at most, for the task detection; 0 means none.")
-    ] = None
-    above: Annotated[Number | None, doc("The value must be above this, for the tasks regression and anomaly.")] = None
-    below: Annotated[Number | None, doc("The value must be below this, for the tasks regression and anomaly.")] = None
-    hysteresis: Annotated[
-        Number,
-        Ge(0),
-        doc("How far score or value may fall back behind its limit, once it was met, before the condition ends."),
-    ] = 0.0
-    hold: Annotated[Duration, doc("How long this must last before the rule fires.")] = parse_duration("0s")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,10 @@ class Source(ABC):
         Raises SourceEnded or SourceError.
         """
 
+    def key(self, position: str) -> str:
+        """Return what stays the same about a position when a recording is repeated: it tells deadly samples again."""
+        return position
+
     def pass_over(self) -> None:  # noqa: B027  a live source has nothing to pass over
         """Go on behind the sample that `read` would return next, without touching its content.
 
@@ -131,7 +135,8 @@ def _from_json(wanted: type, value: object) -> object:
 
 def describe(error: OSError) -> str:
     """Say what the operating system refused, and for which file."""
-    what = error.strerror.lower() if error.strerror else str(error)
+    what = error.strerror or str(error)
+    what = what[:1].lower() + what[1:]
     return f"{error.filename}: {what}" if error.filename else what
 
 

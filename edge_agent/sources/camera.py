@@ -163,6 +163,15 @@ class Camera(Source):
             raise RuntimeError("the camera is not open")
         return self._feed.read(timeout, self._wanted)
 
+    def key(self, position: str) -> str:
+        """Return the place of a picture in its file, however often that is repeated."""
+        return position.partition(":")[2]
+
+    def pass_over(self) -> None:
+        """Go on behind the next picture of a file; a live camera has another one by then."""
+        if isinstance(self._feed, FileVideo):
+            self.skip_deadly(self._feed.pass_over())
+
     def close(self) -> None:
         """Close the camera."""
         if self._feed is not None:

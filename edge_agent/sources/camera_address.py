@@ -58,7 +58,7 @@ class Address:
             raise ValueError("url: the host or the port in it cannot be understood") from None
         if kind is Kind.FILE:
             return cls(kind, unquote(parts.path))
-        if parts.password is not None or _PASSWORD.search(f"{parts.path}?{parts.query}"):
+        if parts.password not in {None, PLACEHOLDER} or _PASSWORD.search(f"{parts.path}?{parts.query}"):
             raise ValueError(f"url: there is a password in it; {_ADVICE}")
         if not host:
             raise ValueError("url: there is no host in it")
@@ -88,7 +88,8 @@ class Address:
         """Return what FFmpeg opens. Not for logs."""
         if password is None or self.kind not in STREAMS:
             return self.place
-        secret = quote(password, safe="")
+        # Its bytes as they stand in the file: many a camera knows no UTF-8.
+        secret = quote(password, safe="", errors="surrogateescape")
         if PLACEHOLDER in self.place:
             return self.place.replace(PLACEHOLDER, secret)
         parts = urlsplit(self.place)

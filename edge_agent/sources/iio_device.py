@@ -39,7 +39,7 @@ class Device:
             raise ValueError(f"{names} are both called {wanted}; name one of them")
         if not found:
             others = ", ".join("/".join(device.names) for device in there)
-            raise FileNotFoundError(f"no such industrial I/O device; there are: {others or 'none'}")
+            raise FileNotFoundError(f"no industrial I/O device is called {wanted}; there are: {others or 'none'}")
         return found[0]
 
     @property

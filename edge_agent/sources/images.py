@@ -31,6 +31,8 @@ Pixels = npt.NDArray[np.uint8]
 # What cameras and people produce. Pillow knows more formats, some of which run other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# Pillow has mode "I" for 32 bits, and for the 16 bits of these, which know no more.
+_16_BITS = {"PNG", "PPM"}
 # The safety net under inotify. A file is taken when two scans saw it unchanged.
 SCAN_INTERVAL = 30.0
 
@@ -41,7 +43,7 @@ def decode(file: BinaryIO) -> Pixels:
         # In place: else an image that stands upright already, as nearly all do, would be copied.
         ImageOps.exif_transpose(image, in_place=True)
         upright: Image.Image = image
-        if image.mode.startswith("I;16"):
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _16_BITS):
             # Pillow would cut off everything above 255.
             upright = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if upright.mode in {"I", "F"}:
@@ -222,6 +224,8 @@ class Images(Source):
 def _explain(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"no image in a known format ({', '.join(FORMATS)})"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"too large: it has more than {Image.MAX_IMAGE_PIXELS} pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error) or type(error).__name__

@@ -7,7 +7,8 @@ the file, or "#" and its number where the file has no time stamps.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.records import Sample
 from edge_agent.sources.base import Pacer, SourceEnded, SourceError
@@ -79,18 +80,39 @@ class FileVideo:
 
     def _begin(self) -> None:
         self._video = self._open()
-        self._packets: Iterator[Packet[VideoStream]] = self._video.packets()
+        self._packets: Iterator[Any] = self._video.packets()
         self._frames: deque[VideoFrame] = deque()
         self._done_pts = None
+        self._last_pts: int | None = None
         self._done_number = 0
         self._number = 0
+        self._packet_number = 0
         # A round through the file without any picture must not be repeated at once.
         self._fruitful = False
+
+    def pass_over(self) -> str:
+        """Go on with the next key frame behind the picture that would come next; returns what is left out, in words.
+
+        The pictures in between cannot be made without the one that is passed over. Nothing of it is decoded.
+        """
+        passed = 0
+        while (packet := self._next_packet()) is not None:
+            if not self._is_new(packet):
+                continue
+            if passed and packet.is_keyframe:
+                self._packets = chain([packet], self._packets)
+                self._packet_number -= 1
+                self._number = self._packet_number
+                break
+            passed += 1
+        # It was left out on purpose, so the file is not one without pictures.
+        self._fruitful = True
+        return f"{self._address.shown}: {passed} pictures up to the next key frame"
 
     def _next_frame(self) -> "VideoFrame | None":
         """Return the next new picture, or None: look again."""
         while not self._frames:
-            packet = next(self._packets, None)
+            packet = self._next_packet()
             if packet is None:
                 self._end()
                 return None
@@ -99,8 +121,20 @@ class FileVideo:
                 return None
         frame = self._frames.popleft()
         self._number += 1
+        self._last_pts = frame.pts
         self._fruitful = True
         return None if self._was_done(frame) else frame
+
+    def _next_packet(self) -> "Packet[VideoStream] | None":
+        packet: Packet[VideoStream] | None = next(self._packets, None)
+        self._packet_number += packet is not None
+        return packet
+
+    def _is_new(self, packet: "Packet[VideoStream]") -> bool:
+        if packet.pts is None:
+            return self._packet_number > max(self._done_number, self._number)
+        pts: int = packet.pts
+        return all(pts > done for done in (self._done_pts, self._last_pts) if done is not None)
 
     def _was_done(self, frame: "VideoFrame") -> bool:
         if frame.pts is None:

@@ -31,6 +31,18 @@ def test_large_samples_are_bounded_by_their_bytes() -> None:
     assert numbers(buffer) == [2, 3]
 
 
+def test_of_live_pictures_only_the_newest_is_kept() -> None:
+    buffer = SampleBuffer(live=True)
+    for number in range(4):
+        buffer.put(Sample(np.zeros((4, 6, 3), np.uint8), number))
+    assert numbers(buffer) == [3]
+    assert buffer.take_dropped() == 3
+    # Three axes of a sensor over time are no picture.
+    for number in range(4):
+        buffer.put(Sample(np.zeros((4, 6, 3), np.float32), number))
+    assert numbers(buffer) == [0, 1, 2, 3]
+
+
 def test_a_recorded_source_waits_and_loses_nothing() -> None:
     buffer = SampleBuffer(live=False)
     total = RECORDED_CAPACITY * 3 + 7

@@ -381,10 +381,11 @@ def test_a_device_that_opens_slowly_is_no_hang(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("mode", ["hang", "slow_open"], ids=["in the first invoke", "as it is opened"])
 def test_a_device_that_hangs_while_a_model_is_loaded_ends_the_worker(
-    edgetpu: Use, compiled: ModelFile, monkeypatch: pytest.MonkeyPatch
+    edgetpu: Use, compiled: ModelFile, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    edgetpu("hang")
+    edgetpu(mode, delay_ms=600_000)
     monkeypatch.setattr(hangs, "LOAD_DEADLINE", 1.0)
 
     async def scenario() -> None:

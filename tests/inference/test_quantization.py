@@ -88,10 +88,9 @@ def test_all_ways_back_to_real_numbers_agree(raw: Any, scale: Any, kind: Any, of
 
 
 @given(st.lists(st.floats(width=32)))
-def test_what_is_no_number_is_none_and_all_else_keeps_the_precision_of_float32(values: Any) -> None:
-    for value, plain in zip(values, plain_numbers(values), strict=True):
-        if math.isfinite(value):
-            assert plain == pytest.approx(value, rel=5e-7)
-            assert len(repr(plain)) <= 24
-        else:
-            assert plain is None
+def test_what_is_no_number_is_told_apart_and_all_else_keeps_the_precision_of_float32(values: Any) -> None:
+    numbers, missing = plain_numbers(np.array(values, np.float64))
+    assert missing == [at for at, value in enumerate(values) if not math.isfinite(value)]
+    for at, (value, plain) in enumerate(zip(values, numbers, strict=True)):
+        assert plain == (0.0 if at in missing else pytest.approx(value, rel=5e-7))
+        assert len(repr(plain)) <= 24

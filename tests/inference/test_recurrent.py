@@ -103,7 +103,7 @@ def built(model: Builder, folder: Path, last: Sample | None = None) -> LoadedMod
     return build(find_runtime(), ModelFile(str(path), "m", "v1"), options, last, root=Path("/nowhere"))
 
 
-def run(model: LoadedModel, value: float) -> list[float | None]:
+def run(model: LoadedModel, value: float) -> list[float]:
     page = ProgressPage.create()
     try:
         result = model.run(Sample(np.full(4, value, np.float32), 1), Reporter(page, Track.INFERENCE), StageLatencies())

@@ -25,22 +25,30 @@ def quantized_sum(row: np.ndarray[tuple[int], np.dtype[np.float32]]) -> int:
     return int(np.clip(np.rint(row / scale + zero_point), 0, 255).sum())
 
 
+def poison(
+    row: np.ndarray[tuple[int], np.dtype[np.float32]], library: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> ModelFile:
+    """A model that ends the process on this row."""
+    for name, value in build.environment(library).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("EDGETPU_STANDIN_POISON", str(quantized_sum(row)))
+    compiled = folder / "m_edgetpu.tflite"
+    compiled.write_bytes(models.edgetpu_model(DEMO_MODEL.read_bytes()))
+    return ModelFile(str(compiled), "m", "v1")
+
+
 def test_a_sample_that_kills_the_model_twice_is_left_out(
     edgetpu_standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = np.full((ROWS, 128), 0.5, np.float32)
     samples[POISONED] = 0.9
     np.save(tmp_path / "samples.npy", samples)
-    for name, value in build.environment(edgetpu_standin).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("EDGETPU_STANDIN_POISON", str(quantized_sum(samples[POISONED])))
-    compiled = tmp_path / "m_edgetpu.tflite"
-    compiled.write_bytes(models.edgetpu_model(DEMO_MODEL.read_bytes()))
+    compiled = poison(samples[POISONED], edgetpu_standin, tmp_path, monkeypatch)
 
     async def scenario() -> None:
         source = settings("recording", path=str(tmp_path / "samples.npy"), rate=0, repeat=False)
         async with running(source) as rig:
-            assert (await rig.supervisor.load(ModelFile(str(compiled), "m", "v1"))).accepted
+            assert (await rig.supervisor.load(compiled)).accepted
             await asyncio.wait_for(rig.supervisor.source_ended.wait(), 60)
         results = [result for batch in rig.batches for result in batch.results]
         done = {int(str(result.position).rpartition(":")[2]) for result in results}
@@ -50,7 +58,7 @@ def test_a_sample_that_kills_the_model_twice_is_left_out(
         assert [status for status, _ in rig.ends] == ["killed by SIGABRT"] * 2
         assert all("running the model" in stage for _, stage in rig.ends)
         [told] = [detail for component, state, detail in rig.health if state == "sample_set_aside"]
-        assert told.startswith(f"the sample at 0:{POISONED + 1} has ended the worker twice: killed by SIGABRT while ")
+        assert told.startswith(f"the sample at {POISONED + 1} has ended the worker twice: killed by SIGABRT while ")
 
     asyncio.run(scenario())
 
@@ -69,6 +77,24 @@ def test_a_sample_that_kills_the_source_twice_is_passed_over(
         assert rig.supervisor.status.skipped == 1
         [told] = [detail for component, state, detail in rig.health if state == "sample_set_aside"]
         assert told.startswith(f"{what} has ended the worker twice: killed by SIGABRT while reading the source")
+
+    asyncio.run(scenario())
+
+
+def test_a_recording_that_is_repeated_pays_for_a_deadly_sample_once(
+    edgetpu_standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = np.full((ROWS, 128), 0.5, np.float32)
+    samples[POISONED] = 0.9
+    np.save(tmp_path / "samples.npy", samples)
+    compiled = poison(samples[POISONED], edgetpu_standin, tmp_path, monkeypatch)
+
+    async def scenario() -> None:
+        async with running(settings("recording", path=str(tmp_path / "samples.npy"), rate=0, repeat=True)) as rig:
+            assert (await rig.supervisor.load(compiled)).accepted
+            await rig.until(lambda: rig.batches and int(str(rig.batches[-1].results[-1].position).split(":")[0]) >= 5)
+            assert rig.supervisor.status.deaths == 2
+        assert rig.supervisor.status.set_aside >= 5
 
     asyncio.run(scenario())
 

@@ -120,13 +120,13 @@ def test_an_unknown_option_without_a_near_one(check: Check) -> None:
 
 
 def test_the_verdict_of_the_plugin_itself(check: Check) -> None:
-    assert faults_of(check({"path": "x", "mode": "wrong"})) == [("", "mode 'wrong' does not\n  fit the path")]
+    assert faults_of(check({"path": "x", "mode": "wrong"})) == [("mode", "mode 'wrong' does not\n  fit the path")]
 
 
 def test_a_file_that_the_plugin_cannot_open(check: Check, tmp_path: Path) -> None:
     found = check({"path": "x", "mode": "open"})
     [fault] = found.faults
-    assert (fault.path, fault.message) == ((), f"{tmp_path}/x: no such file or directory")
+    assert (fault.path, fault.message) == (("path",), f"{tmp_path}/x: no such file or directory")
     # It may come later: the worker can be given all the same.
     assert fault.absent
     assert found.options["path"] == f"{tmp_path}/x"
@@ -233,7 +233,7 @@ def test_a_message_of_many_lines_becomes_one(plugin: Callable[[str], None], tmp_
     document = read(file, {})
     found = asyncio.run(check_source("sensor", {"path": "x", "mode": "wrong"}, tmp_path))
     assert [str(fault) for fault in source_faults(document, found)] == [
-        f"{file}:1: [source]: mode 'wrong' does not fit the path"
+        f"{file}:4: [source].mode: mode 'wrong' does not fit the path"
     ]
 
 

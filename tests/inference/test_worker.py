@@ -100,7 +100,7 @@ def test_the_end_of_the_source_is_told_at_once_although_the_last_sample_came_wit
     agent, page, buffer = Agent(ours), ProgressPage.create(), SampleBuffer(live=False)
     reporter = Reporter(page, Track.INFERENCE)
     channel = Channel(theirs)
-    inference = Inference(buffer, channel, reporter)
+    inference = Inference(buffer, channel, reporter, str)
     reader = Reporter(page, Track.CAPTURE)
     capture = Capture(Faulty(FaultyOptions()), buffer, channel, reader, settings("faulty"))
     loaded = Loaded(1, LoadReport(accepted=True))

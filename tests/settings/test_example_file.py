@@ -14,8 +14,9 @@ from pydantic import TypeAdapter
 from edge_agent import plugins
 from edge_agent.settings.faults import NotSetUp
 from edge_agent.settings.loading import load
-from edge_agent.settings.schema import ActionSettings, Settings, When, description, keys, tables
+from edge_agent.settings.schema import ActionSettings, Settings, description, keys, tables
 from edge_agent.settings.units import parse_duration
+from edge_agent.settings.when import When
 
 FILE = Path(__file__).parents[2] / "config" / "edge-agent.toml"
 COMMENTED = re.compile(r"^# (?=\w+ = |\[)", re.MULTILINE)

@@ -9,7 +9,8 @@ import pytest
 from edge_agent.settings.faults import NotSetUp, SettingsError
 from edge_agent.settings.loading import load
 from edge_agent.settings.location import Destination, Location
-from edge_agent.settings.schema import InferenceSettings, Limits, When
+from edge_agent.settings.schema import InferenceSettings, Limits
+from edge_agent.settings.when import When
 
 Write = Callable[[str], Path]
 Faults = Callable[..., list[str]]
@@ -509,6 +510,15 @@ def test_a_wrong_value_in_a_condition(faults: Faults, complete: str, when: str, 
          "min_count: 4 objects are never found: an event has at most 3 ([inference].top_k)"),
         ('task = "detection"\ntop_k = 5', "max_count = 5",
          "max_count: more than 5 objects are never found: an event has at most 5 ([inference].top_k)"),
+        ('task = "detection"', "min_confidence = 0.3",
+         "min_confidence: no score from 0.3 to 0.4 is ever seen: [inference].threshold leaves it out; set that to 0.3"),
+        ('task = "detection"', "min_confidence = 0.3, max_count = 0, hysteresis = 0.2",
+         "min_confidence: no score from 0.3 to 0.4 is ever seen: [inference].threshold leaves it out; set that to 0.3"),
+        ('task = "detection"\nthreshold = 0.5', "min_confidence = 0.5, hysteresis = 0.2",
+         ("min_confidence: no score from 0.3 (less hysteresis 0.2) to 0.5 is ever seen: [inference].threshold leaves "
+          "it out; set that to 0.3")),
+        ('task = "classification"\nthreshold = 0.8', "min_confidence = 0.5",
+         "min_confidence: no score from 0.5 to 0.8 is ever seen: [inference].threshold leaves it out; set that to 0.5"),
     ],
 )  # fmt: skip
 def test_an_action_that_does_not_fit_the_model(

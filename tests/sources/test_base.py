@@ -1,5 +1,7 @@
 import dataclasses
+import errno
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,3 +165,8 @@ def test_pacer_is_on_the_grid_and_at_most_once_per_beat(rate: float, work: list[
         beat.step()
         now[0] += seconds
     assert len(set(numbers)) == len(numbers)
+
+
+def test_words_of_ours_stay_as_they_are_written() -> None:
+    assert describe(FileNotFoundError("No device ADXL345 there")) == "no device ADXL345 there"
+    assert describe(PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/x")) == "/x: permission denied"

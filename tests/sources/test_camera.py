@@ -60,6 +60,39 @@ def test_pictures_are_scaled_to_the_model_and_tell_their_own_size(tmp_path: Path
     assert [colour_of(sample), colour_of(other)] == COLOURS[:2]
 
 
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.h264"])
+def test_a_picture_that_kills_is_passed_over_with_those_that_need_it(
+    name: str, tmp_path: Path, read_all: type_of_read_all
+) -> None:
+    path = make_video(tmp_path / name)  # with a key frame every four pictures
+    source = opened(path)
+    samples = read_all(source)
+    assert source.key(samples[7].position or "") == (samples[7].position or "").partition(":")[2]
+    for done, passes, goes_on in ((6, 1, 8), (6, 2, 12), (7, 1, 12), (3, 1, 8)):
+        source.open(samples[done].position)
+        for _ in range(passes):
+            source.pass_over()
+        rest = read_by_pieces(source)
+        assert [colour_of(sample) for sample in rest] == COLOURS[goes_on:], (done, passes)
+    source.open(None)
+    source.pass_over()
+    assert [colour_of(sample) for sample in read_by_pieces(source)] == COLOURS[4:]
+    source.close()
+    assert source.skipped == 6
+    assert any("pictures up to the next key frame has ended the worker twice" in each for each in source.problems)
+
+
+def test_passing_over_in_the_middle_goes_on_with_the_next_key_frame(tmp_path: Path) -> None:
+    source = opened(make_video(tmp_path / "mjpeg.avi"))
+    first = source.read(GENEROUS)
+    assert first is not None
+    source.pass_over()
+    rest = read_by_pieces(source)
+    source.close()
+    # Each picture of this codec stands for itself; some may have been decoded already.
+    assert [colour_of(sample) for sample in rest] == COLOURS[2:]
+
+
 @pytest.mark.parametrize("name", ["h264.mp4", "mjpeg.avi", "h264.h264", "ffv1.mkv"])
 def test_it_goes_on_behind_the_last_picture(name: str, tmp_path: Path, read_all: type_of_read_all) -> None:
     path = make_video(tmp_path / name)
@@ -238,6 +271,11 @@ def test_the_password_goes_where_it_belongs() -> None:
     assert inside.wants_password
     assert inside.with_password("a&b") == "rtsp://cam/user=me&password=a%26b&channel=1"
     assert inside.shown == inside.place
+    beside_the_user = Address.of("rtsp://me:{password}@cam/1")
+    assert beside_the_user.wants_password
+    assert beside_the_user.with_password("a@b") == "rtsp://me:a%40b@cam/1"
+    assert beside_the_user.shown == "rtsp://me:{password}@cam/1"
+
     assert not Address.of("rtsp://cam/1").wants_password
 
 
@@ -245,6 +283,8 @@ def test_the_password_is_the_first_line_of_its_file(tmp_path: Path) -> None:
     path = tmp_path / "password"
     path.write_text("secret word \r\nmore\n")
     assert read_password(path) == "secret word "
+    path.write_bytes("gehe\xefm\n".encode("latin-1"))
+    assert Address.of("rtsp://me@cam/1").with_password(read_password(path)) == "rtsp://me:gehe%EFm@cam/1"
     path.write_text("\n")
     with pytest.raises(ValueError, match="is empty"):
         read_password(path)

@@ -210,7 +210,7 @@ def test_a_device_that_is_not_there(board: Board, open_device: Open) -> None:
     board.add(0, ACCELEROMETER | {"label": "left"})
     board.add(1, THERMOMETER)
     assert failure(lambda: open_device("mpu6050")).startswith(
-        "mpu6050: no such industrial I/O device; there are: iio:device0/adxl345/left, iio:device1/bmp280; "
+        "mpu6050: no industrial I/O device is called mpu6050; there are: iio:device0/adxl345/left, iio:device1/bmp280; "
     )
 
 

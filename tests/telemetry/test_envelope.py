@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent.records import Result, Score, TimeSource
 from edge_agent.telemetry.envelope import Envelope, ModelFacts
-from edge_agent.telemetry.schema import schema_text
+from edge_agent.telemetry.schema import event_schema, schema_text
 
 SCHEMA = Path(__file__).parents[2] / "docs/event.schema.json"
 FACTS = ModelFacts("vibration-classifier", "v1.3", "cpu", None)
@@ -124,3 +124,30 @@ def test_the_committed_schema_is_the_one_of_the_code() -> None:
         "the events have changed: run `python -m edge_agent.telemetry.schema > docs/event.schema.json`, "
         "and think of the tables that consumers have made"
     )
+
+
+def test_every_event_fits_into_one_table_of_bigquery() -> None:
+    """A column has one type, a repeated one has neither null nor lists in it, and only device_labels is a JSON."""
+    definitions = event_schema()["$defs"]
+
+    def column(schema: dict[str, Any]) -> object:
+        if "$ref" in schema:
+            return column(definitions[schema["$ref"].rpartition("/")[2]])
+        if schema.get("type") == "object":
+            assert "additionalProperties" not in schema, schema
+            return {name: column(each) for name, each in schema["properties"].items()}
+        if schema.get("type") == "array":
+            item = column(schema["items"])
+            assert not isinstance(item, list), schema
+            return [item]
+        # One type each: what "anyOf" offers, as with null, has none.
+        return schema["type"] if "type" in schema else {str: "string"}[type(schema["enum"][0])]
+
+    columns: dict[str, object] = {}
+    for kind in event_schema()["anyOf"]:
+        for name, schema in definitions[kind["$ref"].rpartition("/")[2]]["properties"].items():
+            if name != "device_labels":
+                found = column(schema)
+                assert columns.setdefault(name, found) == found, name
+    tensor = {"name": "string", "shape": ["integer"], "values": ["number"], "missing": ["integer"]}
+    assert columns["outputs"] == [tensor]

@@ -155,9 +155,10 @@ class Recovery:
         A reset, and the firmware that a device gets when it is opened, make it go and come as well.
         """
         if self.avoid() and self._clock() - self._touched > OWN_DOING:
-            self._begin_afresh()
+            self.begin_afresh()
 
-    def _begin_afresh(self) -> None:
+    def begin_afresh(self) -> None:
+        """Forget what has failed: somebody may have mended it."""
         self._strikes, self._reset_due, self._stuck, self._pause = 0, False, "", FIRST_PAUSE
         self._failed_to_open = ""
 
@@ -168,7 +169,7 @@ class Recovery:
         if now - self._last_strike > FORGIVE_AFTER and not self._stuck:
             self._strikes = 0
         if self._stuck and now - self._last_strike > self._pause + FORGIVE_AFTER:
-            self._begin_afresh()
+            self.begin_afresh()
         self._last_strike = now
         self._strikes += 1
         self.counts.failures += 1

@@ -6,10 +6,11 @@ from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.tasks.anomaly import Anomaly
 from edge_agent.inference.tasks.base import Task
 from edge_agent.inference.tasks.classification import Classification
-from edge_agent.inference.tasks.detection import DEFAULT_THRESHOLD, Detection
+from edge_agent.inference.tasks.detection import Detection
 from edge_agent.inference.tasks.raw import Raw
 from edge_agent.inference.tasks.regression import Limits, Regression
 from edge_agent.inference.tensors import TensorInfo
+from edge_agent.settings.conditions import OBJECT_THRESHOLD
 
 
 def make_task(
@@ -29,7 +30,7 @@ def make_task(
                 model_input,
                 labels,
                 top_k=options.top_k,
-                threshold=DEFAULT_THRESHOLD if threshold is None else threshold,
+                threshold=OBJECT_THRESHOLD if threshold is None else threshold,
                 iou_threshold=options.iou_threshold,
             )
         case "regression":

@@ -18,8 +18,6 @@ from edge_agent.records import Box, PixelBox, Score
 
 Array = npt.NDArray[Any]
 
-# A detector always has something to offer; below this it is hardly ever an object. Coral's examples begin here, too.
-DEFAULT_THRESHOLD = 0.4
 _IMAGE_RANK = 4
 # Millionths of a picture's width are below a pixel of any camera.
 _DECIMALS = 6

@@ -3,6 +3,7 @@
 Files do not say which layout they have: it is found by names, shapes, and, where these leave a choice, by the values.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.inference.tasks.base import OutputMismatch, TaskMismatch, listed
-from edge_agent.inference.tasks.boxes import corners_of_centers
+from edge_agent.inference.tasks.boxes import corners_of_centers, proper
 from edge_agent.inference.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -21,6 +22,10 @@ Array = npt.NDArray[Any]
 MAX_CANDIDATES = 1000
 _SIDES = 4
 _OBJECTNESS = 5
+_END_TO_END = 6
+# The pixels that a cell of YOLO's grids is wide and high, and how many boxes each cell may have.
+_GRIDS = ((8, 16, 32), (16, 32), (8, 16, 32, 64), (4, 8, 16, 32))
+_BOXES_OF_A_CELL = (1, 3)
 # Shares of the picture lie about 0..1, pixels go up to the size of the input.
 _PIXELS = 2.0
 
@@ -145,6 +150,7 @@ class BoxesAndScores:
         self.outputs = (self._boxes.index, self._scores.index)
         self.classes = self._scores.shape[2]
         self._units = _Units(size)
+        self._looked_at = False
 
     @staticmethod
     def fits(outputs: Sequence[TensorInfo]) -> bool:
@@ -156,11 +162,21 @@ class BoxesAndScores:
     def read(self, outputs: Sequence[Array], threshold: float) -> Candidates:
         """Return the objects with at least this score."""
         boxes, scores = outputs[0][0], outputs[1][0]
+        self._look_at(self._boxes.real(boxes))
         self._units.learn(self._boxes, boxes)
         best = self._scores.real(scores.max(axis=1))
         rows = best_rows(best, threshold)
         corners = self._units.shares(self._boxes.real(boxes[rows])[:, [1, 0, 3, 2]])
         return Candidates(corners, best[rows], scores[rows].argmax(axis=1))
+
+    def _look_at(self, boxes: Array) -> None:
+        """Raise TaskMismatch for boxes that are told in another way, as an SSD without its last operation does."""
+        if not self._looked_at and 2 * np.count_nonzero(proper(boxes)) < len(boxes):
+            raise TaskMismatch(
+                f"no detector: most boxes in '{self._boxes.name}' end before they begin, so they are no ymin, xmin, "
+                "ymax, xmax; a model with boxes relative to anchors needs TFLite_Detection_PostProcess at its end"
+            )
+        self._looked_at = True
 
 
 class Yolo:
@@ -205,6 +221,44 @@ class Yolo:
         return Candidates(self._units.shares(boxes), scores[chosen], rows[chosen, self._first :].argmax(axis=1))
 
 
+class EndToEnd:
+    """YOLO's single output where each object comes once: rows (1, N, 6) of left, top, right, bottom, score and class.
+
+    So do version 10 and later ones, and all that are exported together with their suppression. Rows that are left over
+    are zeros.
+    """
+
+    overlapping = False
+    classes = None
+
+    def __init__(self, output: TensorInfo, size: tuple[int, int]) -> None:
+        self._output = output
+        self.outputs = (output.index,)
+        self._size = np.array(size * 2, np.float64)
+        self._pixels = False
+
+    @staticmethod
+    def fits(output: TensorInfo, size: tuple[int, int]) -> bool:
+        """Tell whether the output has this shape, and is no grid with one class, which has a row for each cell."""
+        _, rows, columns = output.shape
+        grids = [sum(math.prod(math.ceil(side / pixels) for side in size) for pixels in grid) for grid in _GRIDS]
+        return columns == _END_TO_END < rows and rows not in [n * cells for cells in grids for n in _BOXES_OF_A_CELL]
+
+    def read(self, outputs: Sequence[Array], threshold: float) -> Candidates:
+        """Return the objects with at least this score. Raises OutputMismatch."""
+        rows = self._output.real(outputs[0][0])
+        boxes, scores, classes = rows[:, :_SIDES], rows[:, _SIDES], rows[:, _SIDES + 1]
+        chosen = best_rows(scores, threshold)
+        boxes, scores, classes = boxes[chosen], scores[chosen], classes[chosen]
+        if not _is_whole(self._output, classes):
+            raise OutputMismatch(
+                f"'{self._output.name}' has six values in a row, but the last is not the number of a class"
+            )
+        # A box of the picture's first two pixels is none.
+        self._pixels = self._pixels or bool((boxes[scores > 0] > _PIXELS).any())
+        return Candidates(boxes / self._size if self._pixels else boxes, scores, np.rint(classes).astype(np.int64))
+
+
 class _Units:
     """Whether boxes are pixels of the input or shares of it: found by the values of all rows of the first run."""
 
@@ -232,7 +286,7 @@ def find_detector(outputs: Sequence[TensorInfo], size: tuple[int, int], labels: 
     if BoxesAndScores.fits(outputs):
         return BoxesAndScores(outputs, size)
     if len(outputs) == 1 and len(outputs[0].shape) == 3 and outputs[0].shape[0] == 1:  # noqa: PLR2004  see Yolo
-        return Yolo(outputs[0], size, labels)
+        return EndToEnd(outputs[0], size) if EndToEnd.fits(outputs[0], size) else Yolo(outputs[0], size, labels)
     raise TaskMismatch(
         "no detector: expected boxes, classes, scores and their count (TFLite_Detection_PostProcess), or boxes 1xNx4 "
         f"and scores 1xNxC, or one output of a YOLO model; found {listed(outputs)}"
@@ -260,4 +314,4 @@ def _role(tensor: TensorInfo) -> str | None:
 def _is_whole(tensor: TensorInfo, values: Array) -> bool:
     # A quantised class is as near to its number as the scale allows.
     with np.errstate(invalid="ignore"):
-        return bool((np.abs(values - np.rint(values)) <= max(1e-6, tensor.scale / 2)).all())
+        return bool((np.abs(values - np.rint(values)) <= tensor.scale / 2 + 1e-6).all())

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy.typing as npt
+from msgspec import UNSET
 
 from edge_agent.inference.inputs import Prepared
 from edge_agent.inference.quantization import plain_numbers
@@ -34,10 +35,9 @@ class Raw:
 
     def decode(self, outputs: Sequence[npt.NDArray[Any]], prepared: Prepared) -> Answer:  # noqa: ARG002  no use for it
         """Return the tensors with their names."""
-        return Answer(
-            [],
-            outputs=[
-                Tensor(tensor.name, list(values.shape), plain_numbers(tensor.real(values).reshape(-1).tolist()))
-                for tensor, values in zip(self._tensors, outputs, strict=True)
-            ],
-        )
+        return Answer([], outputs=list(map(_as_it_is, self._tensors, outputs)))
+
+
+def _as_it_is(tensor: TensorInfo, values: npt.NDArray[Any]) -> Tensor:
+    numbers, missing = plain_numbers(tensor.real(values).reshape(-1))
+    return Tensor(tensor.name, list(values.shape), numbers, missing or UNSET)

@@ -360,3 +360,56 @@ def test_a_detector_takes_images() -> None:
 def test_labels_that_do_not_fit_a_known_number_of_classes_are_refused() -> None:
     with pytest.raises(LabelsError, match="2 labels, but the model has 3 outputs"):
         detection(PAIR, ["a", "b"])
+
+
+def end_to_end(*, pixels: bool, quantised: bool = False) -> tuple[TensorInfo, Any]:
+    """The objects once each, best first, and rows that are left over."""
+    values = np.zeros((1, 300, 6), np.float32)
+    for row, (label, score, box) in enumerate(YOLO_FOUND):
+        values[0, row] = (*box, score, int(label))
+    if pixels:
+        values[0, :, :4] *= [200, 100, 200, 100]
+    if not quantised:
+        return TensorInfo(1, "output0", values.shape, FLOAT), values
+    return TensorInfo(1, "output0", values.shape, INT8, 2 / 255, -128), (np.rint(values * 127.5) - 128).astype(np.int8)
+
+
+@pytest.mark.parametrize(("pixels", "quantised"), [(False, False), (True, False), (False, True)])
+def test_yolo_end_to_end(pixels: bool, quantised: bool) -> None:
+    tensor, values = end_to_end(pixels=pixels, quantised=quantised)
+    task = detection([tensor], ["cat", "dog", "bird", "cow"])
+    # Nothing at first: that must not tell that pixels are shares, or the other way round.
+    assert decode(task, [tensor], [values * 0 + values[0, -1, 0]]) == []
+    names = {"0": "cat", "1": "dog", "2": "bird"}
+    expected = [
+        (names[label], pytest.approx(score, abs=0.01), pytest.approx(box, abs=0.01)) for label, score, box in YOLO_FOUND
+    ]
+    objects: list[Any] = list(found(decode(task, [tensor], [values])))
+    assert objects == expected
+    # The model has done the suppression: what overlaps is told.
+    values[0, 3] = values[0, 0]
+    assert len(decode(task, [tensor], [values])) == 4
+
+
+def test_six_values_of_each_cell_are_one_class_with_objectness_and_no_end_to_end() -> None:
+    cells = 3 * (25 * 13 + 13 * 7 + 7 * 4)  # an input of 200x100
+    values = np.zeros((1, cells, 6), np.float32)
+    values[0, :, :4] = 0.5
+    values[0, 7] = (0.3, 0.4, 0.2, 0.2, 0.875, 1.0)
+    tensor = TensorInfo(1, "output0", values.shape, FLOAT)
+    assert found(decode(detection([tensor]), [tensor], [values])) == [YOLO_FOUND[0]]
+
+
+def test_six_values_of_which_the_last_is_no_class_are_refused() -> None:
+    tensor, values = end_to_end(pixels=False)
+    values[0, 0, 5] = 0.75
+    with pytest.raises(OutputMismatch, match="the last is not the number of a class"):
+        decode(detection([tensor]), [tensor], [values])
+
+
+def test_boxes_relative_to_anchors_are_refused() -> None:
+    random = np.random.default_rng(1)
+    tensors = [TensorInfo(1, "Identity", (1, 500, 4), FLOAT), TensorInfo(2, "Identity_1", (1, 500, 91), FLOAT)]
+    values = [random.normal(0, 2, each.shape).astype(np.float32) for each in tensors]
+    with pytest.raises(TaskMismatch, match="relative to anchors needs TFLite_Detection_PostProcess"):
+        decode(detection(tensors), tensors, values)

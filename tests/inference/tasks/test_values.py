@@ -162,7 +162,7 @@ def test_raw_outputs_come_with_name_shape_and_real_values(tmp_path: Path) -> Non
     model = built(slices(Spec("x", (1, 7)), outputs), tmp_path, "raw")
     result = run(model, 0.1, np.inf, -np.inf, 1e-30, 1.04, 99.0, 3.0)
     assert result.outputs == [
-        Tensor("a", [1, 2, 2], [0.1, None, None, 1e-30]),
+        Tensor("a", [1, 2, 2], [0.1, 0.0, 0.0, 1e-30], [1, 2]),
         Tensor("b", [1, 2], [1.0, 13.2]),
         Tensor("c", [], [3.0]),
     ]

@@ -163,7 +163,7 @@ def _report_accelerator(now: Snapshot, devices: Sequence[Device], library: str |
     in_use = loaded.device if loaded is not None else None
     return AcceleratorReport(
         asked=now.settings.inference.accelerator,
-        used=now.latest.accelerator if now.latest is not None else None,
+        used=loaded.accelerator if loaded is not None else None,
         device=in_use,
         degraded=_degraded(now),
         remarks=list(loaded.remarks) if loaded is not None else [],

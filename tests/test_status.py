@@ -247,7 +247,7 @@ def test_the_report_holds_what_the_agent_knows() -> None:
         },
         "accelerator": {
             "asked": "edgetpu",
-            "used": "cpu",
+            "used": "edgetpu",
             "device": "usb:2-1",
             "degraded": "no Edge TPU is plugged in",
             "remarks": ["it is slow"],

@@ -106,7 +106,8 @@ class Connection:
             if not line:
                 return
             text = line.decode(errors="replace").strip()[:_LINE_LIMIT]
-            self._output.append(text)
+            if not text.startswith("INFO:"):  # the runtime's small talk is no hint at what it died of
+                self._output.append(text)
             log.debug("worker says", text=text)
 
     async def close(self) -> None:

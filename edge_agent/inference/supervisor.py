@@ -69,6 +69,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._retry = asyncio.Event()
         self._wait = FIRST_WAIT
+        self._first_wait = ""
         self._stopping = False
         self._position: str | None = configure.resume
         self._trouble = ""
@@ -126,6 +127,9 @@ class Supervisor:
         self._guard.loaded(model, report)
         if report.accepted:
             self._loads.current = model
+        elif self._loads.current is None and report.about_device and report.reason != self._first_wait:
+            self._first_wait = report.reason
+            self._on_health("worker", "waiting", report.reason)
         return report
 
     async def reconfigure(self, configure: Configure, deadline: float) -> str | None:
@@ -204,7 +208,9 @@ class Supervisor:
         self._retry.clear()
         if self._stopping:
             return None
-        self.status.state = "starting"
+        self.status.failure = ""
+        if self.status.state != "restarting":
+            self.status.state = "starting"
         self.status.report = None
         if self._loads.current is not None:
             planning = self._guard.plan(self._loads.current, self._configure, device_open=False)
@@ -284,7 +290,9 @@ class Supervisor:
                 self._take_source_state(message)
             case Ready():
                 self.status.runtime = message.runtime
-                self.status.state = "ready"
+                # After a death it is told until the model runs again, which may take as long as the device likes.
+                if self.status.state != "restarting" or self._loads.current is None:
+                    self.status.state = "ready"
                 self._ready.set()
                 if self._loads.current is None:
                     self._decide(None)

@@ -183,7 +183,7 @@ class Recovery:
         name = device.name if device else "the Edge TPU"
         remedy = "switch the machine off and on" if device and device.bus == "pci" else "unplug it and plug it in again"
         told = bool(self._stuck)
-        self._stuck = f"{name} fails again and again ({cause}); {remedy}"
+        self._stuck = f"{name} fails again and again: {remedy} ({cause})"
         self._try_again_at = self._clock() + self._pause
         self._pause = min(self._pause * 2, LAST_PAUSE)
         if told:
@@ -200,7 +200,7 @@ class Recovery:
             await asyncio.to_thread(self._reset, device.name)
         except ResetFailed as error:
             log.warning("the Edge TPU could not be reset", device=device.name, reason=str(error))
-            self._on_health("accelerator", "reset_failed", f"{device.name}: {error}")
+            self._on_health("accelerator", "reset_failed", str(error))
             return
         self.counts.resets += 1
         log.warning("the Edge TPU was reset", device=device.name)

@@ -15,10 +15,10 @@ import structlog
 
 from edge_agent.inference.accelerators.devices import Device, is_edgetpu_model, list_devices, matching
 from edge_agent.inference.accelerators.reset import ResetFailed, reset_usb
-from edge_agent.inference.deaths import Death
 from edge_agent.inference.protocol import Configure
-from edge_agent.inference.runtime_choice import RuntimeChoice
-from edge_agent.inference.supervision import OnHealth, Plan
+from edge_agent.inference.runtime.choice import RuntimeChoice
+from edge_agent.inference.supervision.deaths import Death
+from edge_agent.inference.supervision.guard import OnHealth, Plan
 from edge_agent.records import LoadReport, ModelFile
 
 log = structlog.get_logger()

@@ -16,10 +16,10 @@ from edge_agent.inference.accelerators.recovery import (
     Recovery,
 )
 from edge_agent.inference.accelerators.reset import ResetFailed
-from edge_agent.inference.deaths import Death, LastMoment
 from edge_agent.inference.protocol import Configure, ModelOptions
-from edge_agent.inference.runtime_choice import Choice
-from edge_agent.inference.supervision import Plan
+from edge_agent.inference.runtime.choice import Choice
+from edge_agent.inference.supervision.deaths import Death, LastMoment
+from edge_agent.inference.supervision.guard import Plan
 from edge_agent.records import LoadReport, ModelFile
 
 STICK = Device(bus="usb", address="1-1.3", node=Path("/dev/bus/usb/001/004"), state=DeviceState.READY)

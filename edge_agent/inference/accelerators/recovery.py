@@ -8,7 +8,7 @@ tried again after a while, ever more rarely. A device that is plugged in anew be
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -30,6 +30,9 @@ FORGIVE_AFTER = 300.0
 FIRST_PAUSE, LAST_PAUSE = 60.0, 1800.0
 # So long after it was last touched, a device that goes and comes does so for another reason.
 OWN_DOING = 20.0
+# After a reset it is waited for so long.
+COME_BACK = 5.0
+_LOOK_EVERY = 0.25
 
 
 @dataclass
@@ -58,6 +61,7 @@ class Recovery:
         devices: Callable[[], Sequence[Device]] = list_devices,
         reset: Callable[[str], None] = reset_usb,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.counts = RecoveryCounts()
         self.degraded = ""
@@ -67,14 +71,14 @@ class Recovery:
         self._devices = devices
         self._reset = reset
         self._clock = clock
-        self._device_open = False
-        self._compiled: dict[str, bool] = {}
+        self._sleep = sleep
+        self._planning = asyncio.Lock()
         self._strikes = 0
-        self._last_strike = -FORGIVE_AFTER
+        self._well_since: float | None = None
         self._reset_due = False
         self._failed_to_open = ""
-        self._looked_well = False
         self._has_run = False
+        self._suspect = ""
         self._device: Device | None = None
         self._stuck = ""
         self._pause = FIRST_PAUSE
@@ -85,30 +89,39 @@ class Recovery:
 
     async def plan(self, model: ModelFile, wanted: Configure, *, device_open: bool) -> Plan:
         """Say how a model is to be loaded. May take as long as a reset and a probe of the runtime."""
-        self._device_open = device_open
-        if wanted.model.accelerator == "cpu" or not await self._is_compiled(model) or device_open:
+        if wanted.model.accelerator == "cpu":
+            self.degraded = ""
             return Plan()
+        compiled = await _is_compiled(model)
+        if not compiled or device_open:
+            return Plan(compiled=compiled, beside=device_open)
+        async with self._planning:
+            return await self._plan(model, wanted)
+
+    async def _plan(self, model: ModelFile, wanted: Configure) -> Plan:
         usable = await asyncio.to_thread(self.usable, wanted.model.device)
         if usable:
-            self._device = usable[0]
+            self._device = next((device for device in usable if device.name == self._suspect), usable[0])
             if self._failed_to_open:
                 self._strike(self._failed_to_open)
-        self._failed_to_open, self._looked_well = "", bool(usable)
+        self._failed_to_open = ""
         if avoid := self.avoid():
-            return Plan(avoid_edgetpu=avoid)
-        if not usable:
-            return Plan()
+            return Plan(avoid_edgetpu=avoid, compiled=True)
+        if self._device is None or not usable:
+            return Plan(compiled=True)
         self._touched = self._clock()
         if self._reset_due:
-            await self._reset_device(usable[0])
+            await self._reset_device(self._device, wanted.model.device)
         choice = await self._runtimes.choose(
             wanted.runtime, model.path, wanted.model.device, wanted.model.device_options
         )
-        return Plan(choice.runtime, choice.problem)
+        return Plan(choice.runtime, choice.problem, compiled=True, looks_well=True)
 
-    def loaded(self, model: ModelFile, report: LoadReport) -> None:
+    def loaded(self, plan: Plan, report: LoadReport) -> None:
         """Take note of how a model was loaded."""
         if report.accelerator == "edgetpu" and report.accepted:
+            if self._well_since is None:
+                self._well_since = self._clock()
             if self.degraded and self._has_run:
                 self.counts.returns += 1
                 log.info("the Edge TPU has taken over again", device=report.device)
@@ -116,13 +129,13 @@ class Recovery:
             self.degraded = self._failed_to_open = ""
             self._has_run = True
             return
-        if not report.accepted and (self._device_open or not report.about_device):
+        if not report.accepted and (plan.beside or not report.about_device):
             return  # the fault of this model: the one before it goes on where it is
         reason = (report.degraded or "") if report.accepted else report.reason
-        if not reason or not self._compiled.get(model.path):
+        if not reason or not plan.compiled:
             self.degraded = ""
             return
-        if self._looked_well and not self.avoid():
+        if plan.looks_well and plan.opens_device:
             self._failed_to_open = reason
         if report.accepted and not self.degraded:
             self.counts.fallbacks += 1
@@ -131,13 +144,20 @@ class Recovery:
             self._on_health("accelerator", "degraded", reason)
         self.degraded = reason
 
-    def died(self, death: Death, in_use: LoadReport | None, loading: ModelFile | None) -> None:
+    def died(self, death: Death, in_use: LoadReport | None, loading: Plan | None) -> None:
         """Take note of the end of a worker."""
-        on_device = in_use is not None and in_use.accelerator == "edgetpu" and death.last.on_sample
-        opening = loading is not None and not self.avoid() and self._compiled.get(loading.path, False)
-        if (on_device or opening) and not death.outside:
+        on_device = in_use is not None and in_use.accelerator == "edgetpu"
+        # What is loaded beside a model that works is itself to blame.
+        guilty = loading.opens_device if loading is not None else on_device and death.last.on_sample
+        if guilty and not death.outside:
+            self._suspect = (in_use.device if in_use is not None else None) or ""
             self._touched = self._clock()
             self._strike(death.cause)
+
+    def acquit(self, deaths: int) -> None:
+        """Take back so many of the last deaths: they were a sample's doing, as the device works without it."""
+        self._strikes = max(0, self._strikes - deaths)
+        self._reset_due = self._reset_due and self._strikes >= RESET_AFTER
 
     # -- the watch's side
 
@@ -147,7 +167,11 @@ class Recovery:
 
     def usable(self, wanted: str) -> list[Device]:
         """The devices that could be opened now, as the kernel shows them. Blocks on sysfs."""
-        return [device for device in matching(wanted, self._devices()) if device.usable]
+        try:
+            return [device for device in matching(wanted, self._devices()) if device.usable]
+        except OSError as error:  # too many open files, for instance: another time it may work
+            log.warning("devices cannot be looked for", reason=str(error))
+            return []
 
     def appeared(self) -> None:
         """A device has come. Unless that is our own doing, a hand has plugged it in, and all begins afresh.
@@ -165,12 +189,9 @@ class Recovery:
     # -- the steps
 
     def _strike(self, cause: str) -> None:
-        now = self._clock()
-        if now - self._last_strike > FORGIVE_AFTER and not self._stuck:
-            self._strikes = 0
-        if self._stuck and now - self._last_strike > self._pause + FORGIVE_AFTER:
+        if self._well_since is not None and self._clock() - self._well_since > FORGIVE_AFTER:
             self.begin_afresh()
-        self._last_strike = now
+        self._well_since = None
         self._strikes += 1
         self.counts.failures += 1
         if self._strikes >= GIVE_UP_AFTER:
@@ -192,7 +213,7 @@ class Recovery:
         self._on_health("accelerator", "stuck", self._stuck)
         self._on_alarm(self._stuck)
 
-    async def _reset_device(self, device: Device) -> None:
+    async def _reset_device(self, device: Device, wanted: str) -> None:
         self._reset_due = False
         if device.bus != "usb":
             return
@@ -205,11 +226,15 @@ class Recovery:
         self.counts.resets += 1
         log.warning("the Edge TPU was reset", device=device.name)
         self._on_health("accelerator", "reset", device.name)
+        # It comes back as another device, which udev has to give to its group again.
+        for _ in range(int(COME_BACK / _LOOK_EVERY)):
+            if await asyncio.to_thread(self.usable, wanted):
+                return
+            await self._sleep(_LOOK_EVERY)
 
-    async def _is_compiled(self, model: ModelFile) -> bool:
-        try:
-            compiled = await asyncio.to_thread(is_edgetpu_model, model.path)
-        except OSError:
-            compiled = False  # the worker says what is wrong with the file
-        self._compiled = {model.path: compiled}
-        return compiled
+
+async def _is_compiled(model: ModelFile) -> bool:
+    try:
+        return await asyncio.to_thread(is_edgetpu_model, model.path)
+    except OSError:
+        return False  # the worker says what is wrong with the file

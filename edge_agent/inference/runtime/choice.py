@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from edge_agent.inference.accelerators.devices import GET_LIBRARY
+from edge_agent.inference.accelerators.devices import GET_LIBRARY, explain_failure
 from edge_agent.inference.runtime.probe import Library, Listing, Trial, list_runtime, try_pair
 from edge_agent.inference.runtime.runtimes import RUNTIMES, explain_unavailable
 
@@ -85,7 +85,8 @@ class RuntimeChoice:
                 unusable.append(listing.problem)
                 continue
             if listing.library is None:
-                return Choice(name, trouble=f"the Edge TPU's library cannot be loaded ({listing.library_problem})")
+                # The device is not to blame, and need not be touched.
+                return Choice(name, problem=explain_failure(OSError(listing.library_problem), device, ()))
             trial = await self._judge(listing, listing.library, model_path, device, options)
             if trial.verdict != "mismatch":
                 _warn_of_misfits(misfits, listing)

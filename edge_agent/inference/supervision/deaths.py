@@ -53,6 +53,12 @@ class Death:
     last: LastMoment
     outside: bool = False
 
+    @classmethod
+    def unborn(cls, reason: str) -> "Death":
+        """One that did not even come to life."""
+        nothing = LastMoment("starting", loading=False, on_sample=False, working_on=None, read_after=None)
+        return cls(f"it {reason}", reason, nothing)
+
 
 class Suspects:
     """Counts deaths by the sample they happened over. A sample that has killed two workers is set aside.

@@ -16,10 +16,22 @@ class OnHealth(Protocol):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """How a model is to be loaded: by which runtime (None: the one at hand), and why not on the Edge TPU, if so."""
+    """How a model is to be loaded: by which runtime (None: the one at hand), and why not on the Edge TPU, if so.
+
+    `compiled`: it is made for the Edge TPU, which the settings do not rule out. `beside`: the worker has the device
+    open already, with the model in use. `looks_well`: the kernel shows a device that can be opened.
+    """
 
     runtime: str | None = None
     avoid_edgetpu: str = ""
+    compiled: bool = False
+    beside: bool = False
+    looks_well: bool = False
+
+    @property
+    def opens_device(self) -> bool:
+        """Whether the worker is to open the Edge TPU for it."""
+        return self.compiled and not self.beside and not self.avoid_edgetpu
 
 
 class Guard(Protocol):
@@ -28,8 +40,11 @@ class Guard(Protocol):
     async def plan(self, model: ModelFile, wanted: Configure, *, device_open: bool) -> Plan:
         """Say how the model is to be loaded. `device_open`: by the worker, so that nobody else must open it."""
 
-    def loaded(self, model: ModelFile, report: LoadReport) -> None:
+    def loaded(self, plan: Plan, report: LoadReport) -> None:
         """Take note of how a model was loaded."""
 
-    def died(self, death: Death, in_use: LoadReport | None, loading: ModelFile | None) -> None:
-        """Take note of a worker's end: over the model in use, or the one it was loading."""
+    def died(self, death: Death, in_use: LoadReport | None, loading: Plan | None) -> None:
+        """Take note of a worker's end: over the model in use, or over the one that it was loading by this plan."""
+
+    def acquit(self, deaths: int) -> None:
+        """Take back so many of the last deaths: they were a sample's doing, as the device works without it."""

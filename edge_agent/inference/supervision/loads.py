@@ -3,74 +3,89 @@
 import asyncio
 from collections import Counter
 
-from edge_agent.inference.accelerators.devices import is_edgetpu_model
 from edge_agent.inference.protocol import Load, Loaded
 from edge_agent.inference.supervision.connection import Connection
+from edge_agent.inference.supervision.guard import Plan
 from edge_agent.records import LoadReport, ModelFile
 
 # One death over a model may be the device's fault. After so many, the model is not tried again.
 MAX_LOAD_DEATHS = 3
 
 
+class Unasked(Exception):
+    """The worker speaks of a request that it did not get."""
+
+    def __init__(self, request: int) -> None:
+        super().__init__(f"it spoke of request {request}, which nobody made")
+
+
 class Loads:
     """One request after the other, over all lives of the worker. `current` is the model in use, or to be brought back.
 
-    `models` are those that results may still come from, by the number of their request.
+    `in_use` is how the model that the worker runs now was loaded.
     """
 
     def __init__(self) -> None:
         self.current: ModelFile | None = None
-        self.models: dict[int, tuple[ModelFile, LoadReport]] = {}
-        self._pending: dict[int, tuple[ModelFile, asyncio.Future[LoadReport]]] = {}
+        self.in_use: LoadReport | None = None
+        self._request_in_use = 0
+        self._pending: dict[int, tuple[ModelFile, Plan, asyncio.Future[LoadReport]]] = {}
         self._requests = 0
         self._deaths: Counter[tuple[str, str | None]] = Counter()
 
     @property
-    def in_use(self) -> LoadReport | None:
-        """How the model that the worker runs now was loaded."""
-        return next((report for _, report in reversed(self.models.values())), None)
+    def pending(self) -> Plan | None:
+        """How the worker is to load what it loads now: the oldest request without an answer."""
+        return next((plan for _, plan, _ in self._pending.values()), None)
 
-    @property
-    def pending(self) -> ModelFile | None:
-        """What the worker loads now: the oldest request without an answer."""
-        return next((model for model, _ in self._pending.values()), None)
-
-    async def request(self, connection: Connection | None, model: ModelFile, avoid: str) -> LoadReport:
-        """Ask the worker and wait for its answer. `avoid` is why the Edge TPU must not be touched now, or empty."""
+    async def request(self, connection: Connection | None, model: ModelFile, plan: Plan) -> LoadReport:
+        """Ask the worker and wait for its answer."""
         self._requests += 1
         number = self._requests
-        if connection is None or not connection.send(Load(number, model, avoid)):
+        if connection is None or not connection.send(Load(number, model, plan.avoid_edgetpu)):
             return LoadReport(accepted=False, reason="the worker has just ended")
         answer: asyncio.Future[LoadReport] = asyncio.get_running_loop().create_future()
-        self._pending[number] = (model, answer)
+        self._pending[number] = (model, plan, answer)
         return await answer
 
-    def answered(self, message: Loaded) -> None:
-        """Take the worker's answer."""
-        model, answer = self._pending.pop(message.request)
+    def answered(self, message: Loaded) -> Plan:
+        """Take the worker's answer; returns by which plan it has loaded. Raises Unasked."""
+        if message.request not in self._pending:
+            raise Unasked(message.request)
+        model, plan, answer = self._pending.pop(message.request)
         if message.report.accepted:
-            # Results of the model before this one have all been received: the worker sends in order.
-            self.models = {message.request: (model, message.report)}
+            # Whether or not somebody still waits for it: this is what runs now.
+            self.current, self.in_use, self._request_in_use = model, message.report, message.request
             del self._deaths[_files(model)]
         if not answer.done():
             answer.set_result(message.report)
+        return plan
+
+    def made_by(self, request: int) -> tuple[ModelFile, LoadReport]:
+        """Return the model that results come from, and how it was loaded. Raises Unasked.
+
+        The worker sends in order: results of the model before have all been received.
+        """
+        if self.current is None or self.in_use is None or request != self._request_in_use:
+            raise Unasked(request)
+        return self.current, self.in_use
 
     def buried(self, cause: str | None) -> None:
         """Answer for a worker that has ended. `cause` is what it died of while it loaded a model, if it did."""
-        self.models.clear()
-        for model, answer in self._pending.values():
+        self.in_use = None
+        for model, plan, answer in self._pending.values():
             if not answer.done():
-                answer.set_result(self._unanswered(model, cause))
+                answer.set_result(self._unanswered(model, plan, cause))
             # The worker loads one after the other: it was at the first of them.
             cause = None
         self._pending.clear()
 
-    def _unanswered(self, model: ModelFile, cause: str | None) -> LoadReport:
+    def _unanswered(self, model: ModelFile, plan: Plan, cause: str | None) -> LoadReport:
         if cause is None:
             return LoadReport(accepted=False, reason="the worker ended before it had loaded the model")
         self._deaths[_files(model)] += 1
         # While nothing has ever run here, the device is as much to blame as a model that is made for it.
-        proven = self.current is not None or not is_edgetpu_model(model.path)
+        proven = self.current is not None or not plan.opens_device
         permanent = self._deaths[_files(model)] >= MAX_LOAD_DEATHS and model != self.current and proven
         return LoadReport(accepted=False, reason=f"the worker died while loading it: {cause}", permanent=permanent)
 

@@ -12,12 +12,13 @@ import structlog
 from edge_agent.inference.checks.model_check import check_model
 from edge_agent.inference.latencies import LatencySums
 from edge_agent.inference.protocol import Configure, Figures, Loaded, Ready, Results, SourceState, Stop, ToAgent
-from edge_agent.inference.supervision.connection import Connection
-from edge_agent.inference.supervision.deaths import Death, LastMoment, Suspects
+from edge_agent.inference.supervision.connection import Connection, Rubbish
+from edge_agent.inference.supervision.deaths import MAX_SAMPLE_DEATHS, Death, LastMoment, Suspects
 from edge_agent.inference.supervision.guard import Guard, OnHealth, Plan
-from edge_agent.inference.supervision.hangs import START_DEADLINE, find_hang
+from edge_agent.inference.supervision.hangs import LOAD_DEADLINE, START_DEADLINE, find_hang
 from edge_agent.inference.supervision.interruption import unless
-from edge_agent.inference.supervision.loads import Loads
+from edge_agent.inference.supervision.loads import Loads, Unasked
+from edge_agent.inference.supervision.source_news import SourceNews
 from edge_agent.inference.supervision.status import ResultBatch, WorkerStatus
 from edge_agent.records import LoadReport, ModelFile
 
@@ -30,6 +31,8 @@ FIRST_DELAY, LAST_DELAY = 0.5, 30.0
 STABLE_AFTER = 60.0
 # While the model in use cannot run, for want of a device most likely, a fresh worker tries it this often.
 FIRST_WAIT, LAST_WAIT = 2.0, 300.0
+# How long somebody with another model waits for a worker that starts and brings the model in use back.
+READY_DEADLINE = START_DEADLINE + LOAD_DEADLINE
 # More deaths than this within an hour are reported as a state of their own; the worker is still started again.
 DEATHS_PER_HOUR = 20
 
@@ -62,7 +65,8 @@ class Supervisor:
         self._suspects = Suspects()
         self._connection: Connection | None = None
         self._runtime = configure.runtime
-        self._avoid_edgetpu = ""
+        self._plan = Plan()
+        self._on_probation = False
         self._ready = asyncio.Event()
         self._changed = asyncio.Event()
         self._retry = asyncio.Event()
@@ -70,8 +74,9 @@ class Supervisor:
         self._first_wait = ""
         self._stopping = False
         self._position: str | None = configure.resume
-        self._trouble = ""
+        self._source_news = SourceNews(self.status, on_health=on_health, on_end=self.source_ended.set)
         self._verdict: asyncio.Future[str | None] | None = None
+        self._on_trial: asyncio.Future[str | None] | None = None
         self._deaths: deque[float] = deque(maxlen=DEATHS_PER_HOUR)
 
     # -- what the rest of the agent calls
@@ -92,6 +97,7 @@ class Supervisor:
             await unless(self._changed, asyncio.sleep(delay * random.uniform(0.8, 1.2)))  # noqa: S311  jitter
             delay = min(delay * 2, LAST_DELAY)
         self.status.state = "stopped"
+        self._on_trial = self._verdict
         self._decide("the agent is stopping")
 
     async def load(self, model: ModelFile) -> LoadReport:
@@ -117,15 +123,13 @@ class Supervisor:
                 if path is not None and (verdict := await check_model(path)).reason:
                     return LoadReport(accepted=False, reason=whose + verdict.reason, permanent=verdict.permanent)
         try:
-            async with asyncio.timeout(START_DEADLINE):
-                plan = await self._agree_on_runtime(model)
+            plan = await self._agree_on_runtime(model)
         except TimeoutError:
-            return LoadReport(accepted=False, reason=f"no worker is running: {self.status.last_death}")
-        report = await self._loads.request(self._connection, model, plan.avoid_edgetpu)
-        self._guard.loaded(model, report)
-        if report.accepted:
-            self._loads.current = model
-        elif self._loads.current is None and report.about_device and report.reason != self._first_wait:
+            why = self.status.last_death or f"after {READY_DEADLINE:.0f} s it is still {self.status.state}"
+            return LoadReport(accepted=False, reason=f"no worker is ready: {why}")
+        report = await self._loads.request(self._connection, model, plan)
+        first = self._loads.current is None and not report.accepted
+        if first and report.about_device and report.reason != self._first_wait:
             self._first_wait = report.reason
             self._on_health("worker", "waiting", report.reason)
         return report
@@ -136,17 +140,20 @@ class Supervisor:
         Returns None once the new worker is at work with the model in use. Otherwise the old settings go on, and
         the reason is returned.
         """
-        self._deadline = deadline
-        if configure == self._configure:
+        before, position, suspects = self._configure, self._position, self._suspects
+        if configure == before:
+            self._deadline = deadline
             return None
-        before, position = self._configure, self._position
         if (configure.plugin, configure.options) != (before.plugin, before.options):
             self._position = None
             self._suspects = Suspects()
         self._runtime = configure.runtime
         reason = await self._try_settings(configure)
-        if reason is not None:
-            self._configure, self._position, self._runtime = before, position, before.runtime
+        if reason is None:
+            self._deadline = deadline
+        else:
+            self._configure, self._position, self._suspects = before, position, suspects
+            self._runtime = before.runtime
             self._changed.set()
         return reason
 
@@ -181,13 +188,13 @@ class Supervisor:
             self._verdict = None
 
     def _decide(self, reason: str | None) -> None:
-        """Tell a waiting `reconfigure` how the first worker with the new settings fared."""
-        if self._verdict is not None and not self._verdict.done():
-            self._verdict.set_result(reason)
+        """Tell a waiting `reconfigure` how the first worker with the new settings fared: no other worker decides."""
+        if self._on_trial is not None and not self._on_trial.done():
+            self._on_trial.set_result(reason)
 
     async def _agree_on_runtime(self, model: ModelFile) -> Plan:
         """Have a worker that runs on the runtime which suits the model and the device."""
-        await self._ready.wait()
+        await self._until_ready()
         in_use = self._loads.in_use
         device_open = in_use is not None and in_use.accelerator == "edgetpu"
         plan = await self._guard.plan(model, self._configure, device_open=device_open)
@@ -195,8 +202,12 @@ class Supervisor:
             self._runtime = str(plan.runtime)
             self._ready.clear()
             self._changed.set()
-            await self._ready.wait()
+            await self._until_ready()
         return plan
+
+    async def _until_ready(self) -> None:
+        async with asyncio.timeout(READY_DEADLINE):
+            await self._ready.wait()
 
     # -- one life of a worker
 
@@ -204,19 +215,24 @@ class Supervisor:
         """Run one worker until it ends; returns how it died, or None when it was told to end."""
         self._changed.clear()
         self._retry.clear()
+        self._on_trial = self._verdict
         if self._stopping:
             return None
         self.status.failure = ""
         if self.status.state != "restarting":
             self.status.state = "starting"
         self.status.report = None
+        self.status.source = WorkerStatus.source
         if self._loads.current is not None:
             planning = self._guard.plan(self._loads.current, self._configure, device_open=False)
             plan = await unless(self._changed, planning)
             if plan is None:
                 return None
-            self._runtime, self._avoid_edgetpu = plan.runtime or self._runtime, plan.avoid_edgetpu
-        connection = await Connection.open()
+            self._runtime, self._plan = plan.runtime or self._runtime, plan
+        try:
+            connection = await Connection.open()
+        except OSError as error:  # no memory, or too many processes or open files: another time it may work
+            return Death.unborn(f"cannot be started: {error}")
         self._connection = connection
         conversation = asyncio.create_task(self._converse(connection), name="worker conversation")
         watch = asyncio.create_task(self._watch(connection), name="worker watch")
@@ -249,18 +265,18 @@ class Supervisor:
                 if isinstance(message, Ready) and self._loads.current is not None:
                     restore = asyncio.create_task(self._restore(connection, self._loads.current))
                 self._handle(message)
-        except ValueError as error:
-            return f"it sent rubbish: {error}"
+        except (Rubbish, Unasked) as error:
+            return str(error)
         finally:
             if restore is not None and not restore.done():
                 restore.cancel()
         return None
 
     async def _restore(self, connection: Connection, model: ModelFile) -> None:
-        report = await self._loads.request(connection, model, self._avoid_edgetpu)
+        report = await self._loads.request(connection, model, self._plan)
         if self._connection is not connection:
             return
-        self._guard.loaded(model, report)
+        self._ready.set()
         if report.accepted:
             return
         # New settings are no worse than the old ones if the model could not run with those, either.
@@ -272,8 +288,10 @@ class Supervisor:
         self.status.state, self.status.waiting = "waiting", report.reason
         await asyncio.sleep(self._wait)
         self._wait = min(self._wait * 2, LAST_WAIT)
-        if self.status.waiting:
-            self._retry.set()
+        # Not while the worker is at another model, which may do better.
+        async with self._loading:
+            if self.status.waiting:
+                self._retry.set()
 
     def _handle(self, message: ToAgent) -> None:
         match message:
@@ -285,25 +303,28 @@ class Supervisor:
             case Loaded():
                 self._take_report(message)
             case SourceState():
-                self._take_source_state(message)
+                self._source_news.take(message)
             case Ready():
                 self.status.runtime = message.runtime
                 # After a death it is told until the model runs again, which may take as long as the device likes.
                 if self.status.state != "restarting" or self._loads.current is None:
                     self.status.state = "ready"
-                self._ready.set()
                 if self._loads.current is None:
+                    self._ready.set()
                     self._decide(None)
                 log.debug("worker ready", runtime=message.runtime)
 
     def _take_results(self, message: Results) -> None:
-        model, report = self._loads.models[message.request]
+        model, report = self._loads.made_by(message.request)
         self.status.samples += len(message.results)
         self.status.dropped += message.dropped
         self.status.failed += message.failed
         if message.results:
-            self._trouble = self.status.failure = ""
+            self.status.failure = ""
+            self._source_news.well()
             self._position = message.results[-1].position
+            if self._on_probation:
+                self._end_probation(report)
         elif message.failed:
             self.status.failure = message.failure
         self._on_results(ResultBatch(message.results, model, report, message.dropped, message.failed, message.failure))
@@ -313,29 +334,13 @@ class Supervisor:
             self.status.state, self.status.waiting, self.status.report = "running", "", message.report
             self._wait = FIRST_WAIT
             self._decide(None)
-        self._loads.answered(message)
+        self._guard.loaded(self._loads.answered(message), message.report)
 
-    def _take_source_state(self, message: SourceState) -> None:
-        if message.state == "skipped":
-            self.status.skipped += message.count
-            log.warning("source skipped samples it could not use", count=message.count, newest=message.detail)
-            return
-        if message.state == "set_aside":
-            self.status.set_aside += message.count
-            log.warning(
-                "samples left out, as they have ended the worker before", count=message.count, newest=message.detail
-            )
-            return
-        self.status.source = f"{message.state}: {message.detail}" if message.detail else message.state
-        if message.state == "trouble":
-            log.warning("source has trouble, will be opened again", reason=message.detail)
-            # One event for a trouble, not one for each of the tries to open the source again.
-            if message.detail != self._trouble:
-                self._trouble = message.detail
-                self._on_health("source", message.state, message.detail)
-        elif message.state == "ended":
-            log.info("source has ended", reason=message.detail)
-            self.source_ended.set()
+    def _end_probation(self, report: LoadReport) -> None:
+        """A sample was left out, and the model works: if it does so on the device, that was not to blame."""
+        self._on_probation = False
+        if report.accelerator == "edgetpu":
+            self._guard.acquit(MAX_SAMPLE_DEATHS)
 
     async def _watch(self, connection: Connection) -> str:
         """Return what hangs, once something does."""
@@ -362,7 +367,7 @@ class Supervisor:
         if (reason := conversation.result()) is not None:
             return Death(reason, "killed for what it sent", last)
         status = await connection.wait_for_exit(STOP_DEADLINE)
-        output = connection.last_output()
+        output = await connection.last_output()
         cause = f"{status} while {last.doing}" + (f"; it said: {output}" if output else "")
         return Death(cause, status, last, outside=status == "killed by SIGKILL")
 
@@ -388,6 +393,8 @@ class Supervisor:
         log.error("worker died, starting it again", cause=death.cause, deaths=self.status.deaths)
         state = "failing" if often else "died"
         self._on_health("worker", state, death.cause, exit_status=death.exit_status, stage=death.last.doing)
+        self._on_probation = False
         if what := self._suspects.blame(death.last):
+            self._on_probation = death.last.on_sample
             log.error("a sample has ended the worker twice and is left out", sample=what)
             self._on_health("source", "sample_set_aside", f"{what} has ended the worker twice: {death.cause}")

@@ -1,9 +1,12 @@
 """What is done when the Edge TPU fails: step by step, with a clock of the test."""
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_agent.inference.accelerators.devices import CUSTOM_OP, Device, DeviceState
@@ -29,6 +32,7 @@ ON_CPU = LoadReport(accepted=True, accelerator="cpu", degraded="it was stuck")
 NOT_THERE = LoadReport(accepted=False, reason="no Edge TPU is plugged in", about_device=True)
 IN_INVOKE = LastMoment("running the model", loading=False, on_sample=True, working_on="7", read_after=None)
 READING = LastMoment("reading the source", loading=False, on_sample=False, working_on=None, read_after="7")
+USE_IT = Plan("ai-edge-litert", compiled=True, looks_well=True)
 ABORT = Death("killed by SIGABRT while running the model", "killed by SIGABRT", IN_INVOKE)
 
 
@@ -54,6 +58,7 @@ class Bench:
         self.alarms: list[str] = []
         self.resets: list[str] = []
         self.reset_fails = ""
+        self.slept = 0
         self.runtimes = Runtimes()
         path = tmp_path / "model_edgetpu.tflite"
         path.write_bytes(b"\0" * 20 + CUSTOM_OP)
@@ -66,11 +71,15 @@ class Bench:
             devices=lambda: self.devices,
             reset=self._reset,
             clock=lambda: self.now,
+            sleep=self._sleep,
         )
 
     def _on_health(self, component: str, state: str, detail: str, *, exit_status: str = "", stage: str = "") -> None:
         assert component == "accelerator"
         self.health.append((state, detail))
+
+    async def _sleep(self, seconds: float) -> None:
+        self.slept += 1
 
     def _reset(self, name: str) -> None:
         if self.reset_fails:
@@ -80,11 +89,12 @@ class Bench:
     def plan(self, *, device_open: bool = False) -> Plan:
         return asyncio.run(self.recovery.plan(self.model, self.configure, device_open=device_open))
 
-    def life(self, death: Death = ABORT) -> Plan:
-        """Load the model, and die over it if that was allowed; returns what was planned."""
+    def life(self, death: Death = ABORT, worked: float = 0.0) -> Plan:
+        """Load the model if that is allowed, and die over it after so many seconds; returns what was planned."""
         plan = self.plan()
         if not plan.avoid_edgetpu:
-            self.recovery.loaded(self.model, ON_DEVICE)
+            self.recovery.loaded(plan, ON_DEVICE)
+            self.now += worked
             self.recovery.died(death, ON_DEVICE, None)
         return plan
 
@@ -95,7 +105,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_the_steps_are_restart_reset_and_leaving_it_alone(bench: Bench) -> None:
-    assert bench.life() == Plan("ai-edge-litert")
+    assert bench.life() == USE_IT
     assert (bench.resets, bench.health) == ([], [])
     bench.life()
     assert bench.resets == []
@@ -105,7 +115,7 @@ def test_the_steps_are_restart_reset_and_leaving_it_alone(bench: Bench) -> None:
     assert bench.alarms == [
         "usb:1-1.3 fails again and again: unplug it and plug it in again (killed by SIGABRT while running the model)"
     ]
-    assert bench.plan() == Plan(avoid_edgetpu=bench.alarms[0])
+    assert bench.plan() == Plan(avoid_edgetpu=bench.alarms[0], compiled=True)
     assert [state for state, _ in bench.health] == ["reset", "stuck"]
     counts = bench.recovery.counts
     assert (counts.failures, counts.resets) == (3, 1)
@@ -145,8 +155,7 @@ def test_what_is_plugged_in_anew_begins_afresh(bench: Bench) -> None:
 
 def test_a_device_that_has_worked_for_long_is_forgiven(bench: Bench) -> None:
     for _ in range(20):
-        assert not bench.life().avoid_edgetpu
-        bench.now += FORGIVE_AFTER + 1
+        assert not bench.life(worked=FORGIVE_AFTER + 1).avoid_edgetpu
     assert (bench.resets, bench.alarms) == ([], [])
     assert bench.recovery.counts.failures == 20
 
@@ -155,11 +164,87 @@ def test_a_device_that_came_back_after_it_was_left_alone_is_forgiven_too(bench: 
     for _ in range(GIVE_UP_AFTER):
         bench.life()
     bench.now += FIRST_PAUSE + 1
-    assert not bench.plan().avoid_edgetpu
-    bench.recovery.loaded(bench.model, ON_DEVICE)
-    bench.now += FIRST_PAUSE * 2 + FORGIVE_AFTER
-    bench.recovery.died(ABORT, ON_DEVICE, None)
+    assert not bench.life(worked=FORGIVE_AFTER + 1).avoid_edgetpu
     assert not bench.life().avoid_edgetpu
+
+
+def test_time_without_the_device_forgives_nothing(bench: Bench) -> None:
+    # It dies at once, however rarely it is tried.
+    for _ in range(GIVE_UP_AFTER):
+        bench.now += 2 * FORGIVE_AFTER
+        assert not bench.life().avoid_edgetpu
+    assert len(bench.alarms) == 1
+    for _ in range(10):
+        bench.now += 4 * LAST_PAUSE
+        assert not bench.life().avoid_edgetpu
+        assert bench.plan().avoid_edgetpu
+    assert len(bench.alarms) == 1
+
+
+def test_deaths_that_were_a_samples_doing_are_taken_back(bench: Bench) -> None:
+    for _ in range(10):
+        bench.life()
+        bench.life()
+        # The sample is left out, and the device works.
+        bench.recovery.loaded(bench.plan(), ON_DEVICE)
+        bench.recovery.acquit(2)
+    assert bench.alarms == []
+    # The third of others is one too many, as ever.
+    for _ in range(GIVE_UP_AFTER):
+        bench.life()
+    assert len(bench.alarms) == 1
+
+
+def test_a_model_that_kills_beside_one_that_works_says_nothing_of_the_device(bench: Bench) -> None:
+    bench.recovery.loaded(bench.plan(), ON_DEVICE)
+    loading = LastMoment("loading a model", loading=True, on_sample=True, working_on="7", read_after=None)
+    for _ in range(GIVE_UP_AFTER):
+        plan = bench.plan(device_open=True)
+        bench.recovery.died(Death("killed by SIGSEGV while loading a model", "killed", loading), ON_DEVICE, plan)
+    assert bench.recovery.counts.failures == 0
+
+
+@pytest.mark.parametrize("report", ["degraded", "refused"])
+def test_a_library_that_does_not_fit_or_is_missing_says_nothing_of_the_device(bench: Bench, report: str) -> None:
+    bench.runtimes.answer = Choice("ai-edge-litert", "the Edge TPU's library cannot be loaded")
+    outcome = ON_CPU if report == "degraded" else NOT_THERE
+    for _ in range(GIVE_UP_AFTER + 1):
+        bench.recovery.loaded(bench.plan(), outcome)
+    assert (bench.recovery.counts.failures, bench.resets, bench.alarms) == (0, [], [])
+
+
+def test_the_device_that_failed_is_reset_and_named_not_its_neighbour(bench: Bench) -> None:
+    bench.devices = [msgspec.structs.replace(STICK, address="1-1.1"), STICK]
+    for _ in range(GIVE_UP_AFTER):
+        bench.life()
+    assert bench.resets == ["usb:1-1.3"]
+    assert bench.alarms[0].startswith("usb:1-1.3 fails")
+
+
+def test_a_device_that_was_reset_is_waited_for(bench: Bench) -> None:
+    bench.life()
+    bench.life()
+    looks = iter([[STICK], [], [], [STICK], [STICK]])
+    bench.recovery._devices = lambda: next(looks)
+    assert bench.plan() == USE_IT
+    assert bench.slept == 2
+
+
+def test_devices_that_cannot_be_looked_for_are_not_usable(bench: Bench) -> None:
+    def fail() -> list[Device]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    bench.recovery._devices = fail
+    assert bench.plan() == Plan(compiled=True)
+
+
+def test_who_does_not_want_the_edge_tpu_is_not_degraded(bench: Bench) -> None:
+    bench.devices = []
+    bench.recovery.loaded(bench.plan(), NOT_THERE)
+    assert bench.recovery.degraded
+    bench.configure = Configure("p:P", {}, ModelOptions(accelerator="cpu"))
+    assert bench.plan() == Plan()
+    assert bench.recovery.degraded == ""
 
 
 @pytest.mark.parametrize(
@@ -183,8 +268,8 @@ def test_other_deaths_are_not_put_down_to_the_device(bench: Bench, death: Death,
 def test_a_worker_that_dies_while_it_opens_the_device_counts(bench: Bench) -> None:
     loading = LastMoment("loading a model", loading=True, on_sample=False, working_on=None, read_after=None)
     for _ in range(GIVE_UP_AFTER):
-        bench.plan()
-        bench.recovery.died(Death("hangs: loading a model for 90.1 s", "hung", loading), None, bench.model)
+        plan = bench.plan()
+        bench.recovery.died(Death("hangs: loading a model for 90.1 s", "hung", loading), None, plan)
     assert "hangs: loading a model" in bench.plan().avoid_edgetpu
 
 
@@ -193,8 +278,8 @@ def test_a_device_that_looks_well_and_cannot_be_opened_goes_the_same_way(bench: 
         accepted=False, reason="it needs an Edge TPU, and usb:1-1.3 could not be opened", about_device=True
     )
     tries = 0
-    while not bench.plan().avoid_edgetpu:
-        bench.recovery.loaded(bench.model, refused)
+    while not (plan := bench.plan()).avoid_edgetpu:
+        bench.recovery.loaded(plan, refused)
         tries += 1
     assert tries == GIVE_UP_AFTER
     assert bench.resets == ["usb:1-1.3"]
@@ -204,18 +289,19 @@ def test_a_device_that_looks_well_and_cannot_be_opened_goes_the_same_way(bench: 
 def test_a_device_that_is_away_is_no_failure(bench: Bench) -> None:
     bench.devices = []
     for _ in range(5):
-        assert bench.plan() == Plan()
-        bench.recovery.loaded(bench.model, NOT_THERE)
+        plan = bench.plan()
+        assert plan == Plan(compiled=True)
+        bench.recovery.loaded(plan, NOT_THERE)
     bench.devices = [STICK]
-    assert bench.plan() == Plan("ai-edge-litert")
+    assert bench.plan() == USE_IT
     assert bench.recovery.counts.failures == 0
     assert bench.runtimes.asked == ["auto"]
 
 
 def test_the_change_to_the_cpu_and_back_is_told_and_counted(bench: Bench) -> None:
-    bench.plan()
+    plan = bench.plan()
     for report in (ON_DEVICE, ON_CPU, ON_CPU, ON_DEVICE, ON_DEVICE):
-        bench.recovery.loaded(bench.model, report)
+        bench.recovery.loaded(plan, report)
     assert bench.health == [("degraded", "it was stuck"), ("ok", "usb:1-1.3 has taken over again")]
     counts = bench.recovery.counts
     assert (counts.fallbacks, counts.returns) == (1, 1)
@@ -226,7 +312,7 @@ def test_a_reset_that_fails_is_told_and_the_device_tried_all_the_same(bench: Ben
     bench.reset_fails = "no permission for /dev/bus/usb/001/004"
     bench.life()
     bench.life()
-    assert bench.life() == Plan("ai-edge-litert")
+    assert bench.life() == USE_IT
     assert ("reset_failed", "no permission for /dev/bus/usb/001/004") in bench.health
     assert bench.recovery.counts.resets == 0
 
@@ -241,29 +327,29 @@ def test_a_card_is_not_reset_and_needs_its_power_cut(tmp_path: Path) -> None:
 
 def test_a_driver_that_no_runtime_gets_along_with_is_not_touched(bench: Bench) -> None:
     bench.runtimes.answer = Choice("ai-edge-litert", "libedgetpu does not fit")
-    assert bench.plan() == Plan("ai-edge-litert", "libedgetpu does not fit")
+    plan = bench.plan()
+    assert (plan.avoid_edgetpu, plan.opens_device) == ("libedgetpu does not fit", False)
 
 
 def test_nothing_is_opened_besides_a_worker_that_has_the_device(bench: Bench) -> None:
-    assert bench.plan(device_open=True) == Plan()
+    assert bench.plan(device_open=True) == Plan(compiled=True, beside=True)
     assert bench.runtimes.asked == []
 
 
 def test_other_models_are_none_of_its_business(bench: Bench) -> None:
     Path(bench.model.path).write_bytes(b"a plain model")
     assert bench.plan() == Plan()
-    bench.recovery.loaded(bench.model, LoadReport(accepted=True, degraded="the model is not compiled"))
+    bench.recovery.loaded(Plan(), LoadReport(accepted=True, degraded="the model is not compiled"))
     assert (bench.recovery.degraded, bench.health, bench.runtimes.asked) == ("", [], [])
 
 
 def test_a_model_that_is_refused_for_what_it_is_says_nothing_of_the_device(bench: Bench) -> None:
-    bench.plan()
-    bench.recovery.loaded(bench.model, ON_DEVICE)
+    bench.recovery.loaded(bench.plan(), ON_DEVICE)
     wrong = LoadReport(accepted=False, reason="2 labels, but the model has 3 outputs")
-    bench.plan(device_open=True)
-    bench.recovery.loaded(bench.model, wrong)
+    plan = bench.plan(device_open=True)
+    bench.recovery.loaded(plan, wrong)
     # Nor does one that fails while the model before it works on the same device.
-    bench.recovery.loaded(bench.model, LoadReport(accepted=False, reason="failed to invoke", about_device=True))
+    bench.recovery.loaded(plan, LoadReport(accepted=False, reason="failed to invoke", about_device=True))
     assert bench.recovery.degraded == ""
     bench.plan()
     assert bench.recovery.counts.failures == 0

@@ -139,9 +139,8 @@ def test_what_is_not_installed_is_passed_over_or_named(tmp_path: Path) -> None:
 
 def test_without_the_library_there_is_nothing_to_try(machine: Machine) -> None:
     machine.file.unlink()
-    assert machine.choose() == Choice(
-        LITERT, trouble="the Edge TPU's library cannot be loaded (libedgetpu.so.1: cannot open shared object file)"
-    )
+    missing = "the Edge TPU's library cannot be loaded (libedgetpu.so.1: cannot open shared object file)"
+    assert machine.choose() == Choice(LITERT, problem=f"{missing}; {GET_LIBRARY}")
     machine.file.write_bytes(b"16.0")
     assert machine.choose(WORKS) == Choice(LITERT)
 

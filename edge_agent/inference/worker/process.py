@@ -166,9 +166,13 @@ def main() -> None:
     volunteer_for_oom_killer()
     # Ctrl-C in a terminal goes to the whole group; the agent decides what becomes of its worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    page = ProgressPage(int(sys.argv[2]))
+    theirs, memory = int(sys.argv[1]), int(sys.argv[2])
+    for descriptor in (theirs, memory):
+        # A program that native code starts must not keep the agent from seeing that this process has ended.
+        os.set_inheritable(descriptor, False)  # noqa: FBT003  it takes no names
+    page = ProgressPage(memory)
     page.enter(Track.CONTROL, Stage.START)
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    channel = Channel(socket.socket(fileno=theirs))
     configure = channel.receive()
     if not isinstance(configure, Configure):
         os._exit(0)

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.inference.supervision import hangs
+from edge_agent.inference.supervision import hangs, supervisor
+from edge_agent.inference.supervision.connection import Connection
 from edge_agent.records import ModelFile
 from tests.inference.conftest import running, settings
 
@@ -210,5 +211,60 @@ def test_settings_that_the_model_does_not_fit_are_taken_back(faulty_plugin: str,
             assert "1 labels, but the model has 3 outputs" in reason
             seen = len(rig.positions)
             await rig.until(lambda: len(rig.positions) > seen + 20)
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(demo_model: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_DELAY", 0.02)
+    start, failures = Connection.open, [BlockingIOError(11, "Resource temporarily unavailable")] * 2
+
+    async def open_at_the_third_try() -> Connection:
+        if failures:
+            raise failures.pop()
+        return await start()
+
+    monkeypatch.setattr(Connection, "open", open_at_the_third_try)
+
+    async def scenario() -> None:
+        async with running(settings(rate=0)) as rig:
+            assert (await rig.supervisor.load(demo_model)).accepted
+            assert [each[:2] for each in rig.health] == [("worker", "died")] * 2
+            assert "it cannot be started: [Errno 11] Resource temporarily unavailable" in rig.health[0][2]
+
+    asyncio.run(scenario())
+
+
+def test_only_a_worker_with_the_new_settings_decides_on_them(demo_model: ModelFile) -> None:
+    async def scenario() -> None:
+        async with running(settings(rate=0)) as rig:
+            assert (await rig.supervisor.load(msgspec.structs.replace(demo_model, labels=None))).accepted
+            changing = asyncio.create_task(rig.supervisor.reconfigure(rig.replace(labels=["a"]), 10.0))
+            # The worker before it takes another model at this very moment.
+            await asyncio.sleep(0)
+            rig.supervisor._decide(None)
+            reason = await changing
+            assert reason is not None
+            assert "1 labels, but the model has 3 outputs" in reason
+
+    asyncio.run(scenario())
+
+
+def test_another_model_waits_until_the_one_in_use_is_back(demo_model: ModelFile) -> None:
+    async def scenario() -> None:
+        async with running(settings(rate=0)) as rig:
+            assert (await rig.supervisor.load(demo_model)).accepted
+            pid = rig.supervisor.worker_pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            await rig.until(lambda: rig.health)
+            loaded: list[str] = []
+            take, rig.recovery.loaded = rig.recovery.loaded, lambda *facts: loaded.append(facts[1].detail)  # type: ignore[method-assign]
+            second = msgspec.structs.replace(demo_model, version="v2")
+            assert (await rig.supervisor.load(second)).accepted
+            assert len(loaded) == 2
+            rig.recovery.loaded = take  # type: ignore[method-assign]
+            await rig.until(lambda: rig.batches and rig.batches[-1].model.version == "v2")
+            assert rig.supervisor.status.deaths == 1
 
     asyncio.run(scenario())

@@ -24,8 +24,8 @@ from edge_agent.housekeeping import Housekeeping
 from edge_agent.inference.accelerators.devices import find_library, list_devices
 from edge_agent.inference.accelerators.recovery import Recovery
 from edge_agent.inference.accelerators.watch import DeviceWatch
-from edge_agent.inference.runtime_choice import RuntimeChoice
-from edge_agent.inference.supervisor import Supervisor
+from edge_agent.inference.runtime.choice import RuntimeChoice
+from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.latency import Histogram
 from edge_agent.lifecycle import Lifecycle
 from edge_agent.models.open import open_store, open_twins

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import structlog
 
+from edge_agent.inference.checks.throwaway import NoAnswerError, ask
 from edge_agent.inference.child import child_environment
 from edge_agent.inference.protocol import Configure, ModelOptions
-from edge_agent.inference.throwaway import NoAnswerError, ask
 from edge_agent.settings.faults import Fault, NotSetUp, SettingsError
 from edge_agent.settings.schema import PREFIX, Settings
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.configuration import Answer, Configuration
+from edge_agent.inference.checks.source_check import check_source, source_faults
+from edge_agent.inference.checks.source_options import SourceCheck
 from edge_agent.inference.child import die_with_parent
-from edge_agent.inference.labels import LabelsError, read_labels
-from edge_agent.inference.source_check import check_source, source_faults
-from edge_agent.inference.source_options import SourceCheck
+from edge_agent.inference.interpreter.labels import LabelsError, read_labels
 from edge_agent.settings.document import Document, read
 from edge_agent.settings.faults import Fault, NotSetUp, SettingsError
 from edge_agent.settings.loading import check

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from edge_agent.device.clock import Clock
-from edge_agent.inference.supervisor import Supervisor
+from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.records import Counters, Latency
 from edge_agent.service.notify import ServiceManager
 from edge_agent.telemetry.envelope import Envelope

@@ -8,7 +8,7 @@ import structlog
 from msgspec import UNSET
 
 from edge_agent.actions.rules import Rule
-from edge_agent.inference.worker_status import ResultBatch
+from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.records import LoadReport, ModelFile, ResultEvent
 from edge_agent.telemetry.envelope import Envelope, ModelFacts
 

@@ -201,7 +201,7 @@ class HealthEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag
     """A change of the agent's own state that somebody should know of; or, every interval, how it all goes."""
 
     component: Annotated[
-        str, Meta(description="for instance worker, source, queue, accelerator, action; inference has the figures")
+        str, Meta(description="for instance worker, source, model, accelerator, action; inference has the figures")
     ]
     state: str
     detail: str | UnsetType = UNSET

@@ -335,7 +335,7 @@ def test_the_worker_holds_neither_pydantic_nor_the_metadata_of_packages(tmp_path
     file.write_text(LEAST)
     configuration: Configuration = asyncio.run(load_configuration(file, {}))
     modules = modules_after(
-        "import pkgutil, edge_agent.inference.worker, edge_agent.inference.runtimes as runtimes\n"
+        "import pkgutil, edge_agent.inference.worker, edge_agent.inference.runtime.runtimes as runtimes\n"
         f"runtimes.find_runtime()\npkgutil.resolve_name({configuration.source!r})"
     )
     assert "edge_agent.sources.vibration" in modules

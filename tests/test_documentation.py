@@ -11,10 +11,10 @@ from typing import Any, get_args
 import jsonschema
 import pytest
 
-from edge_agent.inference import hangs, supervisor
 from edge_agent.inference.accelerators import devices, recovery, watch
 from edge_agent.inference.accelerators.devices import DeviceState
 from edge_agent.inference.latencies import StageLatencies
+from edge_agent.inference.supervision import hangs, supervisor
 from edge_agent.records import Counters
 from edge_agent.report import AcceleratorReport, DeviceReport, StatusReport, render
 from edge_agent.settings import device_options

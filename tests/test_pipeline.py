@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from edge_agent.actions.rules import Rule, RuleSet
-from edge_agent.inference.worker_status import ResultBatch
+from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.pipeline import Pipeline
 from edge_agent.records import Box, LoadReport, ModelFile, Result, Score, Tensor, TimeSource
 from edge_agent.telemetry.envelope import Envelope

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from edge_agent.inference.accelerators.devices import Device, DeviceState
-from edge_agent.inference.worker_status import WorkerStatus
+from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
 from edge_agent.records import Latency, LoadReport, ResultEvent, Score
 from edge_agent.report import StatusReport, render

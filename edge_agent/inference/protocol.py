@@ -43,7 +43,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     """Agent to worker, first message: what to read, and how to run a model on it.
 
     `plugin` is the source's class as "module:Class": finding it by its entry point costs memory that only the check
-    of the settings needs. `runtime` is one that `edge_agent.inference.runtimes` knows, or "auto". `resume` is the
+    of the settings needs. `runtime` is one that `edge_agent.inference.runtime` knows, or "auto". `resume` is the
     position of the last sample that a worker before this one has finished. `avoid` are the keys (`Source.key`) of
     samples that have killed workers in the model, `pass_over` those of samples behind which reading the next one has
     killed them. `root` is where /sys and /dev are looked for.

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge_agent.inference.source_options import Refused, complete
+from edge_agent.inference.checks.source_options import Refused, complete
 from edge_agent.records import Sample
 from edge_agent.sources.base import Source, SourceEnded, build
 

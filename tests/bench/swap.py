@@ -9,9 +9,9 @@ import msgspec
 
 from edge_agent.inference.accelerators.recovery import Recovery
 from edge_agent.inference.protocol import Configure
-from edge_agent.inference.runtime_choice import RuntimeChoice
-from edge_agent.inference.supervisor import Supervisor
-from edge_agent.inference.worker_status import ResultBatch
+from edge_agent.inference.runtime.choice import RuntimeChoice
+from edge_agent.inference.supervision.status import ResultBatch
+from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.records import ModelFile
 
 WINDOW = 3.0

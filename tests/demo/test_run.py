@@ -175,7 +175,7 @@ def test_every_child_is_from_the_private_directory(tmp_path: Path) -> None:
     modules = {found[1] for mark in marks if (found := re.search(r" -m (\S+)", mark))}
     assert modules == {
         "edge_agent.configuration_check",
-        "edge_agent.inference.source_options",
+        "edge_agent.inference.checks.source_options",
         "edge_agent.inference.worker",
     }
     assert all(f"{sys.executable} -P -s -m " in mark for mark in marks if " -m " in mark)

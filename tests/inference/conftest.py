@@ -15,12 +15,12 @@ import pytest
 from edge_agent.inference.accelerators.devices import list_devices
 from edge_agent.inference.accelerators.recovery import Recovery
 from edge_agent.inference.accelerators.reset import reset_usb
-from edge_agent.inference.inputs import Prepared
+from edge_agent.inference.interpreter.inputs import Prepared
 from edge_agent.inference.protocol import Configure, ModelOptions
-from edge_agent.inference.runtime_choice import RuntimeChoice
-from edge_agent.inference.runtime_probe import try_pair
-from edge_agent.inference.supervisor import Supervisor
-from edge_agent.inference.worker_status import ResultBatch
+from edge_agent.inference.runtime.choice import RuntimeChoice
+from edge_agent.inference.runtime.probe import try_pair
+from edge_agent.inference.supervision.status import ResultBatch
+from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.records import ModelFile
 
 ROOT = Path(__file__).parents[2]

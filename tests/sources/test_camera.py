@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from edge_agent.inference.source_check import check_source
+from edge_agent.inference.checks.source_check import check_source
 from edge_agent.records import Sample
 from edge_agent.sources import camera as camera_module
 from edge_agent.sources.base import Source, SourceEnded, SourceError, build

@@ -25,11 +25,11 @@ import numpy.typing as npt
 import pytest
 
 from edge_agent import __version__
+from edge_agent.inference.interpreter.model import build
 from edge_agent.inference.latencies import StageLatencies
-from edge_agent.inference.model import build
 from edge_agent.inference.progress import ProgressPage, Reporter, Track
 from edge_agent.inference.protocol import ModelOptions
-from edge_agent.inference.runtimes import find_runtime
+from edge_agent.inference.runtime.runtimes import find_runtime
 from edge_agent.records import ModelFile, Sample
 from edge_agent.settings.units import parse_duration
 from edge_agent.sources.base import Pacer

@@ -45,9 +45,12 @@ FILES = {
     f"{DOCUMENTS}README.Debian",
     f"{DOCUMENTS}changelog.gz",
     f"{DOCUMENTS}copyright",
+    f"{DOCUMENTS}edge-tpu.md.gz",
     f"{DOCUMENTS}event.schema.json",
+    f"{DOCUMENTS}events.md.gz",
+    *(f"{DOCUMENTS}examples/{path.name}" for path in (ROOT / "config/examples").iterdir()),
     f"{DOCUMENTS}examples/demo.toml",
-    f"{DOCUMENTS}sandbox.md.gz",
+    f"{DOCUMENTS}models.md.gz",
     f"{DOCUMENTS}sandbox.md.gz",
     f"{DOCUMENTS}sbom.cdx.json",
     f"{DOCUMENTS}sources.md.gz",
@@ -229,6 +232,14 @@ def test_the_copyright_file_is_about_every_file_of_others(package: Package) -> N
     own = re.compile(rf"{LIBRARY}edge_agent(/|-)")
     foreign = {path for path in package.files if path.startswith(LIBRARY) and not own.match(path)}
     assert {path for path in foreign if not any(fnmatch.fnmatchcase(path, each) for each in patterns)} == set()
+
+
+def test_documents_that_others_refer_to_are_there(package: Package) -> None:
+    texts = [gzip.decompress(data) for path, data in package.contents.items() if path.startswith("usr/share/man/")]
+    texts += [data for path, data in package.contents.items() if not path.startswith((LIBRARY, "usr/share/man/"))]
+    named = {match.decode() for text in texts for match in re.findall(rb"/(usr/share/doc/edge-agent/[\w./-]*\w)", text)}
+    assert f"{DOCUMENTS}sandbox.md.gz" in named
+    assert named <= package.members.keys()
 
 
 def test_the_manual_pages_are_readable(package: Package) -> None:

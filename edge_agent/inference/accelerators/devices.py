@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.inference.accelerators.owners import THIS_SERVICE, describe_process, find_owner
-from edge_agent.inference.runtimes import LIBRARY
+from edge_agent.inference.runtime.runtimes import LIBRARY
 
 # Google's own build of 2021 (16.0) was made for TensorFlow 2.5; current runtimes crash with it.
 GET_LIBRARY = (

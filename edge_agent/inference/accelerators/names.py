@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_agent.inference.accelerators.devices import Device
-from edge_agent.inference.runtimes import LIBRARY
+from edge_agent.inference.runtime.runtimes import LIBRARY
 
 
 class _Record(ctypes.Structure):

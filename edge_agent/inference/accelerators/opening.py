@@ -24,7 +24,7 @@ from edge_agent.inference.accelerators.options import remarks_on_options
 from edge_agent.inference.accelerators.owners import describe_process
 from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.refusal import ModelRefused
-from edge_agent.inference.runtimes import Runtime
+from edge_agent.inference.runtime.runtimes import Runtime
 from edge_agent.records import Accelerator, ModelFile
 
 # Numbers change when a device gets its firmware; what went wrong twice is no such coincidence.

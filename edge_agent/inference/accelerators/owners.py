@@ -28,6 +28,8 @@ def describe_process(pid: int | None, root: Path) -> str:
     if os.getpid() in {pid, _parent(pid, root)}:
         return THIS_SERVICE
     command = _command(pid, root)
+    if "edge_agent" in command:
+        return f"another edge-agent (process {pid})"
     return f"process {pid} ({command})" if command else f"process {pid}"
 
 

@@ -15,10 +15,10 @@ import structlog
 
 from edge_agent.inference.accelerators.devices import Device, is_edgetpu_model, list_devices, matching
 from edge_agent.inference.accelerators.reset import ResetFailed, reset_usb
-from edge_agent.inference.deaths import Death
 from edge_agent.inference.protocol import Configure
-from edge_agent.inference.runtime_choice import RuntimeChoice
-from edge_agent.inference.supervision import OnHealth, Plan
+from edge_agent.inference.runtime.choice import RuntimeChoice
+from edge_agent.inference.supervision.deaths import Death
+from edge_agent.inference.supervision.guard import OnHealth, Plan
 from edge_agent.records import LoadReport, ModelFile
 
 log = structlog.get_logger()
@@ -204,7 +204,7 @@ class Recovery:
         name = device.name if device else "the Edge TPU"
         remedy = "switch the machine off and on" if device and device.bus == "pci" else "unplug it and plug it in again"
         told = bool(self._stuck)
-        self._stuck = f"{name} fails again and again ({cause}); {remedy}"
+        self._stuck = f"{name} fails again and again: {remedy} ({cause})"
         self._try_again_at = self._clock() + self._pause
         self._pause = min(self._pause * 2, LAST_PAUSE)
         if told:
@@ -221,7 +221,7 @@ class Recovery:
             await asyncio.to_thread(self._reset, device.name)
         except ResetFailed as error:
             log.warning("the Edge TPU could not be reset", device=device.name, reason=str(error))
-            self._on_health("accelerator", "reset_failed", f"{device.name}: {error}")
+            self._on_health("accelerator", "reset_failed", str(error))
             return
         self.counts.resets += 1
         log.warning("the Edge TPU was reset", device=device.name)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.inference.inputs import Prepared
-from edge_agent.inference.labels import fit_labels
-from edge_agent.inference.quantization import round_off
+from edge_agent.inference.interpreter.inputs import Prepared
+from edge_agent.inference.interpreter.labels import fit_labels
+from edge_agent.inference.interpreter.quantization import round_off
+from edge_agent.inference.interpreter.tensors import TensorInfo
 from edge_agent.inference.tasks.base import Answer, OutputMismatch, TaskMismatch, listed, require_numbers
 from edge_agent.inference.tasks.regression import Limits
-from edge_agent.inference.tensors import TensorInfo
 from edge_agent.records import Score
 
 

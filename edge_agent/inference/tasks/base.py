@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import msgspec
 import numpy.typing as npt
 
-from edge_agent.inference.inputs import Prepared
-from edge_agent.inference.tensors import TensorInfo
+from edge_agent.inference.interpreter.inputs import Prepared
+from edge_agent.inference.interpreter.tensors import TensorInfo
 from edge_agent.records import Score, Tensor
 
 Array = npt.NDArray[Any]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.inference.inputs import Placement
+from edge_agent.inference.interpreter.inputs import Placement
 
 Array = npt.NDArray[Any]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from edge_agent.inference.interpreter.tensors import TensorInfo
 from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.tasks.anomaly import Anomaly
 from edge_agent.inference.tasks.base import Task
@@ -9,7 +10,6 @@ from edge_agent.inference.tasks.classification import Classification
 from edge_agent.inference.tasks.detection import Detection
 from edge_agent.inference.tasks.raw import Raw
 from edge_agent.inference.tasks.regression import Limits, Regression
-from edge_agent.inference.tensors import TensorInfo
 from edge_agent.settings.conditions import OBJECT_THRESHOLD
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET, UnsetType
 
-from edge_agent.inference.inputs import Placement, Prepared
-from edge_agent.inference.labels import fit_labels, is_background, object_labels
-from edge_agent.inference.quantization import round_off
+from edge_agent.inference.interpreter.inputs import Placement, Prepared
+from edge_agent.inference.interpreter.labels import fit_labels, is_background, object_labels
+from edge_agent.inference.interpreter.quantization import round_off
+from edge_agent.inference.interpreter.tensors import TensorInfo
 from edge_agent.inference.tasks.base import Answer, TaskMismatch, require_numbers
 from edge_agent.inference.tasks.boxes import proper, suppress, to_picture, to_pixels, visible
 from edge_agent.inference.tasks.detectors import Candidates, find_detector
-from edge_agent.inference.tensors import TensorInfo
 from edge_agent.records import Box, PixelBox, Score
 
 Array = npt.NDArray[Any]

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.inference.interpreter.tensors import TensorInfo
 from edge_agent.inference.tasks.base import OutputMismatch, TaskMismatch, listed
 from edge_agent.inference.tasks.boxes import corners_of_centers, proper
-from edge_agent.inference.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
 

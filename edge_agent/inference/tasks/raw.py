@@ -6,10 +6,10 @@ from typing import Any
 import numpy.typing as npt
 from msgspec import UNSET
 
-from edge_agent.inference.inputs import Prepared
-from edge_agent.inference.quantization import plain_numbers
+from edge_agent.inference.interpreter.inputs import Prepared
+from edge_agent.inference.interpreter.quantization import plain_numbers
+from edge_agent.inference.interpreter.tensors import TensorInfo
 from edge_agent.inference.tasks.base import Answer, TaskMismatch, listed, require_numbers
-from edge_agent.inference.tensors import TensorInfo
 from edge_agent.records import Tensor
 
 # About 100 kB as JSON: more is no event, and Pub/Sub takes no message of more than 10 MB.

@@ -20,7 +20,7 @@ from edge_agent.inference.accelerators.devices import (
     matching,
 )
 from edge_agent.inference.accelerators.lock import lock_device
-from edge_agent.inference.runtimes import LIBRARY
+from edge_agent.inference.runtime.runtimes import LIBRARY
 from tests.standin.sysfs import Machine
 
 FAILED = ValueError("Failed to load delegate from libedgetpu.so.1")

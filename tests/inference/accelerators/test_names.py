@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edge_agent.inference.accelerators.devices import Device, DeviceState, list_devices
 from edge_agent.inference.accelerators.names import in_order_of_driver, number_of, opened_here
-from edge_agent.inference.runtimes import LIBRARY
+from edge_agent.inference.runtime.runtimes import LIBRARY
 from tests.inference.conftest import ROOT
 from tests.standin import build
 from tests.standin.sysfs import Machine

@@ -17,7 +17,7 @@ from edge_agent.inference.accelerators.lock import DeviceLocked, holds_lock, loc
 from edge_agent.inference.accelerators.opening import Opened, open_accelerator
 from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.refusal import ModelRefused
-from edge_agent.inference.runtimes import Runtime
+from edge_agent.inference.runtime.runtimes import Runtime
 from edge_agent.records import ModelFile
 from tests.inference.accelerators.test_lock import another_process_holds
 from tests.inference.conftest import DEMO_MODEL, ROOT
@@ -387,7 +387,7 @@ from edge_agent.inference.accelerators.lock import holds_lock
 from edge_agent.inference.accelerators.opening import open_accelerator
 from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.refusal import ModelRefused
-from edge_agent.inference.runtimes import find_runtime
+from edge_agent.inference.runtime.runtimes import find_runtime
 from edge_agent.records import ModelFile
 model, root, device = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 runtime = find_runtime()

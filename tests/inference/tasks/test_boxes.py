@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from edge_agent.inference.inputs import ModelInput, Placement
+from edge_agent.inference.interpreter.inputs import ModelInput, Placement
+from edge_agent.inference.interpreter.tensors import TensorInfo
 from edge_agent.inference.tasks.boxes import (
     corners_of_centers,
     overlaps,
@@ -18,7 +19,6 @@ from edge_agent.inference.tasks.boxes import (
     to_pixels,
     visible,
 )
-from edge_agent.inference.tensors import TensorInfo
 
 BOXES = arrays.arrays(np.float64, st.tuples(st.integers(0, 40), st.just(4)), elements=st.floats(0, 1)).map(
     lambda boxes: np.sort(boxes.reshape(-1, 2, 2), axis=1).reshape(-1, 4)

@@ -6,10 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_agent.inference.labels import LabelsError
+from edge_agent.inference.interpreter.labels import LabelsError
+from edge_agent.inference.interpreter.tensors import TensorInfo
 from edge_agent.inference.tasks.base import OutputMismatch, TaskMismatch
 from edge_agent.inference.tasks.classification import Classification
-from edge_agent.inference.tensors import TensorInfo
 from edge_agent.records import Score
 from tests.inference.conftest import NOTHING
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.inference.inputs import Placement, Prepared
-from edge_agent.inference.labels import LabelsError
+from edge_agent.inference.interpreter.inputs import Placement, Prepared
+from edge_agent.inference.interpreter.labels import LabelsError
+from edge_agent.inference.interpreter.tensors import TensorInfo
 from edge_agent.inference.tasks.base import OutputMismatch, TaskMismatch
 from edge_agent.inference.tasks.detection import Detection
 from edge_agent.inference.tasks.detectors import MAX_CANDIDATES, best_rows
-from edge_agent.inference.tensors import TensorInfo
 from edge_agent.records import Box, PixelBox, Score
 from tests.inference.conftest import NOTHING
 

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_agent.inference.interpreter.model import LoadedModel, build
 from edge_agent.inference.latencies import StageLatencies
-from edge_agent.inference.model import LoadedModel, build
 from edge_agent.inference.progress import ProgressPage, Reporter, Track
 from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.refusal import ModelRefused
-from edge_agent.inference.runtimes import find_runtime
+from edge_agent.inference.runtime.runtimes import find_runtime
 from edge_agent.inference.tasks.base import OutputMismatch
 from edge_agent.inference.tasks.raw import MAX_VALUES
 from edge_agent.records import ModelFile, Result, Sample, Tensor

@@ -1,0 +1,275 @@
+"""A model ready to run: interpreter, delegate, input, state and output, built and warmed up."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_agent.inference.accelerators.devices import is_edgetpu_model
+from edge_agent.inference.accelerators.opening import Opened, open_accelerator
+from edge_agent.inference.interpreter.inputs import InputMismatch, ModelInput, Prepared
+from edge_agent.inference.interpreter.labels import LabelsError
+from edge_agent.inference.interpreter.metadata import Description, describe
+from edge_agent.inference.interpreter.recurrent import Roles, State, find_roles
+from edge_agent.inference.interpreter.tensors import TensorInfo
+from edge_agent.inference.latencies import StageLatencies
+from edge_agent.inference.progress import Reporter, Stage
+from edge_agent.inference.protocol import ModelOptions
+from edge_agent.inference.refusal import ModelRefused
+from edge_agent.inference.runtime.runtimes import Interpreter, Runtime, RuntimeUnavailable, find_runtime
+from edge_agent.inference.tasks.base import Answer, OutputMismatch, Task, TaskMismatch
+from edge_agent.inference.tasks.choice import make_task
+from edge_agent.records import ModelFile, Result, Sample
+
+# Models for floating-point images mostly take -1 to 1.
+_IMAGE_MEAN = _IMAGE_STD = 127.5
+
+
+class LoadedModel:
+    """One model with its interpreter. Owned by one thread at a time."""
+
+    def __init__(
+        self,
+        interpreter: Interpreter,
+        opened: Opened,
+        model_input: ModelInput,
+        task: Task,
+        options: ModelOptions,
+        *,
+        state: State | None = None,
+        remarks: Sequence[str] = (),
+    ) -> None:
+        self.input = model_input
+        self.task = task
+        self._interpreter = interpreter
+        self._opened = opened
+        self._set_tensor, self._get_tensor = interpreter.set_tensor, interpreter.get_tensor
+        self._invoke = interpreter.invoke
+        self._state = state
+        self._outputs = task.outputs
+        self._raw_data = options.raw_data
+        self.accelerator = opened.accelerator
+        self.degraded = opened.degraded
+        self.device = opened.device
+        self.remarks = (*opened.remarks, *remarks)
+
+    def warm_up(self, sample: Sample | None) -> None:
+        """Run the model once: on a real sample where there is one, so that a model that does not fit is found.
+
+        Raises InputMismatch, OutputMismatch, or the runtime's RuntimeError.
+        """
+        prepared = self.input.empty() if sample is None else self.input.prepare(sample.data, sample.size)
+        self._feed(prepared)
+        self._invoke()
+        self._read(prepared)
+        self.reset_state()
+
+    def reset_state(self) -> None:
+        """Forget the samples so far, for a model that remembers them: what comes next is no continuation."""
+        if self._state is not None:
+            self._state.reset()
+
+    def run(self, sample: Sample, progress: Reporter, latencies: StageLatencies) -> Result:
+        """Return what the model says of the sample.
+
+        Raises InputMismatch, OutputMismatch, or the runtime's RuntimeError.
+        """
+        begun = progress.begin(Stage.PREPROCESS)
+        prepared = self.input.prepare(sample.data, sample.size)
+        self._feed(prepared)
+        progress.step(Stage.INVOKE)
+        ready = time.monotonic_ns()
+        self._invoke()
+        invoked = time.monotonic_ns()
+        progress.step(Stage.DECODE)
+        answer = self._read(prepared)
+        latencies.add(sample.captured_ns, begun, ready, invoked, time.monotonic_ns())
+        return Result(
+            sample.captured_ns,
+            invoked - ready,
+            answer.scores,
+            prepared.clipped,
+            self._first_values(sample) if self._raw_data else None,
+            sample.position,
+            answer.verdict,
+            answer.value,
+            answer.outputs,
+        )
+
+    def _feed(self, prepared: Prepared) -> None:
+        self._set_tensor(self.input.index, prepared.tensor)
+        if self._state is not None:
+            self._state.feed(self._interpreter)
+
+    def _read(self, prepared: Prepared) -> Answer:
+        if self._state is not None:
+            self._state.keep(self._interpreter)
+        return self.task.decode(tuple(map(self._get_tensor, self._outputs)), prepared)
+
+    def _first_values(self, sample: Sample) -> list[float]:
+        # JSON knows no NaN: what is missing goes out as zero, as it went into the model.
+        first = np.nan_to_num(sample.data.reshape(-1)[: self._raw_data].astype(np.float64))
+        return [round(value, 6) for value in first.tolist()]
+
+    def close(self) -> None:
+        """Give up the interpreter first and the delegate second: the other order crashes libedgetpu."""
+        del self._set_tensor, self._get_tensor, self._invoke
+        del self._interpreter
+        self._opened.close()
+
+
+def build(
+    runtime: Runtime,
+    model: ModelFile,
+    options: ModelOptions,
+    last: Sample | None,
+    *,
+    avoid_edgetpu: str = "",
+    root: Path = Path("/"),
+) -> LoadedModel:
+    """Build the model and warm it up with the last sample seen. Raises ModelRefused.
+
+    `avoid_edgetpu` says why the Edge TPU must not be touched now, or is empty. `root` is where /sys and /dev are looked
+    for. Where the Edge TPU fails and the settings leave the choice, the model's twin for the CPU is built.
+    """
+    try:
+        opened = open_accelerator(runtime, model, options, avoid=avoid_edgetpu, root=root)
+    except RuntimeUnavailable as error:
+        raise ModelRefused(str(error), permanent=False) from error
+    except OSError as error:
+        raise ModelRefused(f"cannot be read: {error}", permanent=False) from error
+    built = _build_on(runtime, model, options, last, opened)
+    if isinstance(built, _DeviceFailed) and options.accelerator == "auto" and model.cpu_path is not None:
+        opened = Opened(model.cpu_path, degraded=f"the Edge TPU failed: {built}", remarks=opened.remarks)
+        built = _build_on(runtime, model, options, last, opened)
+    if isinstance(built, ModelRefused):
+        raise built
+    return built
+
+
+class _DeviceFailed(ModelRefused):
+    """The model was not built because the Edge TPU, or its driver, failed."""
+
+
+def _build_on(
+    runtime: Runtime, model: ModelFile, options: ModelOptions, last: Sample | None, opened: Opened
+) -> LoadedModel | ModelRefused:
+    """Build the model, or close the device and return why not.
+
+    The reason is returned and not raised: a traceback would keep the interpreter alive, which has to be gone before
+    the device is closed.
+    """
+    built = _try(runtime, model, options, last, opened)
+    if isinstance(built, ModelRefused):
+        opened.close()
+    return built
+
+
+def _try(
+    runtime: Runtime, model: ModelFile, options: ModelOptions, last: Sample | None, opened: Opened
+) -> LoadedModel | ModelRefused:
+    try:
+        return _assemble(runtime, model, options, last, opened)
+    except (ValueError, RuntimeError, OSError) as error:
+        return _refusal(error, model, options, opened)
+
+
+def _refusal(error: Exception, model: ModelFile, options: ModelOptions, opened: Opened) -> ModelRefused:
+    reason = _in_words(error)
+    if isinstance(error, TaskMismatch):
+        reason = f"{reason}; [inference].task is '{options.task}'"
+    if opened.path != model.path:
+        # This is not the file that was asked for: another time there may be an Edge TPU.
+        return ModelRefused(f"its twin for the CPU: {reason}", permanent=False)
+    if opened.accelerator == "edgetpu" and isinstance(error, RuntimeError):
+        return _DeviceFailed(reason, permanent=False, about_device=True)
+    return ModelRefused(reason, permanent=_is_lasting(error, model))
+
+
+def _is_lasting(error: Exception, model: ModelFile) -> bool:
+    if isinstance(error, LabelsError):
+        # Those of the settings are mended there, as is the task.
+        return model.labels is not None
+    if isinstance(error, RuntimeError):
+        # What is compiled for the Edge TPU may meet another driver the next time.
+        return not (isinstance(error, RuntimeUnavailable) or is_edgetpu_model(model.path))
+    return not isinstance(error, TaskMismatch | OSError)
+
+
+def _assemble(
+    runtime: Runtime, model: ModelFile, options: ModelOptions, last: Sample | None, opened: Opened
+) -> LoadedModel:
+    interpreter = runtime.interpreter(opened.path, opened.delegates)
+    interpreter.allocate_tensors()
+    file = describe(opened.path)
+    roles = find_roles(
+        _tensors(interpreter.get_input_details(), file), _tensors(interpreter.get_output_details(), file)
+    )
+    model_input = _make_input(roles.data, options, file)
+    task = _make_task(options, roles, model.labels, file)
+    state = State(roles.states) if roles.states else None
+    loaded = LoadedModel(interpreter, opened, model_input, task, options, state=state, remarks=file.remarks)
+    loaded.warm_up(last)
+    return loaded
+
+
+def _tensors(details: Sequence[dict[str, Any]], file: Description) -> list[TensorInfo]:
+    return [
+        TensorInfo.of(each, file.signature.get(each["index"], ""), file.titles.get(each["index"], ""))
+        for each in details
+    ]
+
+
+def _make_input(tensor: TensorInfo, options: ModelOptions, file: Description) -> ModelInput:
+    mean = _channels(options.image_mean, file.mean, _IMAGE_MEAN, tensor, file)
+    std = _channels(options.image_std, file.std, _IMAGE_STD, tensor, file)
+    return ModelInput(tensor, resize=options.resize, fit=options.fit, mean=mean, std=std)
+
+
+def _channels(
+    setting: float | None, packed: list[float], default: float, tensor: TensorInfo, file: Description
+) -> list[float]:
+    if setting is not None:
+        return [setting]
+    if packed and len(packed) not in {1, *tensor.shape[-1:]}:
+        file.remarks.append(f"the normalisation in the model is left out: {len(packed)} values for {tensor}")
+        return [default]
+    return packed or [default]
+
+
+def _make_task(options: ModelOptions, roles: Roles, release: list[str] | None, file: Description) -> Task:
+    # A release brings the labels of its own classes; those of the settings are for releases without any.
+    labels = release if release is not None else options.labels
+    if labels is None and file.labels is not None:
+        try:
+            return make_task(options, roles.data, roles.outputs, file.labels)
+        except LabelsError as error:
+            file.remarks.append(f"the labels packed in the model are left out: {error}")
+    return make_task(options, roles.data, roles.outputs, labels)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, InputMismatch | OutputMismatch | LabelsError | RuntimeUnavailable):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"cannot be read: {error}"
+    text = " ".join(str(error).split())
+    if any(words in text for words in ("valid Flatbuffer", "Could not open", "model allocation is null")):
+        return "is no TensorFlow Lite model, or is cut short"
+    return f"the runtime cannot run it: {text[:300]}"
+
+
+def try_file(path: str) -> None:
+    """Build an interpreter for the file and, unless it needs an Edge TPU, run it once. Raises ModelRefused."""
+    try:
+        interpreter = find_runtime().interpreter(path)
+        if is_edgetpu_model(path):
+            return
+        interpreter.allocate_tensors()
+        interpreter.invoke()
+    except RuntimeUnavailable as error:
+        raise ModelRefused(str(error), permanent=False) from error
+    except (ValueError, RuntimeError) as error:
+        raise ModelRefused(_in_words(error), permanent=True) from error

@@ -1,0 +1,1 @@
+"""The agent's side of the worker: starts it, watches it, and brings it back."""

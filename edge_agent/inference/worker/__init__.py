@@ -1,0 +1,1 @@
+"""The worker process: owns the source and the Edge TPU, and may die without harm."""

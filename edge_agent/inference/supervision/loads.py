@@ -1,6 +1,7 @@
 """Models that the worker was asked to load, and its answers."""
 
 import asyncio
+import time
 from collections import Counter
 
 from edge_agent.inference.protocol import Load, Loaded
@@ -30,6 +31,7 @@ class Loads:
         self.in_use: LoadReport | None = None
         self._request_in_use = 0
         self._pending: dict[int, tuple[ModelFile, Plan, asyncio.Future[LoadReport]]] = {}
+        self._asked_ns = 0
         self._requests = 0
         self._deaths: Counter[tuple[str, str | None]] = Counter()
 
@@ -37,6 +39,11 @@ class Loads:
     def pending(self) -> Plan | None:
         """How the worker is to load what it loads now: the oldest request without an answer."""
         return next((plan for _, plan, _ in self._pending.values()), None)
+
+    @property
+    def asked_ns(self) -> int | None:
+        """The CLOCK_MONOTONIC in ns of the newest request, while there is one without an answer."""
+        return self._asked_ns if self._pending else None
 
     async def request(self, connection: Connection | None, model: ModelFile, plan: Plan) -> LoadReport:
         """Ask the worker and wait for its answer."""
@@ -46,6 +53,7 @@ class Loads:
             return LoadReport(accepted=False, reason="the worker has just ended")
         answer: asyncio.Future[LoadReport] = asyncio.get_running_loop().create_future()
         self._pending[number] = (model, plan, answer)
+        self._asked_ns = time.monotonic_ns()
         return await answer
 
     def answered(self, message: Loaded) -> Plan:

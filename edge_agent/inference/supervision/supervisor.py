@@ -166,7 +166,7 @@ class Supervisor:
     def making_progress(self) -> bool:
         """Whether the worker is at work, or is being brought back: what the systemd watchdog may rely on."""
         connection = self._connection
-        return connection is None or find_hang(connection.page, self._deadline) is None
+        return connection is None or self._find_hang(connection) is None
 
     @property
     def worker_pid(self) -> int | None:
@@ -344,9 +344,12 @@ class Supervisor:
 
     async def _watch(self, connection: Connection) -> str:
         """Return what hangs, once something does."""
-        while (hang := find_hang(connection.page, self._deadline)) is None:  # noqa: ASYNC110  a page cannot notify
+        while (hang := self._find_hang(connection)) is None:  # noqa: ASYNC110  a page cannot notify
             await asyncio.sleep(max(0.25, self._deadline / 4))
         return hang
+
+    def _find_hang(self, connection: Connection) -> str | None:
+        return find_hang(connection.page, self._deadline, self._loads.asked_ns)
 
     # -- its end
 

@@ -32,9 +32,6 @@ from edge_agent.sources.base import build as build_source
 
 # Below the agent's own deadline for the worker (supervisor.STOP_DEADLINE).
 STOP_DEADLINE = 1.0
-# The thread that runs the model lends Python's lock to the other one for each invoke. Wanting it back, it would wait up
-# to 5 ms, as Python has it by default, for one that is at work in Python; more switches than that cost nothing.
-SWITCH_INTERVAL = 0.001
 EXIT_CRASHED = 70
 # A source that is busy in Python lets the thread with the model go on after so many seconds. With Python's 5 ms, each
 # invoke would wait that long to be taken note of: a flood of lines from a program then leaves a fifth of the results.

@@ -215,6 +215,8 @@ class Mjpeg(BaseHTTPRequestHandler):
 @pytest.fixture
 def mjpeg() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Mjpeg)
+    # Closing it then waits for what still answers somebody.
+    server.daemon_threads = False
     server.count, server.damaged = MAX_WAITING - 10, range(0)
     server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))

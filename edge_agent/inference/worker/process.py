@@ -35,7 +35,7 @@ STOP_DEADLINE = 1.0
 EXIT_CRASHED = 70
 # A source that is busy in Python lets the thread with the model go on after so many seconds. With Python's 5 ms, each
 # invoke would wait that long to be taken note of: a flood of lines from a program then leaves a fifth of the results.
-SWITCH_INTERVAL = 0.0005
+SWITCH_INTERVAL = 0.001
 
 
 class Worker:

@@ -123,7 +123,7 @@ def test_a_library_that_does_not_fit_costs_the_edge_tpu_and_not_the_service(edge
     install_library(machine, library, OLD_VERSION)
     start(edge, "mismatch_segv")
     event = wait_for_accelerator(edge, "cpu")
-    assert f"does not get along with {PACKAGE} {OLD_VERSION} at {LIBRARY}" in event["degraded"]
+    assert f"does not get along with {PACKAGE} {OLD_VERSION} at {LIBRARY}" in event["degraded"], edge.journal()
     assert "SIGSEGV" in event["degraded"]
     assert edge.report()["worker"]["deaths"] == 0
     assert len(json.loads(machine.read(VERDICTS))) == 2

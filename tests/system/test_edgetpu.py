@@ -72,7 +72,8 @@ def start(service: Service, mode: str = "ok") -> None:
 
 
 def wait_for_accelerator(service: Service, accelerator: str) -> dict[str, Any]:
-    """Wait until a result comes from the Edge TPU or the CPU, and return its event."""
+    """Wait until the service that runs now works on the Edge TPU or the CPU, and return its latest result's event."""
+    service.wait_for_status(f"on {accelerator}")  # the events before its start are still there
     what = f"a result of the {accelerator}"
     events = service.wait_for_events(lambda events: events.of("result")[-1:] and latest(events) == accelerator, what)
     event: dict[str, Any] = events.of("result")[-1]
@@ -101,8 +102,22 @@ def test_the_edge_tpu_works_in_the_sandbox_and_its_library_may_go_and_come(edge:
     assert edge.report()["accelerator"]["degraded"] == event["degraded"]
 
     install_library(machine, library, NEXT_VERSION)
-    edge.start()
+    machine.systemctl("reload", UNIT)
     wait_for_accelerator(edge, "edgetpu")
+    edge.nothing_lost(duplicates=True)
+    edge.nothing_forbidden()
+
+
+def test_a_library_that_does_not_fit_is_found_out_where_the_kernel_shows_no_device(edge: Service) -> None:
+    edge.machine.configure_unit("standin", "[Service]\nEnvironment=EDGETPU_STANDIN_MODE=mismatch_segv\n")
+    edge.start(SETTINGS)
+    event = wait_for_accelerator(edge, "cpu")
+    assert f"does not get along with {PACKAGE} {VERSION} at {LIBRARY}" in event["degraded"], edge.journal()
+    # It takes one death to find out that there is anything; from then on it is known.
+    assert edge.report()["worker"]["deaths"] == 1
+    edge.start()
+    edge.wait_for_status("does not get along with", "on cpu")
+    assert edge.report()["worker"]["deaths"] == 0
     edge.nothing_lost(duplicates=True)
     edge.nothing_forbidden()
 

@@ -77,6 +77,7 @@ class Recovery:
         self._well_since: float | None = None
         self._reset_due = False
         self._failed_to_open = ""
+        self._failed_unseen = False
         self._has_run = False
         self._suspect = ""
         self._device: Device | None = None
@@ -99,7 +100,8 @@ class Recovery:
             return await self._plan(model, wanted)
 
     async def _plan(self, model: ModelFile, wanted: Configure) -> Plan:
-        usable = await asyncio.to_thread(self.usable, wanted.model.device)
+        there = await asyncio.to_thread(self._look)
+        usable = _usable(wanted.model.device, there)
         if usable:
             self._device = next((device for device in usable if device.name == self._suspect), usable[0])
             if self._failed_to_open:
@@ -107,15 +109,20 @@ class Recovery:
         self._failed_to_open = ""
         if avoid := self.avoid():
             return Plan(avoid_edgetpu=avoid, compiled=True)
-        if self._device is None or not usable:
+        if there and not usable:
             return Plan(compiled=True)
         self._touched = self._clock()
-        if self._reset_due:
+        if self._reset_due and self._device is not None and usable:
             await self._reset_device(self._device, wanted.model.device)
         choice = await self._runtimes.choose(
-            wanted.runtime, model.path, wanted.model.device, wanted.model.device_options
+            wanted.runtime,
+            model.path,
+            wanted.model.device,
+            wanted.model.device_options,
+            # Where the kernel shows no device, as in a container, there may be one. That it failed speaks for it.
+            may_try=bool(usable) or self._failed_unseen,
         )
-        return Plan(choice.runtime, choice.problem, compiled=True, looks_well=True)
+        return Plan(choice.runtime, choice.problem, compiled=True, looks_well=bool(usable))
 
     def loaded(self, plan: Plan, report: LoadReport) -> None:
         """Take note of how a model was loaded."""
@@ -127,6 +134,7 @@ class Recovery:
                 log.info("the Edge TPU has taken over again", device=report.device)
                 self._on_health("accelerator", "ok", f"{report.device or 'the Edge TPU'} has taken over again")
             self.degraded = self._failed_to_open = ""
+            self._failed_unseen = False
             self._has_run = True
             return
         if not report.accepted and (plan.beside or not report.about_device):
@@ -135,8 +143,9 @@ class Recovery:
         if not reason or not plan.compiled:
             self.degraded = ""
             return
-        if plan.looks_well and plan.opens_device:
-            self._failed_to_open = reason
+        if plan.opens_device:
+            self._failed_to_open = reason if plan.looks_well else ""
+            self._failed_unseen = not plan.looks_well and not report.accepted
         if report.accepted and not self.degraded:
             self.counts.fallbacks += 1
             self._has_run = True
@@ -152,6 +161,8 @@ class Recovery:
         if guilty and not death.outside:
             self._suspect = (in_use.device if in_use is not None else None) or ""
             self._touched = self._clock()
+            # What hangs would hang again as it is tried.
+            self._failed_unseen = loading is not None and not loading.looks_well and not death.hung
             self._strike(death.cause)
 
     def acquit(self, deaths: int) -> None:
@@ -167,8 +178,11 @@ class Recovery:
 
     def usable(self, wanted: str) -> list[Device]:
         """The devices that could be opened now, as the kernel shows them. Blocks on sysfs."""
+        return _usable(wanted, self._look())
+
+    def _look(self) -> Sequence[Device]:
         try:
-            return [device for device in matching(wanted, self._devices()) if device.usable]
+            return self._devices()
         except OSError as error:  # too many open files, for instance: another time it may work
             log.warning("devices cannot be looked for", reason=str(error))
             return []
@@ -231,6 +245,10 @@ class Recovery:
             if await asyncio.to_thread(self.usable, wanted):
                 return
             await self._sleep(_LOOK_EVERY)
+
+
+def _usable(wanted: str, devices: Sequence[Device]) -> list[Device]:
+    return [device for device in matching(wanted, devices) if device.usable]
 
 
 async def _is_compiled(model: ModelFile) -> bool:

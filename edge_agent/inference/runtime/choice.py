@@ -2,8 +2,8 @@
 
 Each pair of runtime and library is tried in a throw-away process (`edge_agent.inference.runtime.probe`), and what came
 of it is kept in a file of the state directory; that a pair does not fit is believed when it is seen twice. A pair is
-known by the versions of the runtime and of NumPy and by path, size and time of the library's file: whatever is
-installed anew is tried anew. What says nothing of the pair, such as a device that is not plugged in, is not kept.
+known by the versions of the runtime and of NumPy and by package, path, size and time of the library's file: whatever
+is installed anew is tried anew. What says nothing of the pair, such as a device that is not plugged in, is not kept.
 """
 
 import asyncio
@@ -41,8 +41,14 @@ class _Pair(msgspec.Struct, frozen=True):
     version: str
     numpy: str
     library: str
+    package: str
     size: int
     modified_ns: int
+
+    @classmethod
+    def of(cls, listing: Listing, library: Library) -> "_Pair":
+        where = (library.path, library.package, library.size, library.modified_ns)
+        return cls(listing.runtime, listing.version, listing.numpy, *where)
 
 
 class _Verdict(msgspec.Struct, frozen=True):
@@ -50,6 +56,9 @@ class _Verdict(msgspec.Struct, frozen=True):
 
     pair: _Pair
     mismatch: str
+
+
+_NOT_TRIED = Trial("trouble", "it was not tried")
 
 
 class RuntimeChoice:
@@ -71,11 +80,14 @@ class RuntimeChoice:
         self._listings: dict[str, Listing] = {}
         self._failed_once: set[_Pair] = set()
 
-    async def choose(self, wanted: str, model_path: str, device: str, options: Mapping[str, str]) -> Choice:
+    async def choose(
+        self, wanted: str, model_path: str, device: str, options: Mapping[str, str], *, may_try: bool = True
+    ) -> Choice:
         """Return the runtime to use for a model that is compiled for the Edge TPU.
 
         `wanted` is one of `runtimes.RUNTIMES`, which is tried but never replaced, or "auto".
-        `device` and `options` are what libedgetpu gets. No process may have that device open: it may be tried.
+        `device` and `options` are what libedgetpu gets. No process may have that device open: it may be tried, unless
+        `may_try` is false; then what is not known of a pair is `trouble`.
         """
         unusable: list[str] = []
         misfits: list[tuple[Listing, str]] = []
@@ -87,7 +99,10 @@ class RuntimeChoice:
             if listing.library is None:
                 # The device is not to blame, and need not be touched.
                 return Choice(name, problem=explain_failure(OSError(listing.library_problem), device, ()))
-            trial = await self._judge(listing, listing.library, model_path, device, options)
+            pair = _Pair.of(listing, listing.library)
+            trial = await asyncio.to_thread(self._memory.recall, pair) or _NOT_TRIED
+            if trial is _NOT_TRIED and may_try:
+                trial = await self._try_pair(pair, listing, model_path, device, options)
             if trial.verdict != "mismatch":
                 _warn_of_misfits(misfits, listing)
                 return Choice(name, trouble=trial.detail)
@@ -111,20 +126,17 @@ class RuntimeChoice:
             self._listings[name] = found
         return found
 
-    async def _judge(
-        self, listing: Listing, library: Library, model_path: str, device: str, options: Mapping[str, str]
+    async def _try_pair(
+        self, pair: _Pair, listing: Listing, model_path: str, device: str, options: Mapping[str, str]
     ) -> Trial:
-        pair = _Pair(listing.runtime, listing.version, listing.numpy, library.path, library.size, library.modified_ns)
-        known = await asyncio.to_thread(self._memory.recall, pair)
-        if known is not None:
-            return Trial("mismatch", known.mismatch) if known.mismatch else Trial("works")
         trial = await self._try(listing.runtime, model_path, device, options)
         if trial.verdict == "mismatch" and pair not in self._failed_once:
             self._failed_once.add(pair)
             log.warning("runtime failed with the Edge TPU's library, trying once more", **_facts(listing, trial))
             trial = await self._try(listing.runtime, model_path, device, options)
         if trial.verdict == "trouble":
-            log.warning("runtime could not be tried with the Edge TPU's library", **_facts(listing, trial))
+            # A warning only if the worker, which tries it next, has no more luck.
+            log.info("runtime could not be tried with the Edge TPU's library", **_facts(listing, trial))
             return trial
         log.info("runtime was tried with the Edge TPU's library", verdict=trial.verdict, **_facts(listing, trial))
         await asyncio.to_thread(self._memory.keep, _Verdict(pair, trial.detail))
@@ -138,9 +150,12 @@ class _Memory:
         self._path = path
         self._verdicts: list[_Verdict] | None = None
 
-    def recall(self, pair: _Pair) -> _Verdict | None:
+    def recall(self, pair: _Pair) -> Trial | None:
         """Return what is known of the pair."""
-        return next((verdict for verdict in self._read() if verdict.pair == pair), None)
+        mismatch = next((verdict.mismatch for verdict in self._read() if verdict.pair == pair), None)
+        if mismatch is None:
+            return None
+        return Trial("mismatch", mismatch) if mismatch else Trial("works")
 
     def keep(self, verdict: _Verdict) -> None:
         """Add a verdict; the oldest goes when there are too many."""

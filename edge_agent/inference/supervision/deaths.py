@@ -45,13 +45,14 @@ class Death:
     """The end of a worker that nobody had told to end. `cause` is a sentence that holds the other two.
 
     `exit_status` is in words. `outside` says that neither the worker nor the agent did it: somebody sent SIGKILL, the
-    memory killer for instance.
+    memory killer for instance. `hung`: it was killed for standing still.
     """
 
     cause: str
     exit_status: str
     last: LastMoment
     outside: bool = False
+    hung: bool = False
 
     @classmethod
     def unborn(cls, reason: str) -> "Death":

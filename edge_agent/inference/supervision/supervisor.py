@@ -366,7 +366,7 @@ class Supervisor:
     ) -> Death:
         last = LastMoment.of(connection.page)
         if watch.done():
-            return Death(watch.result(), "hung, and was killed", last)
+            return Death(watch.result(), "hung, and was killed", last, hung=True)
         if (reason := conversation.result()) is not None:
             return Death(reason, "killed for what it sent", last)
         status = await connection.wait_for_exit(STOP_DEADLINE)

@@ -32,6 +32,8 @@ ON_CPU = LoadReport(accepted=True, accelerator="cpu", degraded="it was stuck")
 NOT_THERE = LoadReport(accepted=False, reason="no Edge TPU is plugged in", about_device=True)
 IN_INVOKE = LastMoment("running the model", loading=False, on_sample=True, working_on="7", read_after=None)
 READING = LastMoment("reading the source", loading=False, on_sample=False, working_on=None, read_after="7")
+LOADING = LastMoment("loading a model", loading=True, on_sample=False, working_on=None, read_after=None)
+UNSEEN = Plan("ai-edge-litert", compiled=True)
 USE_IT = Plan("ai-edge-litert", compiled=True, looks_well=True)
 ABORT = Death("killed by SIGABRT while running the model", "killed by SIGABRT", IN_INVOKE)
 
@@ -41,10 +43,12 @@ class Runtimes:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.may_try: list[bool] = []
         self.answer = Choice("ai-edge-litert")
 
-    async def choose(self, wanted: str, model_path: str, device: str, options: Any) -> Choice:
+    async def choose(self, wanted: str, model_path: str, device: str, options: Any, *, may_try: bool) -> Choice:
         self.asked.append(wanted)
+        self.may_try.append(may_try)
         return self.answer
 
 
@@ -235,7 +239,7 @@ def test_devices_that_cannot_be_looked_for_are_not_usable(bench: Bench) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     bench.recovery._devices = fail
-    assert bench.plan() == Plan(compiled=True)
+    assert bench.plan() == UNSEEN
 
 
 def test_who_does_not_want_the_edge_tpu_is_not_degraded(bench: Bench) -> None:
@@ -266,10 +270,9 @@ def test_other_deaths_are_not_put_down_to_the_device(bench: Bench, death: Death,
 
 
 def test_a_worker_that_dies_while_it_opens_the_device_counts(bench: Bench) -> None:
-    loading = LastMoment("loading a model", loading=True, on_sample=False, working_on=None, read_after=None)
     for _ in range(GIVE_UP_AFTER):
         plan = bench.plan()
-        bench.recovery.died(Death("hangs: loading a model for 90.1 s", "hung", loading), None, plan)
+        bench.recovery.died(Death("hangs: loading a model for 90.1 s", "hung", LOADING, hung=True), None, plan)
     assert "hangs: loading a model" in bench.plan().avoid_edgetpu
 
 
@@ -290,12 +293,11 @@ def test_a_device_that_is_away_is_no_failure(bench: Bench) -> None:
     bench.devices = []
     for _ in range(5):
         plan = bench.plan()
-        assert plan == Plan(compiled=True)
+        assert plan == UNSEEN
         bench.recovery.loaded(plan, NOT_THERE)
     bench.devices = [STICK]
     assert bench.plan() == USE_IT
     assert bench.recovery.counts.failures == 0
-    assert bench.runtimes.asked == ["auto"]
 
 
 def test_the_change_to_the_cpu_and_back_is_told_and_counted(bench: Bench) -> None:
@@ -329,6 +331,38 @@ def test_a_driver_that_no_runtime_gets_along_with_is_not_touched(bench: Bench) -
     bench.runtimes.answer = Choice("ai-edge-litert", "libedgetpu does not fit")
     plan = bench.plan()
     assert (plan.avoid_edgetpu, plan.opens_device) == ("libedgetpu does not fit", False)
+
+
+@pytest.mark.parametrize("failure", ["crash", "refusal", "hang", "fallback"])
+def test_where_the_kernel_shows_no_device_the_driver_is_tried_once_it_has_failed(bench: Bench, failure: str) -> None:
+    """Before, it is not worth the time: most likely there is no device."""
+    bench.devices = []
+    plan = bench.plan()
+    assert (plan, bench.runtimes.may_try) == (UNSEEN, [False])
+    if failure == "refusal":
+        bench.recovery.loaded(plan, msgspec.structs.replace(NOT_THERE, reason="unresolved custom op"))
+    elif failure == "fallback":
+        bench.recovery.loaded(plan, ON_CPU)
+    else:
+        death = Death("killed by SIGSEGV while loading a model", "killed by SIGSEGV", LOADING, hung=failure == "hang")
+        bench.recovery.died(death, None, plan)
+    bench.runtimes.answer = Choice("ai-edge-litert", "libedgetpu does not fit")
+    assert bench.plan().avoid_edgetpu == "libedgetpu does not fit"
+    assert bench.runtimes.may_try == [False, failure in {"crash", "refusal"}]
+
+
+def test_a_driver_that_works_unseen_is_not_tried_again(bench: Bench) -> None:
+    bench.devices = []
+    bench.recovery.loaded(bench.plan(), NOT_THERE)
+    bench.recovery.loaded(bench.plan(), LoadReport(accepted=True, accelerator="edgetpu", device=""))
+    bench.plan()
+    assert bench.runtimes.may_try == [False, True, False]
+
+
+def test_a_driver_is_not_tried_while_no_device_can_be_opened(bench: Bench) -> None:
+    bench.devices = [msgspec.structs.replace(STICK, state=DeviceState.BUSY)]
+    assert bench.plan() == Plan(compiled=True)
+    assert bench.runtimes.asked == []
 
 
 def test_nothing_is_opened_besides_a_worker_that_has_the_device(bench: Bench) -> None:

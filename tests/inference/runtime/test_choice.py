@@ -148,6 +148,14 @@ def test_without_the_library_there_is_nothing_to_try(machine: Machine) -> None:
 # ------------------------------------------------------------------------------------------ what is remembered
 
 
+def test_where_nothing_may_be_tried_only_what_is_known_counts(machine: Machine) -> None:
+    asked = ("auto", "m.tflite", "", dict[str, str]())
+    assert asyncio.run(machine.choice.choose(*asked, may_try=False)) == Choice(LITERT, trouble="it was not tried")
+    assert machine.tried == []
+    machine.choose(CRASH, CRASH, WORKS)
+    assert asyncio.run(machine.choice.choose(*asked, may_try=False)) == Choice(TFLITE)
+
+
 def test_a_verdict_outlives_the_process(machine: Machine) -> None:
     machine.choose(CRASH, CRASH, WORKS)
     machine.restart()

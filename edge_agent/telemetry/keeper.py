@@ -159,7 +159,8 @@ class Keeper:
             numbers = [number for number, _ in journal.find((self._directory, self._journal_directory))]
         except OSError:
             numbers = []
-        return max([self._store.meta.journal if self._store else 0, *numbers])
+        # A store that cannot be read may cover any number so far: go on far above, as with the seqs.
+        return max([self._store.meta.journal if self._store else self.epoch, *numbers])
 
     # -- the journal
 

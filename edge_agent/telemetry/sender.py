@@ -220,7 +220,7 @@ class Sender(Generic[B]):
                     break
                 done, _ = await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
                 self._in_flight -= done
-                failure = failure or _first_failure(done)
+                failure = _first_failure(done, failure)
         finally:
             await self._call_back()
         if failure is not None:
@@ -305,13 +305,10 @@ class Sender(Generic[B]):
             task.result()
 
 
-def _first_failure(tasks: set[asyncio.Task[None]]) -> BaseException | None:
-    for task in tasks:
-        if task.cancelled():
-            return SinkUnavailable("sending has ended")
-        if (error := task.exception()) is not None:
-            return error
-    return None
+def _first_failure(tasks: set[asyncio.Task[None]], earlier: BaseException | None) -> BaseException | None:
+    # Each is asked: asyncio would log the error of a task that nobody has asked for it.
+    errors = [SinkUnavailable("sending has ended") if task.cancelled() else task.exception() for task in tasks]
+    return next((error for error in (earlier, *errors) if error is not None), None)
 
 
 class _Size:

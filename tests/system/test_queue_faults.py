@@ -1,12 +1,25 @@
-"""The fault tests of the queue in the numbers that make a claim: 100 kills, 20 power cuts, large files."""
+"""The fault tests of the queue and the sender in the numbers that make a claim: 100 kills, 20 power cuts, days."""
 
+import asyncio
+import tempfile
+import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edge_agent.telemetry.pubsub import PubSubSink
+from edge_agent.telemetry.queue import Queue
+from edge_agent.telemetry.sender import Sender
+from tests.servers.pubsub import PubSubServer
 from tests.telemetry import loopdisk
+from tests.telemetry.loopdisk import LoopDisk
 from tests.telemetry.powercuts import check_power_cuts
+from tests.telemetry.queue_kit import put
+from tests.telemetry.soak import WEATHER, Plan, soak
 from tests.telemetry.test_queue_kill import check_kills
+from tests.telemetry.test_sender_failures import until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -23,3 +36,52 @@ def test_twenty_power_cuts_cost_a_commit_interval_each_at_most(tmp_path: Path, w
     if reason := loopdisk.why_not():
         pytest.skip(reason)
     check_power_cuts(tmp_path, 20, with_runtime=with_runtime)
+
+
+@pytest.mark.parametrize("failures", [5, 9])
+def test_events_flow_within_ten_seconds_after_the_server_is_back(
+    tmp_path: Path, pubsub: PubSubServer, failures: int
+) -> None:
+    """In real time: the waits between two tries have grown to their longest, and gRPC has its own on top."""
+
+    async def work() -> float:
+        queue = Queue(tmp_path, max_size=1 << 30, commit_interval=1, boot_id="boot")
+        async with queue:
+            put(queue, 3000)
+            sink = PubSubSink("project", "events", emulator=pubsub.address)
+            sender: Sender[Any] = Sender(queue, sink, linger=0.25)
+            sending = asyncio.create_task(sender.run())
+            await until(lambda: sender.state.failures >= failures)
+            await asyncio.sleep(0.5)  # the next wait has just begun
+            pubsub.start()
+            back = time.monotonic()
+            await until(lambda: queue.depth == 0)
+            took = time.monotonic() - back
+            await sender.stop(5)
+            await sending
+            return took
+
+    pubsub.stop()
+    assert asyncio.run(work()) < 10
+
+
+def test_days_of_bad_weather_lose_nothing(tmp_path: Path) -> None:
+    total: Counter[str] = Counter()
+    for seed in range(100, 108):
+        for number, more in enumerate(({}, {"cuts": True}, {"size": 200_000}, {"cuts": True, "size": 200_000})):
+            with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+                total += soak(Path(name), Plan(seed=4 * seed + number, hours=3, **more))  # type: ignore[arg-type]
+    assert min(total[how] for how in ("killed", "cut", "terminated", *WEATHER)) > 20, total
+
+
+def test_a_day_offline_is_told_to_the_last_event() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        soak(Path(name), Plan(seed=0, hours=24, size=100_000, offline=True))
+
+
+def test_days_with_a_card_that_fills_up(tmp_path: Path) -> None:
+    if reason := loopdisk.why_not():
+        pytest.skip(reason)
+    for seed in range(4):
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as name, LoopDisk(Path(name) / "card", 32) as card:
+            soak(Path(name), Plan(seed=seed, hours=2, card=card))

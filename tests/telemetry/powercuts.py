@@ -51,8 +51,8 @@ def check_power_cuts(folder: Path, cuts: int, *, with_runtime: bool) -> None:
         for seed in range(cuts):
             said = cut_run(card, runtime, seed)
             assert not total["accepted"] & said["accepted"], "an id was given out twice"
-            for verb, ids in said.items():
-                total[verb] |= ids
+            for verb, names in said.items():
+                total[verb] |= names
         events, losses, depth = run(_left(card.path / "state", runtime))
     ids = [event.split()[0] for event in events]
     assert len(ids) == len(set(ids)) == depth, "an event is there twice, or the depth is wrong"

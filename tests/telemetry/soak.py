@@ -66,7 +66,9 @@ class Cloud:
     description: str = "the cloud of the soak"
 
     async def send(self, events: Sequence[bytes]) -> None:
-        weather = self.dice.choice(["clear", "away", "hung", "answer lost"]) if self.weather == "mixed" else self.weather
+        weather = (
+            self.dice.choice(["clear", "away", "hung", "answer lost"]) if self.weather == "mixed" else self.weather
+        )
         if weather == "away":
             raise SinkUnavailable("refused")
         if weather == "forbidden":
@@ -144,10 +146,10 @@ class Soak:
             clock=lambda: self._wall + loop.time(),
         )
         await queue.open()
-        sender = Sender(
-            queue, self.cloud, linger=0.25, clock=loop.time, sleep=asyncio.sleep, chance=self._dice.random
-        )
-        tasks = [asyncio.create_task(work) for work in (queue.run(), sender.run(), self._work(queue), self._tell(queue))]
+        sender = Sender(queue, self.cloud, linger=0.25, clock=loop.time, sleep=asyncio.sleep, chance=self._dice.random)
+        tasks = [
+            asyncio.create_task(work) for work in (queue.run(), sender.run(), self._work(queue), self._tell(queue))
+        ]
         yield queue
         if how == "terminated":
             for task in tasks[2:]:

@@ -170,7 +170,7 @@ def test_a_full_ext4_costs_nothing_once_there_is_room_again(disk: Disk, card: Lo
             queue.ack(batch)
             card.free()
             await ticks(queue, 70)
-            assert (queue.trouble, queue.losses()) == (None, [])
+            assert (queue.trouble, lost(queue)) == (None, {})
             assert await drain(queue) == events[10:]
 
     run(body())
@@ -208,7 +208,7 @@ def test_put_does_not_wait_for_a_disk_that_hangs(disk: Disk, card: LoopDisk) -> 
                 for _ in range(500):
                     events += put(queue, 20, size=300)
                     await asyncio.sleep(0)
-                arrived = []
+                arrived: list[bytes] = []
                 while (batch := await queue.take(1000, BIG)) is not None:
                     arrived += batch.events
                     queue.ack(batch)

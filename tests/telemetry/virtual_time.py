@@ -71,4 +71,3 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def _ended(self, _: "asyncio.Future[Any]") -> None:
         self._virtual.working -= 1
-

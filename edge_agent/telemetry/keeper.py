@@ -30,6 +30,7 @@ _EARLY_JOURNAL = journal.MAX_SIZE // 8
 _MAX_BACKOFF = 64  # ticks between two tries of a store that fails
 _FAILURES_OF_DAMAGE = 8  # in succession: then it may be the file and not the disk
 _NO_NUMBER = 1 << 62
+_FAR_ABOVE = 1 << 60  # no journal gets that many files
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -159,8 +160,8 @@ class Keeper:
             numbers = [number for number, _ in journal.find((self._directory, self._journal_directory))]
         except OSError:
             numbers = []
-        # A store that cannot be read may cover any number so far: go on far above, as with the seqs.
-        return max([self._store.meta.journal if self._store else self.epoch, *numbers])
+        # A store that cannot be read may cover any number so far, and would have these files deleted once it can be.
+        return max([self._store.meta.journal if self._store else _FAR_ABOVE + self._next_epoch(0), *numbers])
 
     # -- the journal
 

@@ -35,7 +35,10 @@ BLOCKED = ("offline", "needs_person")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the agent knows of its parts at one moment. Ages in seconds; `now` is the clock of `sender.since`."""
+    """What the agent knows of its parts at one moment. Ages in seconds; `now` is the clock of `sender.since`.
+
+    `skew` is how far the clock is from that of a server, in words, or empty.
+    """
 
     settings: Settings
     device_id: str
@@ -53,6 +56,7 @@ class Snapshot:
     reload_problem: str | None
     time_source: TimeSource
     now: float
+    skew: str = ""
 
 
 def status_line(now: Snapshot) -> str:
@@ -75,6 +79,7 @@ def problems(now: Snapshot) -> list[str]:
         f"queue: {now.queue_trouble}" if now.queue_trouble else "",
         f"reload refused: {now.reload_problem}" if now.reload_problem else "",
         "the clock is not set yet" if now.time_source == "unverified" else "",
+        now.skew,
     ]
     return [problem for problem in found if problem]
 

@@ -31,6 +31,7 @@ FRESH = 5.0
 # In the line; `edge-agent status` has all of it. What runs and what waits must have room behind two or three of them.
 LONGEST_PROBLEM = 320
 BLOCKED = ("offline", "needs_person")
+_NOT_SET = "the clock is not set yet"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def problems(now: Snapshot) -> list[str]:
         sending,
         f"queue: {now.queue_trouble}" if now.queue_trouble else "",
         f"reload refused: {now.reload_problem}" if now.reload_problem else "",
-        "the clock is not set yet" if now.time_source == "unverified" else "",
+        _NOT_SET if now.time_source == "unverified" and _NOT_SET not in sending else "",
         now.skew,
     ]
     return [problem for problem in found if problem]

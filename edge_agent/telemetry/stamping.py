@@ -13,7 +13,7 @@ import msgspec
 
 from edge_agent.telemetry.sinks import Sink, SinkUnavailable
 
-_MARK = b'"boot_id":"'
+_MARK = b"monotonic_ms"
 _UNVERIFIED = b'"unverified"'
 _OTHER_TIMES = ("first_timestamp", "last_timestamp")
 """Members that the same clock has dated, or that of an earlier boot."""

@@ -79,11 +79,13 @@ class Device:
 
     def __init__(self, boot_id: str = "boot-1") -> None:
         self.clock, self.queue, self.timeline, self.list = Clock(), Lines(), Timeline(), ListSink()
-        self.envelope = Envelope("edge-001", {"boot_id": "left"}, self.clock, self.queue, boot_id=boot_id)
+        self.envelope = Envelope(
+            "edge-001", {"boot_id": "left", "monotonic_ms": "right"}, self.clock, self.queue, boot_id=boot_id
+        )
         self.sink = StampingSink(self.list, self.timeline)
 
     def put_results(self, *seconds: int) -> None:
-        results = [Result(s * NS, 10, [Score('say "boot_id":"x"', 0.1 + 0.2, 0)], 0.0, [1e-7]) for s in seconds]
+        results = [Result(s * NS, 10, [Score('say "monotonic_ms"', 0.1 + 0.2, 0)], 0.0, [1e-7]) for s in seconds]
         self.envelope.put_results(results, FACTS)
 
     def send(self) -> list[dict[str, Any]]:

@@ -104,7 +104,10 @@ class _EventBase(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
         ),
     ]
     boot_id: Annotated[
-        str | UnsetType, Meta(description="the boot that monotonic_ms counts from; with unverified times")
+        str | UnsetType,
+        Meta(
+            description="the boot that monotonic_ms counts from; with unverified times, and what is told of the clock"
+        ),
     ] = UNSET
     monotonic_ms: Annotated[
         int | UnsetType,

@@ -7,17 +7,27 @@ does not, as a device without any time service would never send anything.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from edge_agent.telemetry.sinks import Sink, SinkUnavailable
 
 _MARK = b"monotonic_ms"
-_UNVERIFIED = b'"unverified"'
-_OTHER_TIMES = ("first_timestamp", "last_timestamp")
-"""Members that the same clock has dated, or that of an earlier boot."""
 
+
+class _Undated(msgspec.Struct):
+    """The members of an event that may have to be corrected; the last two are those of a loss."""
+
+    boot_id: str
+    monotonic_ms: int
+    timestamp: int
+    time_source: Literal["unverified"]
+    first_timestamp: int | None = None
+    last_timestamp: int | None = None
+
+
+_decode_undated = msgspec.json.Decoder(_Undated).decode
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode  # raw: what is not changed stays as it is, to the byte
 _encode = msgspec.json.Encoder().encode
 
@@ -53,20 +63,22 @@ class StampingSink:
         await self._sink.close()
 
     def _stamped(self, event: bytes) -> bytes:
-        members = _decode(event)
-        if "boot_id" not in members or bytes(members["time_source"]) != _UNVERIFIED:
+        try:
+            made = _decode_undated(event)
+        except msgspec.DecodeError:  # a clock that was known, or nothing of ours: it goes out as it is
             return event
-        offset = self._timeline.offset_ms(msgspec.json.decode(members["boot_id"], type=str))
+        offset = self._timeline.offset_ms(made.boot_id)
         if offset is None:
             return event
-        del members["boot_id"]
-        since_boot, guessed = int(bytes(members.pop("monotonic_ms"))), int(bytes(members["timestamp"]))
-        shift = since_boot + offset - guessed
-        members["timestamp"] = _raw(guessed + shift)
+        shift = made.monotonic_ms + offset - made.timestamp
+        members = _decode(event)
+        del members["boot_id"], members["monotonic_ms"]
+        members["timestamp"] = _raw(made.timestamp + shift)
         members["time_source"] = msgspec.Raw(b'"restored"')
-        for name in _OTHER_TIMES:
+        for name in ("first_timestamp", "last_timestamp"):
+            taken: int | None = getattr(made, name)
             # A time before the boot, by the same clock, was taken in another boot.
-            if name in members and (taken := int(bytes(members[name]))) >= guessed - since_boot:
+            if taken is not None and taken >= made.timestamp - made.monotonic_ms:
                 members[name] = _raw(taken + shift)
         return _encode(members)
 

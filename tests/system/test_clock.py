@@ -39,6 +39,7 @@ def test_events_of_1970_wait_for_chrony_and_get_their_time(service: Service, lib
     kernel = another_clock(machine, "systemd-timedated.service", "/var/lib/kernel-clock")
     board.show(300, ASK_KERNEL)
     kernel.move(0, NOT_SET)
+    service.forbid_strictly()  # also to the program that asks
     service.start(settings())
     service.wait_for_status("the clock is not set yet: it says 1970-01-01")
     report = service.wait_for_report(lambda report: report["queue"]["waiting"] >= 50, "waiting events")

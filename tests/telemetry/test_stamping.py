@@ -154,6 +154,21 @@ def test_a_clock_that_was_known_is_left_alone_although_the_event_names_its_boot(
     assert device.timeline.asked == 0
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"monotonic_ms",
+        b'{"monotonic_ms":1}',
+        b'{"timestamp":1,"time_source":"unverified","boot_id":"boot-1","monotonic_ms":"1"}',
+        b'{"boot_id":"boot-1","monotonic_ms":1}',
+    ],
+)
+def test_what_is_no_event_of_ours_goes_out_as_it_is(device: Device, event: bytes) -> None:
+    device.timeline.offsets["boot-1"] = OFFSET
+    asyncio.run(device.sink.send([event]))
+    assert device.list.events == [event]
+
+
 def test_the_times_of_a_loss_move_with_it_but_those_of_an_earlier_boot_do_not(device: Device) -> None:
     def lose(number: int, first: int, last: int) -> None:
         fields = {"cause": "queue_full", "count": 2, "first_timestamp": first, "last_timestamp": last}

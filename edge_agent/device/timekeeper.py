@@ -170,11 +170,11 @@ class Timekeeper:
     # -- what follows
 
     async def _save(self) -> None:
-        now = self._monotonic()
-        if not self._clock.is_set or now < self._next_save:
+        now_ms = self._clock.now_ms()
+        if not self._clock.is_set or self._monotonic() < self._next_save:
             return
-        self._next_save = now + _SAVE
-        self._boots.learn(self._boot_id, self._clock.offset_ms(), self._clock.now_ms())
+        self._next_save = self._monotonic() + _SAVE
+        self._boots.learn(self._boot_id, self._clock.offset_ms(), now_ms)
         try:
             await asyncio.to_thread(self._boots.save)
         except OSError as error:

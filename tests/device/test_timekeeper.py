@@ -46,6 +46,7 @@ class Board:
         self.path = folder / "boots.json"
         self.service = Service()
         self.boots_so_far = 0
+        self.jumps_in_sleep = 0
         self.reboot(wall)
 
     def reboot(self, wall: int) -> None:
@@ -77,6 +78,8 @@ class Board:
             await asyncio.Event().wait()
         self._left -= 1
         self.pass_time(seconds)
+        self.wall += self.jumps_in_sleep * S
+        self.jumps_in_sleep = 0
 
     def pass_time(self, seconds: float) -> None:
         self.monotonic += int(seconds * S)
@@ -234,6 +237,18 @@ def test_a_clock_moved_by_hand_is_not_believed_but_what_was_known_still_dates_ev
     board.run()
     assert board.states == ["jumped", "set"]
     assert board.clock.time_source() == "synchronized"
+
+
+def test_a_jump_that_nobody_has_noticed_yet_is_not_kept(board: Board) -> None:
+    timesyncd_sets_the_clock(board)
+    board.run()
+    known = board.keeper.offset_ms("boot-1")
+    board.service.bus_says = False
+    board.jumps_in_sleep = 3600
+    board.run(1)
+    board.run()
+    assert board.written["boots"]["boot-1"] == known
+    assert board.states == ["set", "jumped"]
 
 
 def test_a_step_of_the_time_service_itself_dates_anew(board: Board) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.agentprocess import AgentProcess
+from tests.servers.gcs import GcsServer
 from tests.servers.pubsub import PubSubServer
 from tests.standin import wallclock
 from tests.standin.wallclock import NOT_SET, TENDED, WallClock
@@ -17,7 +18,7 @@ from tests.standin.wallclock import NOT_SET, TENDED, WallClock
 MODEL = Path(__file__).parents[2] / "edge_agent/demo/vibration_classifier.tflite"
 TOPIC = "projects/project/topics/events"
 ROUNDING_MS = 3
-SETTINGS = f"""
+SETTINGS = """
 [device]
 id = "edge-001"
 
@@ -27,7 +28,8 @@ rate = 100
 seed = 1
 
 [model]
-url = "file://{MODEL}"
+url = "{model}"
+poll_interval = "1s"
 
 [inference]
 labels = ["normal", "warning", "failure"]
@@ -51,7 +53,7 @@ def clock(tmp_path: Path) -> WallClock:
 @pytest.fixture
 def agent(clock: WallClock, pubsub: PubSubServer, tmp_path: Path) -> Iterator[AgentProcess]:
     environ = {"PUBSUB_EMULATOR_HOST": pubsub.address, **clock.environ}
-    agent = AgentProcess(tmp_path / "agent", SETTINGS, environ)
+    agent = AgentProcess(tmp_path / "agent", SETTINGS.replace("{model}", f"file://{MODEL}"), environ)
     try:
         yield agent
     finally:
@@ -139,3 +141,19 @@ def test_a_clock_that_is_moved_neither_reorders_nor_loses_anything(
     )
     agent.stop()
     arrived.assert_true_to(begin_ms)
+
+
+def test_a_clock_that_is_not_that_of_the_bucket_is_told_until_it_is(
+    pubsub: PubSubServer, gcs_server: GcsServer, tmp_path: Path
+) -> None:
+    gcs_server.upload("bucket", "model.tflite", MODEL.read_bytes(), {"version": "v1.2"})
+    gcs_server.ahead = 7200
+    settings = SETTINGS.replace("{model}", "gs://bucket/model.tflite")
+    with AgentProcess(tmp_path / "agent", settings, {"PUBSUB_EMULATOR_HOST": pubsub.address}) as agent:
+        wait_for(pubsub, lambda arrived: "skewed" in arrived.clock)
+        report = agent.wait_for_report(lambda report: "behind 127.0.0.1" in report.summary, "the skew")
+        assert any(problem.startswith(("the clock is 2h", "the clock is 1h5")) for problem in report.problems)
+        gcs_server.ahead = 0
+        wait_for(pubsub, lambda arrived: "ok" in arrived.clock)
+        agent.wait_for_report(lambda report: "behind" not in report.summary, "no skew")
+        agent.stop()

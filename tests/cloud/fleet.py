@@ -148,7 +148,12 @@ def events_of_all_kinds(folder: Path) -> list[bytes]:
         )
         device.envelope.put_model(now, model_version="v2", state="rejected", reason="no model", **model)
         device.envelope.put_health(
-            now, component="worker", state="died", detail="d", exit_status="killed by SIGABRT", stage="running the model"
+            now,
+            component="worker",
+            state="died",
+            detail="d",
+            exit_status="killed by SIGABRT",
+            stage="running the model",
         )
         device.feel(at + 5, Latency("invoke", 3, 1.0, 2.0, 3.0, 4.0))
         device.lose(at + 6, "queue_full", 3)

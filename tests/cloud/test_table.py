@@ -171,7 +171,9 @@ def test_new_columns_come_last_and_old_ones_stay(bigquery: ModuleType) -> None:
 @pytest.mark.parametrize("changed", [column("x", "INTEGER"), column("x", mode="REPEATED")])
 def test_a_column_that_changes_is_refused(changed: dict[str, Any], bigquery: ModuleType) -> None:
     old, new = ([column("part", "RECORD", fields=[each])] for each in (column("x"), changed))
-    with pytest.raises(bigquery.MisfitError, match=r"part\.x was STRING NULLABLE and has become .*give the member a new"):
+    with pytest.raises(
+        bigquery.MisfitError, match=r"part\.x was STRING NULLABLE and has become .*give the member a new"
+    ):
         bigquery.grown(old, new)
 
 

@@ -1,6 +1,7 @@
 """DuckDB in place of BigQuery: the table of the same schema, and the queries in its dialect, at a time that stands."""
 
 import datetime
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -31,27 +32,31 @@ class Warehouse:
         self._connection = duckdb.connect(config={"threads": 1})
         fields = ", ".join(_field(column) for column in columns)
         self._connection.execute(f"CREATE SCHEMA edge_agent; CREATE TABLE edge_agent.events ({fields})")
-        self._messages = 0
+        self._rows: list[dict[str, Any]] = []
+        self._numbers = itertools.count(1)
 
     def close(self) -> None:
         self._connection.close()
 
-    def write(self, event: bytes, minutes_ago: float, *, message_id: str = "", **attributes: str) -> str:
-        """Write an event as a BigQuery subscription does; returns the number of the message."""
-        self._messages += 1
-        number = message_id or str(self._messages)
+    def write(self, event: bytes, minutes_ago: float, *, message_id: str = "", **attributes: str) -> None:
+        """Write an event as a BigQuery subscription does."""
         published = self.now - datetime.timedelta(minutes=minutes_ago)
-        row = row_of(event, self._columns, attributes=attributes, message_id=number, published=published)
-        self._file.write_text(json.dumps(row), encoding="utf-8")
+        number = message_id or str(next(self._numbers))
+        self._rows.append(row_of(event, self._columns, attributes=attributes, message_id=number, published=published))
+
+    def _flush(self) -> None:
+        self._file.write_text("\n".join(map(json.dumps, self._rows)), encoding="utf-8")
+        self._rows.clear()
         types = ", ".join(f"'{column['name']}': '{_type(column)}'" for column in self._columns)
         self._connection.execute(
             f"INSERT INTO edge_agent.events BY NAME "  # noqa: S608  all of it is ours
             f"SELECT * FROM read_json('{self._file}', format = 'newline_delimited', columns = {{{types}}})"
         )
-        return number
 
     def ask(self, query: str) -> list[dict[str, Any]]:
         """Return the rows of a query in the dialect of BigQuery."""
+        if self._rows:
+            self._flush()
         tree = sqlglot.parse_one(query, read="bigquery").transform(self._stopped)
         answer = self._connection.execute(tree.sql(dialect="duckdb", unsupported_level=sqlglot.ErrorLevel.RAISE))
         names = [each[0] for each in answer.description or []]

@@ -24,13 +24,16 @@ MODEL_BUCKET=${MODEL_BUCKET:-} # if [model].url is gs://MODEL_BUCKET/…
 schema=$(dirname "$0")/events.schema.json
 account=$ACCOUNT@$PROJECT.iam.gserviceaccount.com
 
-# retry COMMAND...: a role that was granted a moment ago may take a minute or two to count.
+# retry COMMAND...: a role that was granted a moment ago takes a minute or two to count.
 retry() {
-    local try
-    for try in 1 2 3 4 5 6 7 8; do
+    local left
+    for left in 7 6 5 4 3 2 1 0; do
         "$@" && return
-        [ "$try" = 8 ] || { echo "trying again in ${RETRY_DELAY:-20} s ($try of 7)" >&2 && sleep "${RETRY_DELAY:-20}"; }
+        [ "$left" = 0 ] && break
+        echo "trying again in ${RETRY_DELAY:-20} s ($left left)" >&2
+        sleep "${RETRY_DELAY:-20}"
     done
+    echo "create.sh: gave up at: $*" >&2
     return 1
 }
 

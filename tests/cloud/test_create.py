@@ -167,6 +167,10 @@ def test_an_update_names_all_that_the_creation_did(tools: Tools) -> None:
     tools.run()
     [updated] = [call for call in tools.calls() if "--use-table-schema" in call]
     assert ("create" in created, "update" in updated) == (True, True)
+    assert {word.partition("=")[0] for word in created if word[:2] == "--"} == SUBSCRIPTION_FLAGS | {
+        "--topic",
+        "--project",
+    }
     assert set(created) - set(updated) == {"create", "--topic=inference-results"}
 
 

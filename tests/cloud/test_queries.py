@@ -258,7 +258,7 @@ def test_silent_devices(warehouse: Warehouse, tell: Tell) -> None:
         warehouse.write(events[f"{name}/1"], 3000, label_site="lyon")
     warehouse.write(events["edge-001/2"], 16, label_site="metz")
     warehouse.write(events["edge-003/1"], 3000)
-    warehouse.write(events["edge-003/2"], 14)
+    warehouse.write(events["edge-003/2"], 14.5)
     assert [tuple(row.values()) for row in warehouse.ask(query("silent_devices"))] == [
         ("edge-002", "lyon", when(3000), 3000, when(4000)),
         ("edge-001", "metz", when(16), 16, when(20)),
@@ -295,6 +295,19 @@ def test_a_query_says_from_when_on(path: Path, warehouse: Warehouse) -> None:
         since = [each.this.name for each in select.args["where"].find_all(exp.GTE)]
         assert "publish_time" in since
     assert warehouse.ask(path.read_text(encoding="utf-8")) == []
+
+
+def test_the_queries_on_the_page_are_good(warehouse: Warehouse, tell: Tell) -> None:
+    async def story(fleet: Fleet) -> None:
+        device = await fleet.device("edge-001")
+        device.see(at(20), NORMAL)
+
+    [event] = tell(story).values()
+    for minutes in (10, 9):
+        warehouse.write(event, minutes)
+    page = (ROOT / "docs/cloud.md").read_text(encoding="utf-8")
+    [once] = re.findall(r"^```sql\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert some(warehouse.ask(once), "device_id", "publish_time") == [("edge-001", when(10))]
 
 
 def test_every_query_is_explained_and_tested() -> None:

@@ -17,6 +17,7 @@ from tests.telemetry.loopdisk import LoopDisk
 from tests.telemetry.powercuts import check_power_cuts
 from tests.telemetry.queue_kit import put
 from tests.telemetry.soak import Plan, soak
+from tests.telemetry.test_queue_io_errors import sweep
 from tests.telemetry.test_queue_kill import check_kills
 from tests.telemetry.test_sender_failures import until
 from tests.telemetry.test_soak import MEMORY
@@ -91,3 +92,12 @@ def test_hours_with_a_card_that_fills_up() -> None:
     for seed in range(4):
         with tempfile.TemporaryDirectory(dir=MEMORY) as name, LoopDisk(Path(name) / "card", 32) as card:
             soak(Path(name), Plan(seed=seed, hours=2, card=card))
+
+
+@pytest.mark.parametrize("place", ["runtime backlog", "state backlog", "runtime nothing", "state nothing"])
+@pytest.mark.parametrize(
+    ("fault", "times"), [("EIO", 1), ("EIO", 3), ("ENOSPC", 1), ("ENOSPC", 20), ("SHORT", 1), ("CRASH", 1)]
+)
+def test_a_fault_at_each_single_step_costs_no_event(faultio: Path, fault: str, times: int, place: str) -> None:
+    tried, total = sweep(faultio, fault, times, stride=1, place=place)
+    assert tried == total > 50

@@ -40,6 +40,7 @@ from edge_agent.settings.faults import SettingsError
 from edge_agent.status import Snapshot, make_report, status_line
 from edge_agent.telemetry.envelope import Envelope
 from edge_agent.telemetry.open import open_sink
+from edge_agent.telemetry.publishing import make_publisher
 from edge_agent.telemetry.queue import Queue
 from edge_agent.telemetry.sender import Sender
 
@@ -95,7 +96,8 @@ class Agent:
         self._envelope = Envelope(name, settings.device.labels, self._clock, self._queue)
         self._actions = ActionRunner(self._report_health)
         self._rules = RuleSet(rules_of(settings))
-        self._pipeline = Pipeline(self._envelope, self._rules, self._actions.submit)
+        publisher = make_publisher(settings.telemetry, self._envelope)
+        self._pipeline = Pipeline(self._envelope, self._rules, self._actions.submit, publisher)
         self._sender = Sender(
             self._queue, open_sink(settings.telemetry.sink, os.environ), linger=settings.telemetry.linger
         )
@@ -172,7 +174,8 @@ class Agent:
         log.info("device", id=self._envelope.device_id, state=str(self._directories.state))
         # Not its options: an address or an argument of a program may be as good as a password.
         log.info("source", plugin=settings.source.plugin)
-        log.info("events go to", sink=str(settings.telemetry.sink), waiting=self._queue.depth)
+        telemetry = settings.telemetry
+        log.info("events go to", sink=str(telemetry.sink), publish=str(telemetry.publish), waiting=self._queue.depth)
 
     # -- what happens
 
@@ -330,6 +333,8 @@ class Agent:
         self._configuration = new
         settings = new.settings
         configure_logs(settings.log.level, settings.log.format)
+        # Before the device gets another name: what has been gathered is of the old one.
+        self._pipeline.publish_by(make_publisher(settings.telemetry, self._envelope))
         name = device_id(settings.device.id, state_dir=self._directories.state)
         self._envelope.describe_device(name, settings.device.labels)
         self._rules.replace(rules_of(settings))
@@ -365,6 +370,7 @@ class Agent:
         worker = [task for task in self._tasks if task.get_name() == "worker"]
         await self._supervisor.stop()
         await asyncio.gather(*worker, return_exceptions=True)
+        self._pipeline.close()
         await self._actions.stop(ACTIONS_DEADLINE)
         await self._sender.stop(SENDER_DEADLINE)
         for task in self._tasks:

@@ -29,6 +29,7 @@ from edge_agent.telemetry.backlog import Batch
 from edge_agent.telemetry.journal import Done
 from edge_agent.telemetry.keeper import Keeper
 from edge_agent.telemetry.losses import Loss
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.queue_files import QueueLocked
 
 __all__ = ["Batch", "Loss", "Queue", "QueueLocked"]
@@ -106,7 +107,14 @@ class Queue:
         """Number of the next event in `epoch`. Ask for both right before each `put`."""
         return self._keeper.backlog.next_seq - self._keeper.base + 1
 
-    def put(self, first_number: int, events: Sequence[bytes], first_ms: int, last_ms: int) -> None:
+    def put(
+        self,
+        first_number: int,
+        events: Sequence[bytes],
+        first_ms: int,
+        last_ms: int,
+        priority: Priority = Priority.RESULT,  # noqa: ARG002  events are in one order so far
+    ) -> None:
         """Accept events whose times (ms) lie between the two given. When this returns, a kill does not lose them.
 
         Raises ValueError if `first_number` is not `next_number` or an event holds a newline, RuntimeError after

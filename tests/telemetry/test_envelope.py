@@ -10,6 +10,7 @@ import pytest
 
 from edge_agent.records import Result, Score, TimeSource
 from edge_agent.telemetry.envelope import Envelope, ModelFacts
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.schema import event_schema, schema_text
 
 SCHEMA = Path(__file__).parents[2] / "docs/event.schema.json"
@@ -35,12 +36,21 @@ class Numbers:
     def __init__(self) -> None:
         self.lines: list[bytes] = []
         self.ranges: list[tuple[int, int]] = []
+        self.priorities: list[Priority] = []
 
-    def put(self, first_number: int, events: Sequence[bytes], first_ms: int, last_ms: int) -> None:
+    def put(
+        self,
+        first_number: int,
+        events: Sequence[bytes],
+        first_ms: int,
+        last_ms: int,
+        priority: Priority = Priority.RESULT,
+    ) -> None:
         assert first_number == self.next_number
         self.next_number += len(events)
         self.lines += events
         self.ranges.append((first_ms, last_ms))
+        self.priorities.append(priority)
 
     @property
     def events(self) -> list[dict[str, Any]]:

@@ -175,7 +175,7 @@ class Agent:
         # Not its options: an address or an argument of a program may be as good as a password.
         log.info("source", plugin=settings.source.plugin)
         telemetry = settings.telemetry
-        log.info("events go to", sink=str(telemetry.sink), publish=str(telemetry.publish), waiting=self._queue.depth)
+        log.info("events go to", sink=str(telemetry.sink), publish=telemetry.publish.words, waiting=self._queue.depth)
 
     # -- what happens
 

@@ -68,8 +68,8 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
 class ResultsReport(msgspec.Struct, frozen=True, kw_only=True):
     """What came out since the start. `rate` is per second, over the last moments.
 
-    `latencies` are those of the last health event, or so far if there was none. The other counts are those of
-    `edge_agent.records.Counters`.
+    `latencies` are those of the last health event, or so far if there was none. `published` tells which results become
+    events, or is None if all do. The other counts are those of `edge_agent.records.Counters`.
     """
 
     rate: float
@@ -83,6 +83,7 @@ class ResultsReport(msgspec.Struct, frozen=True, kw_only=True):
     prediction: str | None
     confidence: float | None
     value: float | None
+    published: str | None = None
 
 
 class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,6 +243,8 @@ def _results(results: ResultsReport) -> Iterator[str]:
     if results.value is not None:
         yield f"now {results.value:g}{f' ({results.prediction})' if results.prediction else ''}"
     yield f"{results.samples} since the start"
+    if results.published is not None:
+        yield f"published: {results.published}"
     if results.dropped:
         yield f"{_counted(results.dropped, 'sample')} dropped as the model is too slow"
     if results.failed:

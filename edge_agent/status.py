@@ -22,6 +22,7 @@ from edge_agent.report import (
     StatusReport,
     WorkerReport,
 )
+from edge_agent.settings.publish import ALL
 from edge_agent.settings.schema import Settings
 from edge_agent.settings.units import format_duration
 from edge_agent.telemetry.sender import SenderState
@@ -186,6 +187,7 @@ def _report_device(device: Device, in_use: str | None) -> DeviceReport:
 
 
 def _report_results(now: Snapshot) -> ResultsReport:
+    publish = now.settings.telemetry.publish
     return ResultsReport(
         rate=now.rate,
         samples=now.worker.samples,
@@ -198,6 +200,7 @@ def _report_results(now: Snapshot) -> ResultsReport:
         prediction=_given(now.latest.prediction) if now.latest is not None else None,
         confidence=_given(now.latest.confidence) if now.latest is not None else None,
         value=_given(now.latest.value) if now.latest is not None else None,
+        published=None if publish == ALL else publish.words,
     )
 
 

@@ -182,6 +182,11 @@ def test_texts_from_outside_cannot_drive_the_terminal() -> None:
                 "1 sample dropped as the model is too slow; 1 sample failed"
             ),
         ),
+        (
+            "results",
+            NONE_LOST | {"published": "one in 30"},
+            "10.0/s; now normal (0.99); 4000 since the start; published: one in 30",
+        ),
         ("queue", {"waiting": 0, "size": 0, "dropped": 0, "trouble": None}, "empty; 0 B of 256 MB"),
         (
             "queue",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from edge_agent.inference.accelerators.devices import Device, DeviceState
 from edge_agent.inference.supervision.status import WorkerStatus
@@ -14,6 +15,7 @@ from edge_agent.models.rollout import RolloutStatus
 from edge_agent.records import Latency, LoadReport, ResultEvent, Score
 from edge_agent.report import StatusReport, render
 from edge_agent.settings.location import Destination, Location
+from edge_agent.settings.publish import Publish
 from edge_agent.settings.schema import (
     InferenceSettings,
     ModelSettings,
@@ -279,6 +281,7 @@ def test_the_report_holds_what_the_agent_knows() -> None:
             "prediction": "normal",
             "confidence": 0.99,
             "value": None,
+            "published": None,
         },
         "queue": {"waiting": 3, "oldest": 0.2, "size": 2048, "max_size": 10**6, "dropped": 5, "trouble": None},
         "sending": {
@@ -290,6 +293,21 @@ def test_the_report_holds_what_the_agent_knows() -> None:
         },
         "worker": {"state": "running", "deaths": 2, "last_death": "killed by SIGKILL"},
     }
+
+
+@pytest.mark.parametrize(
+    ("publish", "told"),
+    [
+        (Publish("change"), "change"),
+        (Publish("one_in", one_in=30), "one in 30"),
+        (Publish("summary", window=60.0), "a summary each 1m"),
+    ],
+)
+def test_the_report_says_which_results_become_events_if_not_all_do(publish: Publish, told: str) -> None:
+    telemetry = dataclasses.replace(SETTINGS.telemetry, publish=publish)
+    made = report(snapshot(settings=dataclasses.replace(SETTINGS, telemetry=telemetry)))
+    assert made.results is not None
+    assert made.results.published == told
 
 
 def test_before_the_first_result_there_is_none_to_report() -> None:

@@ -32,6 +32,12 @@ class Publish:
             return f'{{ summary = "{format_duration(self.window)}" }}'
         return f'"{self.mode}"'
 
+    @property
+    def words(self) -> str:
+        """As it is told to people."""
+        forms = {"one_in": f"one in {self.one_in}", "summary": f"a summary each {format_duration(self.window)}"}
+        return forms.get(self.mode, self.mode)
+
 
 ALL = Publish()
 

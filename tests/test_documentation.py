@@ -22,6 +22,7 @@ from edge_agent.settings.faults import NotSetUp
 from edge_agent.settings.loading import load
 from edge_agent.settings.schema import InferenceSettings, keys
 from edge_agent.settings.units import format_duration
+from edge_agent.telemetry import publishing
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -168,6 +169,13 @@ def test_the_steps_take_as_long_as_the_page_says() -> None:
         ("closing the device {};", hangs.CLOSE_DEADLINE),
     ):
         assert words.format(format_duration(each)) in text
+
+
+def test_how_often_a_flicker_is_published_is_as_the_page_says() -> None:
+    assert (publishing.BURST, publishing.PAUSE) == (10, 1.0)
+    text = " ".join(EVENTS.split())
+    assert "published ten times in a row, and then once a second at most" in text
+    assert "comes to rest at is published within a second" in text
 
 
 def test_the_lines_of_the_status_are_those_of_the_code() -> None:

@@ -100,6 +100,18 @@ def test_a_regression_changes_with_what_its_limits_say(rig: Rig) -> None:
     assert [(event["prediction"], event["value"]) for event in rig.of("result")] == [("normal", 20.0), ("high", 95.0)]
 
 
+def test_a_burst_of_changes_is_published_and_then_one_in_a_pause(rig: Rig) -> None:
+    rig.step_ns = 0
+    rig.take(*["a", "b"] * BURST)
+    assert len(rig.published) == BURST
+    rig.now_ns += round(PAUSE * S) - 1
+    rig.take("a", "b")
+    assert len(rig.published) == BURST
+    rig.now_ns += 1
+    rig.take("a", "b")
+    assert len(rig.published) == BURST + 1
+
+
 def test_what_flickers_is_bounded_and_counted(rig: Rig) -> None:
     rig.step_ns = 33 * MS
     seconds = 60

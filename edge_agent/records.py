@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 Accelerator = Literal["edgetpu", "cpu"]
-TimeSource = Literal["synchronized", "unverified"]
+TimeSource = Literal["synchronized", "restored", "unverified"]
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -71,11 +71,22 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True):
     ] = UNSET
 
 
+class Chosen(msgspec.Struct, frozen=True, array_like=True):
+    """Why the input of a sample is kept, and where its picture will be; see `edge_agent.settings.raw_data`.
+
+    `rule` is the setting that chose it, `url` None if no picture is kept.
+    """
+
+    rule: str
+    url: str | None = None
+
+
 class Result(msgspec.Struct, frozen=True, array_like=True):
     """What the model said of one sample. Scores are sorted, best first, and empty when nothing was found.
 
     `verdict` is the prediction where it is not the label of the best score. `value` is the number that a regression or
-    an anomaly score comes to, which is no confidence. `outputs` are the tensors of the task "raw".
+    an anomaly score comes to, which is no confidence. `outputs` are the tensors of the task "raw". `chosen` is set for
+    a sample whose input is kept, so its event has to go out.
     """
 
     captured_ns: int
@@ -87,6 +98,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     verdict: str | None = None
     value: float | None = None
     outputs: list[Tensor] | None = None
+    chosen: Chosen | None = None
 
     @property
     def prediction(self) -> str | UnsetType:
@@ -104,7 +116,23 @@ class _EventBase(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     ]
     device_id: str
     timestamp: Annotated[int, Meta(description="milliseconds since 1970-01-01 UTC, of the capture")]
-    time_source: Annotated[TimeSource, Meta(description="whether the clock was known to be set by the network")]
+    time_source: Annotated[
+        TimeSource,
+        Meta(
+            description="synchronized: the clock was known to be set; restored: it was not yet, and timestamp was "
+            "corrected when it was; unverified: nobody can tell"
+        ),
+    ]
+    boot_id: Annotated[
+        str | UnsetType,
+        Meta(
+            description="the boot that monotonic_ms counts from; with unverified times, and what is told of the clock"
+        ),
+    ] = UNSET
+    monotonic_ms: Annotated[
+        int | UnsetType,
+        Meta(description="milliseconds from that boot to timestamp, which no setting of the clock moves"),
+    ] = UNSET
     device_labels: dict[str, str] | UnsetType = UNSET
 
 

@@ -36,17 +36,15 @@ class Publisher(Protocol):
 def make_publisher(settings: TelemetrySettings, envelope: Envelope) -> Publisher:
     """Return the publisher that an admin has asked for."""
     publish = settings.publish
-    # A plain number puts a sample into every result; otherwise a result that has one was chosen for it.
-    chosen_samples = not isinstance(settings.raw_data, int)
     match publish.mode:
         case "all":
             return Everything(envelope)
         case "change":
-            return Selection(envelope, Changes(settings.health_interval), chosen_samples=chosen_samples)
+            return Selection(envelope, Changes(settings.health_interval))
         case "one_in":
-            return Selection(envelope, OneIn(publish.one_in), chosen_samples=chosen_samples)
+            return Selection(envelope, OneIn(publish.one_in))
         case "summary":
-            return Summaries(envelope, publish.window, chosen_samples=chosen_samples)
+            return Summaries(envelope, publish.window)
 
 
 class Everything:
@@ -78,13 +76,12 @@ class Choice(Protocol):
 class Selection:
     """Publishes the results that are picked, each with the number of those before it that were not.
 
-    `chosen_samples`: a result with a sample of its input is published for its sake.
+    A result whose sample was chosen to be kept is published in any case.
     """
 
-    def __init__(self, envelope: Envelope, choice: Choice, *, chosen_samples: bool) -> None:
+    def __init__(self, envelope: Envelope, choice: Choice) -> None:
         self._envelope = envelope
         self._choice = choice
-        self._chosen_samples = chosen_samples
         self._facts: ModelFacts | None = None
         self._unpublished = 0
 
@@ -103,11 +100,11 @@ class Selection:
 
     def _pick(self, results: Sequence[Result]) -> tuple[list[int], list[KeptBack]]:
         """Return the places of the results that are published, and what each says of those before it."""
-        choice, chosen_samples, unpublished = self._choice, self._chosen_samples, self._unpublished
+        choice, unpublished = self._choice, self._unpublished
         places: list[int] = []
         kept_back: list[KeptBack] = []
         for place, result in enumerate(results):
-            if choice.picks(result) or (chosen_samples and result.raw_data is not None):
+            if choice.picks(result) or result.chosen is not None:
                 places.append(place)
                 kept_back.append((unpublished or UNSET, choice.changes if choice.changes > 1 else UNSET))
                 unpublished = choice.changes = 0

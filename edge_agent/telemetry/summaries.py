@@ -42,7 +42,7 @@ def _call_later(delay: float, callback: Callable[[], None]) -> Timer:
 class Summaries:
     """Publishes a summary of each window of `window` seconds.
 
-    `chosen_samples`: a result with a sample of its input is published for its sake, and counted in the summary too.
+    A result whose sample was chosen to be kept is published nevertheless, and counted in the summary too.
     """
 
     def __init__(
@@ -50,13 +50,11 @@ class Summaries:
         envelope: Envelope,
         window: float,
         *,
-        chosen_samples: bool,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
         call_later: Callable[[float, Callable[[], None]], Timer] = _call_later,
     ) -> None:
         self._envelope = envelope
         self._length_ns = round(window * _NS)
-        self._chosen_samples = chosen_samples
         self._monotonic_ns = monotonic_ns
         self._call_later = call_later
         self._window: _Window | None = None
@@ -64,15 +62,13 @@ class Summaries:
         self._timer: Timer | None = None
 
     def publish(self, results: Sequence[Result], facts: ModelFacts) -> Sequence[ResultEvent | None]:
-        """Count them; queue the summary of a window that is over, and those that carry a sample."""
+        """Count them; queue the summary of a window that is over, and the results that are published all the same."""
         window = self._window
         for result in results:
             if window is None or result.captured_ns >= window.end_ns or facts is not window.facts:
                 window = self._turn(result.captured_ns, facts)
             window.add(result)
-        if not self._chosen_samples:
-            return [None] * len(results)
-        return [None if each.raw_data is None else self._envelope.put_results([each], facts)[0] for each in results]
+        return [None if each.chosen is None else self._envelope.put_results([each], facts)[0] for each in results]
 
     def close(self) -> None:
         """Queue the summary of a window that is not over yet."""

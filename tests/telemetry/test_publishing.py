@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from edge_agent.actions.rules import Rule
-from edge_agent.records import LoadReport, ModelFile, Result, Score, Tensor
+from edge_agent.records import Chosen, LoadReport, ModelFile, Result, Score, Tensor
 from edge_agent.settings.location import Destination
 from edge_agent.settings.publish import Publish
 from edge_agent.settings.schema import TelemetrySettings
@@ -31,15 +31,15 @@ FAILURE = Rule(name="stop", labels=frozenset({"failure"}), min_confidence=0.8, c
 
 
 def on_change(envelope: Envelope) -> Publisher:
-    return Selection(envelope, Changes(INTERVAL), chosen_samples=False)
+    return Selection(envelope, Changes(INTERVAL))
 
 
 def one_in(count: int) -> Callable[[Envelope], Publisher]:
-    return lambda envelope: Selection(envelope, OneIn(count), chosen_samples=False)
+    return lambda envelope: Selection(envelope, OneIn(count))
 
 
 def summaries(envelope: Envelope) -> Publisher:
-    return Summaries(envelope, 60.0, chosen_samples=False, call_later=no_timer)
+    return Summaries(envelope, 60.0, call_later=no_timer)
 
 
 @pytest.fixture
@@ -232,9 +232,9 @@ def test_a_rule_on_values_sees_what_is_not_published() -> None:
 
 @pytest.mark.parametrize("kind", [Changes, OneIn])
 def test_a_result_with_a_chosen_sample_is_published_for_its_sake(kind: type[Changes] | type[OneIn]) -> None:
-    rig = Rig(lambda envelope: Selection(envelope, kind(1000), chosen_samples=True))
-    rig.take("a", "a", rig.result("a", raw_data=[0.5]), "a")
-    rig.take("a", rig.result("a", raw_data=[0.25]))
+    rig = Rig(lambda envelope: Selection(envelope, kind(1000)))
+    rig.take("a", "a", rig.result("a", raw_data=[0.5], chosen=Chosen("max_confidence")), "a")
+    rig.take("a", rig.result("a", raw_data=[0.25], chosen=Chosen("one_in")))
     assert [(event.get("raw_data"), event.get("unpublished")) for event in rig.of("result")] == [
         (None, None),
         ([0.5], 1),

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from hypothesis import given
 
-from edge_agent.records import LoadReport, ModelFile, Result, Score, Tensor
+from edge_agent.records import Chosen, LoadReport, ModelFile, Result, Score, Tensor
 from edge_agent.telemetry import summaries
 from edge_agent.telemetry.envelope import Envelope
 from edge_agent.telemetry.publishing import Publisher
@@ -55,14 +55,13 @@ class Timers:
 class SummaryRig(Rig):
     """Windows of a minute. The clock stands at the capture of the latest result."""
 
-    def __init__(self, window: float = 60.0, *, chosen_samples: bool = False) -> None:
+    def __init__(self, window: float = 60.0) -> None:
         self.timers = timers = Timers()
 
         def make(envelope: Envelope) -> Publisher:
             return Summaries(
                 envelope,
                 window,
-                chosen_samples=chosen_samples,
                 monotonic_ns=timers.monotonic_ns,
                 call_later=timers.call_later,
             )
@@ -177,8 +176,8 @@ def test_every_summary_is_as_the_schema_says(rig: SummaryRig) -> None:
 
 
 def test_a_chosen_sample_is_published_and_counted() -> None:
-    rig = SummaryRig(chosen_samples=True)
-    rig.take("normal", rig.result("failure", raw_data=[0.5]), "normal")
+    rig = SummaryRig()
+    rig.take("normal", rig.result("failure", raw_data=[0.5], chosen=Chosen("min_clipped")), "normal")
     rig.pipeline.close()
     assert [(event["kind"], event.get("count")) for event in rig.queue.events] == [("result", None), ("summary", 3)]
     assert rig.queue.events[0]["raw_data"] == [0.5]
@@ -249,7 +248,7 @@ def test_another_model_or_another_way_to_run_it_ends_the_window(rig: SummaryRig)
 def test_a_reload_and_the_end_send_what_there_is(rig: SummaryRig) -> None:
     rig.take("normal", "normal")
     rig.envelope.describe_device("edge-001", {"site": "lyon"})
-    rig.pipeline.publish_by(Summaries(rig.envelope, 10.0, chosen_samples=False, call_later=no_timer))
+    rig.pipeline.publish_by(Summaries(rig.envelope, 10.0, call_later=no_timer))
     assert (rig.windows, rig.timers.due) == ([(1_000_000, 1_001_000, 2)], {})
     rig.take(*["normal"] * 11)
     assert rig.windows[1:] == [(1_002_000, 1_012_000, 10)]
@@ -271,7 +270,7 @@ def test_the_real_loop_ends_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summaries, "GRACE", 0.0)
 
     async def run() -> list[int]:
-        rig = Rig(lambda envelope: Summaries(envelope, 0.01, chosen_samples=False), step_ns=0)
+        rig = Rig(lambda envelope: Summaries(envelope, 0.01), step_ns=0)
         arrived = asyncio.Event()
         monkeypatch.setattr(rig.queue, "told", arrived.set)
         rig.take("normal", "normal")

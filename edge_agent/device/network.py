@@ -26,7 +26,8 @@ def _levels(files: KernelFiles) -> dict[str, int]:
 def _interface(files: KernelFiles, name: str, level: int | None) -> NetworkInterface:
     folder = f"{_FOLDER}/{name}"
     kind = _kind(files, folder)
-    up = files.text(f"{folder}/operstate") == "up"
+    # A modem's driver does not tell: Documentation/networking/operstates.rst has "unknown" for one that may be used.
+    up = files.text(f"{folder}/operstate") in {"up", "unknown"}
     speed = files.number(f"{folder}/speed") if kind == "ethernet" and up else None
     figures = {
         "speed_mbps": speed if speed is not None and speed > 0 else None,

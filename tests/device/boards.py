@@ -10,6 +10,9 @@ from pathlib import Path
 
 AGENT, WORKER = 812, 845
 
+_PI_4_WIFI = "sys/devices/platform/soc/fe300000.mmcnr/mmc_host/mmc1/mmc1:0001/mmc1:0001:1"
+_PI_5_WIFI = "sys/devices/platform/axi/1001100000.mmc/mmc_host/mmc1/mmc1:0001/mmc1:0001:1"
+
 PI_4 = {
     "sys/firmware/devicetree/base/model": "Raspberry Pi 4 Model B Rev 1.5\0",
     "sys/devices/system/cpu/online": "0-3\n",
@@ -40,7 +43,7 @@ PI_4 = {
         "statistics/rx_bytes": "184467",
         "statistics/tx_bytes": "92113",
     },
-    "sys/devices/platform/soc/fe300000.mmcnr/mmc_host/mmc1/mmc1:0001/mmc1:0001:1/": {
+    f"{_PI_4_WIFI}/": {
         "ieee80211/phy0/name": "phy0",
         "net/wlan0/type": "1",
         "net/wlan0/operstate": "down",
@@ -68,8 +71,8 @@ PI_4 = {
     "sys/devices/platform/emmc2bus/fe340000.mmc/mmc_host/mmc0/mmc0:aaaa/": {
         "type": "SD",
         "block/mmcblk0/mmcblk0p2/partition": "2",
-        "block/mmcblk0/mmcblk0p2/stat": "    9712     4120   794826    48213     6310     8121   431216    71402        "
-        "0    43112   119615        0        0        0        0        0        0",
+        "block/mmcblk0/mmcblk0p2/stat": "    9712     4120   794826    48213     6310     8121   431216    71402"
+        "        0    43112   119615        0        0        0        0        0        0",
     },
     "proc/": {
         "uptime": "86423.51 341002.11",
@@ -93,10 +96,8 @@ PI_4_LINKS = {
     "sys/class/net/eth0": "../../devices/platform/scb/fd580000.ethernet/net/eth0",
     "sys/devices/platform/scb/fd580000.ethernet/net/eth0/device": "../../../fd580000.ethernet",
     "sys/class/net/wlan0": "../../devices/platform/soc/fe300000.mmcnr/mmc_host/mmc1/mmc1:0001/mmc1:0001:1/net/wlan0",
-    "sys/devices/platform/soc/fe300000.mmcnr/mmc_host/mmc1/mmc1:0001/mmc1:0001:1/net/wlan0/device": "../../../mmc1:0001:1",
-    "sys/devices/platform/soc/fe300000.mmcnr/mmc_host/mmc1/mmc1:0001/mmc1:0001:1/net/wlan0/phy80211": (
-        "../../ieee80211/phy0"
-    ),
+    f"{_PI_4_WIFI}/net/wlan0/device": "../../../mmc1:0001:1",
+    f"{_PI_4_WIFI}/net/wlan0/phy80211": ("../../ieee80211/phy0"),
     "sys/class/net/lo": "../../devices/virtual/net/lo",
     "sys/class/net/docker0": "../../devices/virtual/net/docker0",
     "sys/class/power_supply/hidpp_battery_0": "../../devices/pci0000:00/hid/power_supply/hidpp_battery_0",
@@ -156,7 +157,7 @@ PI_5 = {
         "statistics/rx_bytes": "0",
         "statistics/tx_bytes": "0",
     },
-    "sys/devices/platform/axi/1001100000.mmc/mmc_host/mmc1/mmc1:0001/mmc1:0001:1/": {
+    f"{_PI_5_WIFI}/": {
         "ieee80211/phy0/name": "phy0",
         "net/wlan0/type": "1",
         "net/wlan0/operstate": "up",
@@ -208,10 +209,8 @@ PI_5_LINKS = {
     "sys/class/net/eth0": "../../devices/platform/axi/1000120000.pcie/1f00100000.ethernet/net/eth0",
     "sys/devices/platform/axi/1000120000.pcie/1f00100000.ethernet/net/eth0/device": "../../../1f00100000.ethernet",
     "sys/class/net/wlan0": "../../devices/platform/axi/1001100000.mmc/mmc_host/mmc1/mmc1:0001/mmc1:0001:1/net/wlan0",
-    "sys/devices/platform/axi/1001100000.mmc/mmc_host/mmc1/mmc1:0001/mmc1:0001:1/net/wlan0/device": "../../../mmc1:0001:1",
-    "sys/devices/platform/axi/1001100000.mmc/mmc_host/mmc1/mmc1:0001/mmc1:0001:1/net/wlan0/phy80211": (
-        "../../ieee80211/phy0"
-    ),
+    f"{_PI_5_WIFI}/net/wlan0/device": "../../../mmc1:0001:1",
+    f"{_PI_5_WIFI}/net/wlan0/phy80211": ("../../ieee80211/phy0"),
     "sys/class/net/wwan0": "../../devices/platform/soc/usb/wwan0",
     "sys/class/power_supply/battery": (
         "../../devices/platform/axi/1000120000.pcie/1f00074000.i2c/i2c-1/1-0036/power_supply/battery"

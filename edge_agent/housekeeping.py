@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
+from msgspec import UNSET
 
 from edge_agent import __version__
 from edge_agent.device.clock import Clock
+from edge_agent.health import DeviceHealth, Dropped, QueueHealth
 from edge_agent.inference.supervision.supervisor import Supervisor
-from edge_agent.records import Counters, DeviceHealth, Latency, QueueHealth
+from edge_agent.records import Counters, Latency
 from edge_agent.service.notify import ServiceManager
 from edge_agent.telemetry.envelope import Envelope
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.queue import Loss, Queue
 
 TICK = 5.0
@@ -124,13 +127,16 @@ class Housekeeping:
         )
 
     def _queue_health(self) -> QueueHealth:
-        oldest_ms = self._queue.oldest_ms
-        waited_ms = 0 if oldest_ms is None else self._clock.wall_ms(time.monotonic_ns()) - oldest_ms
+        depths, oldest_ms = self._queue.depths, self._queue.oldest_ms
+        now_ms = self._clock.wall_ms(time.monotonic_ns())
         return QueueHealth(
-            events=self._queue.depth,
+            alarms=depths.get(Priority.ALARM, 0),
+            notices=depths.get(Priority.NOTICE, 0),
+            health=depths.get(Priority.HEALTH, 0),
+            results=depths.get(Priority.RESULT, 0),
             size_bytes=self._queue.size,
-            oldest_s=max(0, waited_ms) / 1000,
-            dropped=self._queue.dropped,
+            oldest_s=UNSET if oldest_ms is None else max(0, now_ms - oldest_ms) / 1000,
+            dropped=[Dropped(*each) for each in sorted(self._queue.dropped_by_cause.items())] or UNSET,
         )
 
     def _describe_losses(self, first_number: int, losses: Sequence[Loss]) -> list[bytes]:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from edge_agent.health import DeviceHealth, QueueHealth
+
 Accelerator = Literal["edgetpu", "cpu"]
 TimeSource = Literal["synchronized", "unverified"]
 
@@ -195,77 +197,6 @@ class Counters(msgspec.Struct, frozen=True):
     returns: Annotated[int, Meta(description="times that the Edge TPU took over again")] = 0
     actions_failed: int = 0
     actions_skipped: int = 0
-
-
-class QueueHealth(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How much waits to be sent."""
-
-    events: int
-    size_bytes: Annotated[int, Meta(description="what they take, compressed")]
-    oldest_s: Annotated[float, Meta(description="how long the oldest of them has waited; 0 when none waits")] = 0.0
-    dropped: Annotated[int, Meta(description="events given up since the agent's start, told of by loss events")] = 0
-
-
-Link = Literal["ethernet", "wifi", "cellular", "other"]
-
-
-class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A network interface that is hardware. Bytes are since the boot."""
-
-    name: str
-    type: Link
-    up: bool
-    speed_mbps: Annotated[int | UnsetType, Meta(description="of an Ethernet link, in Mbit/s")] = UNSET
-    signal_dbm: Annotated[int | UnsetType, Meta(description="of Wi-Fi: -50 is good, -80 hardly enough")] = UNSET
-    received_bytes: int | UnsetType = UNSET
-    sent_bytes: int | UnsetType = UNSET
-
-
-class Battery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The battery that the device runs on. `status` is the kernel's word: Charging, Discharging, Full, Not charging."""
-
-    charge_percent: int
-    status: str | UnsetType = UNSET
-
-
-class DeviceHealth(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the board is. What it does not have, or does not tell, is absent."""
-
-    model: Annotated[str | UnsetType, Meta(description="the board, as its firmware names it")] = UNSET
-    uptime_s: Annotated[float | UnsetType, Meta(description="since the boot")] = UNSET
-    load_5m: Annotated[float | UnsetType, Meta(description="processes that want to run, mean of 5 minutes")] = UNSET
-    processors: int | UnsetType = UNSET
-    cpu_temperature_c: Annotated[float | UnsetType, Meta(description="of the processor")] = UNSET
-    edgetpu_temperature_c: Annotated[
-        float | UnsetType, Meta(description="of the Edge TPU on PCIe, of several the hottest; on USB it has no sensor")
-    ] = UNSET
-    throttled: Annotated[
-        bool | UnsetType, Meta(description="whether Linux slows the processor down now; a Raspberry Pi does not tell")
-    ] = UNSET
-    undervoltage: Annotated[bool | UnsetType, Meta(description="whether the supply voltage is too low now")] = UNSET
-    undervoltages: Annotated[
-        int | UnsetType, Meta(description="times that it was seen to become so since the agent's start")
-    ] = UNSET
-    memory_total_bytes: int | UnsetType = UNSET
-    memory_available_bytes: Annotated[
-        int | UnsetType, Meta(description="what programs could still have without swapping")
-    ] = UNSET
-    agent_rss_bytes: Annotated[int | UnsetType, Meta(description="memory of the agent, shared pages included")] = UNSET
-    worker_rss_bytes: Annotated[int | UnsetType, Meta(description="the same of the worker")] = UNSET
-    agent_pss_bytes: Annotated[
-        int | UnsetType, Meta(description="its share of the memory in use; in one event every 5 minutes")
-    ] = UNSET
-    worker_pss_bytes: Annotated[int | UnsetType, Meta(description="the same of the worker")] = UNSET
-    disk_total_bytes: Annotated[int | UnsetType, Meta(description="of the file system with the state")] = UNSET
-    disk_free_bytes: int | UnsetType = UNSET
-    disk_written_bytes: Annotated[
-        int | UnsetType, Meta(description="by all programs to that partition since the boot")
-    ] = UNSET
-    disk_life_used_percent: Annotated[
-        int | UnsetType, Meta(description="how worn an eMMC is, in steps of 10, by its own account")
-    ] = UNSET
-    battery: Battery | UnsetType = UNSET
-    network: list[NetworkInterface] | UnsetType = UNSET
 
 
 class HealthEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag="health"):

@@ -9,7 +9,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET
 
-from edge_agent.records import Accelerator, DeviceHealth, Latency, NetworkInterface, TimeSource
+from edge_agent.health import DeviceHealth, NetworkInterface
+from edge_agent.records import Accelerator, Latency, TimeSource
 from edge_agent.settings.units import approximate_size, format_duration
 
 _WIDTH = 11
@@ -286,8 +287,8 @@ def _machine_lines(report: StatusReport) -> Iterator[tuple[str, str]]:
 
 
 def _board(health: DeviceHealth) -> Iterator[str]:
-    if health.model is not UNSET:
-        yield health.model
+    if health.board is not UNSET:
+        yield health.board
     if health.cpu_temperature_c is not UNSET:
         yield f"{health.cpu_temperature_c:.0f} °C" + (", slowed down" if health.throttled is True else "")
     if health.undervoltage is not UNSET:

@@ -6,11 +6,12 @@ from typing import TypeVar
 
 from msgspec import UnsetType
 
+from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, absent, matching
 from edge_agent.inference.accelerators.owners import THIS_SERVICE
 from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
-from edge_agent.records import DeviceHealth, Latency, ResultEvent, TimeSource
+from edge_agent.records import Latency, ResultEvent, TimeSource
 from edge_agent.report import (
     AcceleratorReport,
     DeviceReport,

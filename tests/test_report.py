@@ -6,7 +6,8 @@ import msgspec
 import pytest
 from msgspec import UNSET
 
-from edge_agent.records import Battery, DeviceHealth, Latency, NetworkInterface
+from edge_agent.health import Battery, DeviceHealth, NetworkInterface
+from edge_agent.records import Latency
 from edge_agent.report import (
     AcceleratorReport,
     DeviceReport,
@@ -39,7 +40,7 @@ FULL = StatusReport(
     uptime=3723.4,
     clock="unverified",
     device=DeviceHealth(
-        model="Raspberry Pi 5 Model B Rev 1.0",
+        board="Raspberry Pi 5 Model B Rev 1.0",
         load_5m=0.42,
         cpu_temperature_c=81.6,
         throttled=True,

@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 
+from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, DeviceState
 from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
-from edge_agent.records import DeviceHealth, Latency, LoadReport, ResultEvent, Score
+from edge_agent.records import Latency, LoadReport, ResultEvent, Score
 from edge_agent.report import StatusReport, render
 from edge_agent.settings.location import Destination, Location
 from edge_agent.settings.schema import (

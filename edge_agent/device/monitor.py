@@ -11,7 +11,7 @@ import structlog
 
 from edge_agent.device.sensors import Readings, Sensors
 from edge_agent.device.troubles import Troubles
-from edge_agent.records import DeviceHealth
+from edge_agent.health import DeviceHealth
 
 T = TypeVar("T")
 LOOK_EVERY_S = 10.0

@@ -3,7 +3,7 @@
 import re
 
 from edge_agent.device.kernelfiles import KernelFiles
-from edge_agent.records import Link, NetworkInterface
+from edge_agent.health import Link, NetworkInterface
 
 _FOLDER = "sys/class/net"
 _ETHERNET = 1  # ARPHRD_ETHER of linux/if_arp.h

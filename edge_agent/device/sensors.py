@@ -19,7 +19,7 @@ from typing import Any
 from edge_agent.device.kernelfiles import KernelFiles
 from edge_agent.device.network import list_interfaces
 from edge_agent.device.storage import FileSystem, file_system, used_life_percent, written_bytes
-from edge_agent.records import Battery, DeviceHealth
+from edge_agent.health import Battery, DeviceHealth
 
 _THERMAL, _HWMON, _POWER, _APEX = "sys/class/thermal", "sys/class/hwmon", "sys/class/power_supply", "sys/class/apex"
 # Of the processor: cpu-thermal (Raspberry Pi, i.MX 8M), cpu0-thermal, soc-thermal, x86_pkg_temp, bcm2835_thermal.
@@ -67,7 +67,7 @@ class Sensors:
         self._disk = disk
         self._files = KernelFiles(root)
         self._limits: dict[str, float | None] = {}
-        self.model = self._files.text("proc/device-tree/model") or self._files.text("sys/class/dmi/id/product_name")
+        self._board = self._files.text("proc/device-tree/model") or self._files.text("sys/class/dmi/id/product_name")
 
     def look(self) -> Readings:
         """Read what may need somebody: about a dozen files."""
@@ -88,7 +88,7 @@ class Sensors:
         """
         now = self.look()
         figures: dict[str, Any] = {
-            "model": self.model,
+            "board": self._board,
             "throttled": now.throttled,
             "undervoltage": now.undervoltage,
             "cpu_temperature_c": now.cpu and now.cpu.celsius,
@@ -154,7 +154,7 @@ class Sensors:
                 if re.fullmatch(r"trip_point_\d+_type", name) and self._files.text(f"{folder}/{name}") == "passive"
                 if (milli := self._files.number(f"{folder}/{name.removesuffix('type')}temp")) is not None and milli > 0
             ]
-            if not passive and (self.model or "").startswith("Raspberry Pi"):
+            if not passive and (self._board or "").startswith("Raspberry Pi"):
                 passive = [_RASPBERRY_PI_LIMIT_C]
             self._limits[zone] = min(passive, default=None)
         return self._limits[zone]

@@ -12,7 +12,7 @@ from msgspec import UNSET
 
 from edge_agent.device.sensors import Heat, Readings
 from edge_agent.device.storage import FileSystem
-from edge_agent.records import Battery
+from edge_agent.health import Battery
 from edge_agent.settings.units import approximate_size, format_duration
 
 # What each component can be; "ok" is said when trouble is over, and never before there was any.

@@ -8,12 +8,15 @@ processor and is none has to be passed by.
 from collections.abc import Mapping
 from pathlib import Path
 
+# What stands in files; below a path that ends with a slash, there are more.
+Tree = Mapping[str, str | Mapping[str, str]]
+
 AGENT, WORKER = 812, 845
 
 _PI_4_WIFI = "sys/devices/platform/soc/fe300000.mmcnr/mmc_host/mmc1/mmc1:0001/mmc1:0001:1"
 _PI_5_WIFI = "sys/devices/platform/axi/1001100000.mmc/mmc_host/mmc1/mmc1:0001/mmc1:0001:1"
 
-PI_4 = {
+PI_4: Tree = {
     "sys/firmware/devicetree/base/model": "Raspberry Pi 4 Model B Rev 1.5\0",
     "sys/devices/system/cpu/online": "0-3\n",
     "sys/devices/virtual/thermal/thermal_zone0/": {
@@ -108,7 +111,7 @@ PI_4_LINKS = {
 }
 
 # With the active cooler, an Edge TPU on the M.2 HAT, and a battery on I2C.
-PI_5 = {
+PI_5: Tree = {
     "sys/firmware/devicetree/base/model": "Raspberry Pi 5 Model B Rev 1.0\0",
     "sys/devices/system/cpu/online": "0-3\n",
     "sys/devices/virtual/thermal/": {
@@ -219,7 +222,7 @@ PI_5_LINKS = {
     "sys/devices/platform/axi/1000fff000.mmc/mmc_host/mmc0/mmc0:aaaa/block/mmcblk0/device": "../../../mmc0:aaaa",
 }
 
-DEV_BOARD = {
+DEV_BOARD: Tree = {
     "sys/firmware/devicetree/base/model": "Google i.MX8MQ Phanbell\0",
     "sys/devices/system/cpu/online": "0-3\n",
     "sys/devices/virtual/thermal/": {
@@ -300,8 +303,6 @@ DEV_BOARD_LINKS = {
         "../../../mmc0:0001"
     ),
 }
-
-Tree = Mapping[str, "str | Mapping[str, str]"]
 
 
 class Board:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from edge_agent.device.kernelfiles import KernelFiles
 from edge_agent.device.sensors import Heat, Sensors
 from edge_agent.device.storage import FileSystem, file_system
-from edge_agent.records import Battery
+from edge_agent.health import Battery
 from tests.device.boards import AGENT, WORKER, Board
 
 BOTH = {"agent": AGENT, "worker": WORKER}
@@ -40,7 +40,7 @@ def survey(board: Board, *, shares: bool = True) -> dict[str, Any]:
 
 def test_a_raspberry_pi_4(tmp_path: Path) -> None:
     assert survey(Board.pi_4(tmp_path)) == {
-        "model": "Raspberry Pi 4 Model B Rev 1.5",
+        "board": "Raspberry Pi 4 Model B Rev 1.5",
         "uptime_s": 86423.51,
         "load_5m": 0.42,
         "processors": 4,
@@ -71,7 +71,7 @@ def test_a_raspberry_pi_4(tmp_path: Path) -> None:
 
 def test_a_raspberry_pi_5_with_an_edge_tpu_a_modem_and_a_battery(tmp_path: Path) -> None:
     assert survey(Board.pi_5(tmp_path)) == {
-        "model": "Raspberry Pi 5 Model B Rev 1.0",
+        "board": "Raspberry Pi 5 Model B Rev 1.0",
         "uptime_s": 512.04,
         "load_5m": 0.88,
         "processors": 4,
@@ -103,7 +103,7 @@ def test_a_raspberry_pi_5_with_an_edge_tpu_a_modem_and_a_battery(tmp_path: Path)
 
 def test_a_coral_dev_board(tmp_path: Path) -> None:
     assert survey(Board.dev_board(tmp_path), shares=False) == {
-        "model": "Google i.MX8MQ Phanbell",
+        "board": "Google i.MX8MQ Phanbell",
         "uptime_s": 3021.77,
         "load_5m": 0.22,
         "processors": 4,
@@ -169,7 +169,12 @@ def test_undervoltage_is_told_by_the_driver_alone(tmp_path: Path, monkeypatch: p
     board = Board.pi_4(tmp_path)
     read: list[str] = []
     text = KernelFiles.text
-    monkeypatch.setattr(KernelFiles, "text", lambda self, path: read.append(path) or text(self, path))
+
+    def remember(files: KernelFiles, path: str) -> str | None:
+        read.append(path)
+        return text(files, path)
+
+    monkeypatch.setattr(KernelFiles, "text", remember)
     board.set("sys/class/hwmon/hwmon1/in0_lcrit_alarm", "1\n")
     assert sensors(board).survey(BOTH, shares=True).undervoltage is True
     assert any("in0_lcrit_alarm" in path for path in read)

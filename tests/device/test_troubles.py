@@ -7,7 +7,7 @@ import pytest
 from edge_agent.device.sensors import Heat, Readings
 from edge_agent.device.storage import FileSystem
 from edge_agent.device.troubles import CALM_POWER_S, CALM_S, STATES, Troubles
-from edge_agent.records import Battery
+from edge_agent.health import Battery
 from edge_agent.testing import Clock
 
 EVERY_S = 10.0

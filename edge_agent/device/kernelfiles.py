@@ -20,6 +20,10 @@ class KernelFiles:
         self._root = root
         self._told: set[str] = set()
 
+    def path(self, path: str) -> Path:
+        """Return where a file is."""
+        return self._root / path
+
     def text(self, path: str) -> str | None:
         """Return what stands in a file, without blanks and NULs around it; None where there is nothing to read."""
         try:

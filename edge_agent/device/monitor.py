@@ -1,14 +1,17 @@
 """Looks at the board's sensors now and then, and says when somebody has to do something about it."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 import structlog
 
+from edge_agent.device.changes import ChangeListener
 from edge_agent.device.sensors import Readings, Sensors
 from edge_agent.device.troubles import Troubles
 from edge_agent.health import DeviceHealth
@@ -47,12 +50,29 @@ class DeviceMonitor:
         self._troubles = Troubles(clock)
         self._waiting: asyncio.Future[Any] | None = None
         self._shares_due = clock()
+        self._news = asyncio.Event()
+        self._heard: Path | None = None  # the alarm that is listened to
 
     async def run(self) -> None:
-        """Look until cancelled."""
-        while True:
-            await self.look()
-            await asyncio.sleep(LOOK_EVERY_S)
+        """Look until cancelled: every few seconds, and when the voltage changes, which it may do for a moment only."""
+        with contextlib.ExitStack() as listening:
+            while True:
+                self._news.clear()
+                await self.look()
+                self._listen(listening)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_EVERY_S):
+                        await self._news.wait()
+
+    def _listen(self, listening: contextlib.ExitStack) -> None:
+        alarm = self._sensors.voltage_alarm
+        if alarm is None or alarm == self._heard:
+            return
+        self._heard = alarm
+        try:
+            listening.callback(ChangeListener.open(alarm, self._news.set).close)
+        except OSError as error:
+            log.info("the voltage is looked at now and then", interval=LOOK_EVERY_S, reason=error.strerror)
 
     async def look(self) -> None:
         """Read what may need somebody, and tell what has changed."""

@@ -53,7 +53,8 @@ class Readings:
 class Sensors:
     """The sensors of the board. All methods wait for the kernel, which a dying device can keep busy: use a thread.
 
-    `root` is where /sys and /proc are looked for.
+    `root` is where /sys and /proc are looked for. `voltage_alarm` is the file that says whether the voltage is too low,
+    as soon as it is found; its driver tells of changes (sysfs_notify).
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Sensors:
         self._state_directory = state_directory
         self._disk = disk
         self._files = KernelFiles(root)
+        self.voltage_alarm: Path | None = None
         self._limits: dict[str, float | None] = {}
         self._board = self._files.text("proc/device-tree/model") or self._files.text("sys/class/dmi/id/product_name")
 
@@ -104,11 +106,13 @@ class Sensors:
     # -- power
 
     def _undervoltage(self) -> bool | None:
-        alarm = None
         for name in self._files.names(_HWMON):
             if self._files.text(f"{_HWMON}/{name}/name") == "rpi_volt":
-                alarm = self._files.number(f"{_HWMON}/{name}/in0_lcrit_alarm")
-        return None if alarm is None else bool(alarm)
+                alarm = f"{_HWMON}/{name}/in0_lcrit_alarm"
+                self.voltage_alarm = self._files.path(alarm)
+                low = self._files.number(alarm)
+                return None if low is None else bool(low)
+        return None
 
     def _battery(self) -> Battery | None:
         for name in self._files.names(_POWER):

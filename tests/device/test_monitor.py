@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -10,8 +12,9 @@ import pytest
 
 from edge_agent.device import monitor
 from edge_agent.device.monitor import SHARES_EVERY_S, SILENT, DeviceMonitor
-from edge_agent.device.sensors import Sensors
+from edge_agent.device.sensors import Readings, Sensors
 from edge_agent.device.storage import FileSystem
+from edge_agent.device.troubles import Change
 from edge_agent.testing import Clock
 from tests.device.boards import AGENT, WORKER, Board
 
@@ -21,7 +24,7 @@ ALARM = "sys/class/hwmon/hwmon1/in0_lcrit_alarm"
 class Watched:
     """A Raspberry Pi 4 with a monitor, whose kernel can be kept from answering."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.board = Board.pi_4(root)
         self.clock = Clock()
         self.told: list[tuple[str, str]] = []
@@ -35,11 +38,27 @@ class Watched:
             worker_pid=lambda: self.worker,
             clock=self.clock,
         )
+        self.looks = 0
+        self.news = asyncio.Event()
+        take = self.monitor._troubles.take
+
+        def count(readings: Readings) -> list[Change]:
+            self.looks += 1
+            self.news.set()
+            return take(readings)
+
+        monkeypatch.setattr(self.monitor._troubles, "take", count)
 
     def _disk(self, _path: Path) -> FileSystem:
         self.reads += 1
         self.answers.wait()
         return FileSystem(10**9, 10**9, read_only=False, device="179:2")
+
+    async def looked(self, times: int) -> None:
+        """Wait until it has looked so often."""
+        while self.looks < times:
+            self.news.clear()
+            await self.news.wait()
 
     async def survey(self) -> dict[str, Any]:
         told = await self.monitor.survey()
@@ -51,7 +70,7 @@ class Watched:
 @pytest.fixture
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
     monkeypatch.setattr("os.getpid", lambda: AGENT)
-    return Watched(tmp_path)
+    return Watched(tmp_path, monkeypatch)
 
 
 def test_a_change_is_told_of_when_it_is_seen(watched: Watched) -> None:
@@ -69,22 +88,47 @@ def test_a_change_is_told_of_when_it_is_seen(watched: Watched) -> None:
 
 
 def test_it_looks_again_and_again(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "LOOK_EVERY_S", 0.001)
+
     async def looks() -> None:
-        pauses: asyncio.Queue[float] = asyncio.Queue()
-        go_on = asyncio.Semaphore(0)
-
-        async def pause(seconds: float) -> None:
-            pauses.put_nowait(seconds)
-            await go_on.acquire()
-
-        monkeypatch.setattr("edge_agent.device.monitor.asyncio.sleep", pause)
         running = asyncio.create_task(watched.monitor.run())
-        for _ in range(3):
-            assert await pauses.get() == monitor.LOOK_EVERY_S
-            go_on.release()
+        await watched.looked(5)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        assert watched.reads >= 3
+
+    asyncio.run(looks())
+
+
+def test_it_looks_at_once_when_the_driver_tells_of_a_change(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "LOOK_EVERY_S", 3600.0)
+    told: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
+    closed = []
+
+    class Listener:
+        """The board's files are ordinary ones: of these the kernel has nothing to tell."""
+
+        @staticmethod
+        def open(path: Path, on_change: Callable[[], None]) -> Any:
+            assert path == watched.board.root / ALARM
+            told.put_nowait(on_change)
+            return SimpleNamespace(close=lambda: closed.append(path))
+
+    monkeypatch.setattr(monitor, "ChangeListener", Listener)
+
+    async def looks() -> None:
+        running = asyncio.create_task(watched.monitor.run())
+        tell = await told.get()
+        for dips in range(1, 4):
+            for low in (True, False):
+                watched.board.set(ALARM, f"{low:d}\n")
+                tell()
+                await watched.looked(2 * dips + 1 - low)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert (await watched.survey())["undervoltages"] == 3
+        assert watched.told == [("power", "undervoltage")]
+        assert told.empty()  # it is listened to once
+        assert len(closed) == 1
 
     asyncio.run(looks())
 

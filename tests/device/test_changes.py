@@ -64,13 +64,17 @@ def test_a_device_that_goes_away_is_a_change(ends: tuple[socket.socket, socket.s
     asyncio.run(listen())
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def test_an_ordinary_file_tells_nothing(tmp_path: Path) -> None:
     (tmp_path / "alarm").write_text("0\n")
 
     async def listen() -> None:
-        before = len(list(Path("/proc/self/fd").iterdir()))
+        before = open_files()
         with pytest.raises(PermissionError):
             ChangeListener.open(tmp_path / "alarm", lambda: None)
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert open_files() == before
 
     asyncio.run(listen())

@@ -18,10 +18,10 @@ from edge_agent.health import DeviceHealth
 
 T = TypeVar("T")
 LOOK_EVERY_S = 10.0
-# Reading is a matter of milliseconds, unless a device that is dying keeps the kernel waiting.
-PATIENCE_S = 2.0
+# Reading is a matter of milliseconds, unless a device or a disk that is dying keeps the kernel waiting.
+PATIENCE_S = 5.0
 SHARES_EVERY_S = 300.0
-SILENT = "the sensors of this device do not answer, most likely as a device on PCIe has failed; see dmesg"
+SILENT = "the sensors of this device do not answer; a device on PCIe or the disk may have failed: see dmesg"
 
 log = structlog.get_logger()
 

@@ -21,6 +21,8 @@ from edge_agent.configuration import Configuration, load_configuration
 from edge_agent.device.boots import Boots
 from edge_agent.device.clock import Clock
 from edge_agent.device.identity import boot_id, device_id
+from edge_agent.device.monitor import DeviceMonitor
+from edge_agent.device.sensors import Sensors
 from edge_agent.device.timekeeper import Timekeeper
 from edge_agent.housekeeping import Housekeeping
 from edge_agent.inference.accelerators.devices import find_library, list_devices
@@ -127,6 +129,11 @@ class Agent:
             on_health=self._report_health,
         )
         self._rollout = self._make_rollout(configuration)
+        self._monitor = DeviceMonitor(
+            Sensors(directories.state),
+            on_health=self._report_health,
+            worker_pid=lambda: self._supervisor.worker_pid,
+        )
         self._housekeeping = Housekeeping(
             supervisor=self._supervisor,
             queue=self._queue,
@@ -136,6 +143,8 @@ class Agent:
             status=self._status_line,
             counters=self._count,
             take_latencies=self._take_latencies,
+            survey=self._monitor.survey,
+            model=lambda: (self._configuration.settings.model.model_name, self._rollout.status.version),
             health_interval=settings.telemetry.health_interval,
         )
         self._device_watch = DeviceWatch(self._recovery, wanted=self._wanted_device, again=self._try_device_again)
@@ -162,6 +171,7 @@ class Agent:
             "worker": self._supervisor.run(),
             "models": self._run_rollout(self._rollout),
             "devices": self._device_watch.run(),
+            "sensors": self._monitor.run(),
             "reload": self._lifecycle.serve_reloads(self._reload, self._status_line),
             "housekeeping": self._housekeeping.run(),
         }
@@ -299,6 +309,7 @@ class Agent:
             uptime=time.monotonic() - self._started,
             devices=devices,
             library=library,
+            device=await self._monitor.show(),
         )
 
     def _snapshot(self) -> Snapshot:
@@ -320,6 +331,7 @@ class Agent:
             queue_trouble=self._queue.trouble,
             reload_problem=self._reload_problem,
             time_source=self._clock.time_source(),
+            device_problems=self._monitor.problems,
             skew=self._timekeeper.skew,
             now=time.monotonic(),
         )

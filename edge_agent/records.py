@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from edge_agent.health import DeviceHealth, QueueHealth
+
 Accelerator = Literal["edgetpu", "cpu"]
 TimeSource = Literal["synchronized", "restored", "unverified"]
 
@@ -299,7 +301,11 @@ class HealthEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag
     """A change of the agent's own state that somebody should know of; or, every interval, how it all goes."""
 
     component: Annotated[
-        str, Meta(description="for instance worker, source, model, accelerator, action; inference has the figures")
+        str,
+        Meta(
+            description="for instance worker, source, model, accelerator, action, power, temperature, disk; inference "
+            "has the figures"
+        ),
     ]
     state: str
     detail: str | UnsetType = UNSET
@@ -307,6 +313,14 @@ class HealthEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag
     stage: Annotated[str | UnsetType, Meta(description="what it was doing last: running the model")] = UNSET
     latencies: list[Latency] | UnsetType = UNSET
     counters: Counters | UnsetType = UNSET
+    queue: QueueHealth | UnsetType = UNSET
+    device: DeviceHealth | UnsetType = UNSET
+    agent_version: str | UnsetType = UNSET
+    model_name: Annotated[str | UnsetType, Meta(description="of the model in use")] = UNSET
+    model_version: str | UnsetType = UNSET
+    accelerator: Annotated[Accelerator | UnsetType, Meta(description="what runs it")] = UNSET
+    accelerator_device: Annotated[str | UnsetType, Meta(description="the Edge TPU in use: usb:2-1.3")] = UNSET
+    degraded: Annotated[str | UnsetType, Meta(description="why it does not run as asked")] = UNSET
 
 
 Event = ResultEvent | SummaryEvent | AlarmEvent | ModelEvent | LossEvent | HealthEvent

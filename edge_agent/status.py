@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from msgspec import UnsetType
 
+from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, absent, matching
 from edge_agent.inference.accelerators.owners import THIS_SERVICE
 from edge_agent.inference.supervision.status import WorkerStatus
@@ -57,6 +58,7 @@ class Snapshot:
     queue_trouble: str | None
     reload_problem: str | None
     time_source: TimeSource
+    device_problems: Sequence[str]
     now: float
     skew: str = ""
 
@@ -76,6 +78,7 @@ def problems(now: Snapshot) -> list[str]:
     found = [
         *_model_problem(now.model),
         *_worker_problems(now.worker),
+        *now.device_problems,
         f"degraded: {degraded}" if (degraded := _degraded(now)) else "",
         sending,
         f"queue: {now.queue_trouble}" if now.queue_trouble else "",
@@ -130,7 +133,14 @@ def _waiting(now: Snapshot) -> list[str]:
 
 
 def make_report(
-    now: Snapshot, *, version: str, config: str, uptime: float, devices: Sequence[Device], library: str | None
+    now: Snapshot,
+    *,
+    version: str,
+    config: str,
+    uptime: float,
+    devices: Sequence[Device],
+    library: str | None,
+    device: DeviceHealth | None,
 ) -> StatusReport:
     """Return the whole report. `uptime` is in seconds, `library` the path of libedgetpu."""
     return StatusReport(
@@ -142,6 +152,7 @@ def make_report(
         device_id=now.device_id,
         uptime=uptime,
         clock=now.time_source,
+        device=device,
         source=SourceReport(plugin=now.settings.source.plugin, state=now.worker.source),
         model=_report_model(now),
         accelerator=_report_accelerator(now, devices, library),

@@ -26,6 +26,7 @@ from edge_agent.telemetry.queue_files import Lock, QueueLocked, RejectedFile
 from edge_agent.telemetry.recovery import Recovered, recover
 from edge_agent.telemetry.retention import Bounds, Retention
 from edge_agent.telemetry.seqs import first_seqs
+from edge_agent.telemetry.state import State
 from edge_agent.telemetry.store import Commit, Store
 from edge_agent.telemetry.trouble import Trouble
 
@@ -285,10 +286,9 @@ class Keeper:
         return bool(finished or self._damaged or self.state.books.ledger != self._saved_ledger or not self._noted)
 
     def _must_save(self) -> bool:
-        unsaved = [
-            (seq, aged) for seq, aged in zip(self.state.lanes.first_unsaved(), self._aged_seqs, strict=True) if seq
-        ]
-        if unsaved and (self._journal.failed or self.state.lanes.memory > self.early):
+        lanes = self.state.lanes
+        unsaved = [(seq, aged) for seq, aged in zip(lanes.first_unsaved(), self._aged_seqs, strict=True) if seq]
+        if unsaved and (self._journal.failed or lanes.memory > self.early):
             return True
         if any(seq < aged for seq, aged in unsaved) or self._must_grow_older():
             return True

@@ -10,8 +10,11 @@ import pytest
 from edge_agent.telemetry import salvage
 from edge_agent.telemetry.groups import Group, parse, to_row
 from edge_agent.telemetry.intervals import Intervals, Span
-from edge_agent.telemetry.losses import Loss
-from edge_agent.telemetry.store import Commit, Meta, Store
+from edge_agent.telemetry.losses import Loss, Report
+from edge_agent.telemetry.priority import Priority
+from edge_agent.telemetry.seqs import priority_of
+from edge_agent.telemetry.store import Commit, Store
+from edge_agent.telemetry.store_file import Meta, Position
 from tests.telemetry.queue_kit import BIG, Disk, drain, left_for_dead, lost, put, run, ticks
 
 
@@ -31,24 +34,31 @@ def commit(
     groups: list[Group],
     *,
     done: list[Span] | None = None,
-    damaged: list[int] | None = None,
-    droppable: Span = (0, 0),
+    expired: list[Span] | None = None,
+    droppable: list[Span] | None = None,
     out: list[Span] | None = None,
-    max_size: int = BIG,
-) -> Loss | None:
-    depth = store.meta.depth + sum(g.count for g in groups)
-    end = max([store.meta.next_seq, *(g.end for g in groups)])
-    meta = msgspec.structs.replace(store.meta, depth=depth, next_seq=end, done=done or [])
+    limit: int = BIG,
+    reports: list[Report] | None = None,
+    positions: list[Position] | None = None,
+) -> list[tuple[Priority, Loss]]:
+    depths, ends = store.meta.depths.copy(), store.meta.next_seqs.copy()
+    for new in groups:
+        depths[priority_of(new.seq)] += new.count
+        ends[priority_of(new.seq)] = max(ends[priority_of(new.seq)], new.end)
+    meta = msgspec.structs.replace(store.meta, depths=depths, next_seqs=ends, done=done or [], reports=reports or [])
     return store.commit(
         Commit(
             meta=meta,
+            positions=positions or [],
             groups=groups,
-            damaged=damaged or [],
-            droppable=droppable,
+            damaged=[],
+            expired=expired or [],
+            droppable=droppable or [],
             out=Intervals(out or []),
-            max_size=max_size,
+            limit=limit,
+            cause="queue_full",
         )
-    )
+    ).losses
 
 
 def seqs(store: Store) -> list[Span]:
@@ -82,10 +92,13 @@ def test_finished_groups_are_deleted_and_parts_of_others_remembered(store: Store
 def test_the_oldest_groups_are_dropped_but_not_those_that_are_out(store: Store) -> None:
     commit(store, [group(1, 10, ms=5), group(11, 10, ms=6), group(21, 10, ms=7), group(31, 10, ms=8)])
     size = store.meta.size
-    dropped = commit(store, [], done=[(22, 25)], droppable=(1, 41), out=[(15, 16)], max_size=size * 6 // 10)
-    assert dropped == Loss("queue_full", 10 + 7, 5, 7)
+    dropped = commit(store, [], done=[(22, 25)], droppable=[(1, 41)], out=[(15, 16)], limit=size * 6 // 10)
+    assert dropped == [
+        (Priority.RESULT, Loss("queue_full", 10, 5, 5)),
+        (Priority.RESULT, Loss("queue_full", 7, 7, 7)),
+    ]
     assert seqs(store) == [(11, 21), (31, 41)]
-    assert store.meta.losses == [dropped]
+    assert store.meta.losses == [Loss("queue_full", 17, 5, 7)]
     assert (store.meta.size <= size * 6 // 10, store.meta.done) == (True, [])
 
 
@@ -283,7 +296,7 @@ def test_a_store_that_keeps_failing_is_looked_through_for_damage(tmp_path: Path)
             new = put(queue, 10)
             await ticks(queue)
             assert not aside.exists()  # a transaction touches other pages only
-            queue._keeper._failures = 8
+            queue._keeper._trouble._failures = 8
             new += put(queue, 10)
             await ticks(queue)
             assert aside.exists()

@@ -13,7 +13,7 @@ from edge_agent.telemetry.seqs import given_out, priority_of
 class Lanes:
     """One `Backlog` for each priority: `lanes[Priority.ALARM]`, or `all`, the most important first.
 
-    `given` is how many seqs have been given out; it is kept, because each `put` asks.
+    `given` is how many seqs have been given out. It is kept, because each `put` asks, and counts it up.
     """
 
     def __init__(self, next_seqs: Sequence[int]) -> None:
@@ -40,10 +40,6 @@ class Lanes:
             finished = Intervals(done.clip(*backlog.lane))
             backlog.adopt(stored_ends[priority], depths[priority], finished, groups, next_seqs[priority])
         self.given = given_out(self.next_seqs)
-
-    def put(self, priority: Priority, events: Sequence[bytes], length: int, first_ms: int, last_ms: int) -> None:
-        self.all[priority].put(events, length, first_ms, last_ms)
-        self.given += len(events)
 
     # -- together
 

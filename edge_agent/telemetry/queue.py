@@ -69,6 +69,7 @@ class Queue:
         bounds = Bounds(max_size=max_size, commit_size=commit_size, reserve=reserve, max_age=max_age)
         retention = Retention(bounds, monotonic)
         self._keeper = Keeper(directory, runtime_directory, retention=retention, boot_id=boot_id, clock=clock)
+        self._state = self._keeper.state
         # By priority: there may be something to take that is at least so important.
         self._ready = [asyncio.Event() for _ in Priority]
         self._pressure = asyncio.Event()  # the next tick should not wait
@@ -111,12 +112,12 @@ class Queue:
 
     @property
     def epoch(self) -> int:
-        return self._keeper.state.epoch
+        return self._state.epoch
 
     @property
     def next_number(self) -> int:
         """Number of the next event in `epoch`. Ask for both right before each `put`."""
-        return self._keeper.state.next_number
+        return self._state.lanes.given - self._state.base + 1
 
     def put(
         self,
@@ -132,15 +133,16 @@ class Queue:
         if `first_number` is not `next_number` or an event holds a newline, RuntimeError after `close`. Never fails
         for want of a disk: the events are in memory then, within bounds, and `trouble` says so.
         """
-        self._put(first_number, events, (first_ms, last_ms), priority, ())
+        self._put(first_number, events, first_ms, last_ms, priority)
 
-    def _put(
+    def _put(  # noqa: PLR0917  each `put` passes here
         self,
         first_number: int,
         events: Sequence[bytes],
-        times: tuple[int, int],
+        first_ms: int,
+        last_ms: int,
         priority: Priority,
-        reported: Sequence[Loss],
+        reported: Sequence[Loss] = (),
     ) -> None:
         if self._closed:
             raise RuntimeError("the queue is closed")
@@ -151,31 +153,34 @@ class Queue:
         count, payload = len(events), b"\n".join(events)
         if payload.count(b"\n") != count - 1:
             raise ValueError("an event must not hold a newline")
-        state = self._keeper.state
-        seq = state.lanes[priority].next_seq
-        self._keeper.record(journal.put_frame(seq, count, payload, *times, reported=reported))
-        state.lanes.put(priority, events, len(payload) - count + 1, *times)
+        lanes, keeper = self._state.lanes, self._keeper
+        backlog = lanes.all[priority]
+        seq = backlog.next_seq
+        keeper.record(journal.put_frame(seq, count, payload, first_ms, last_ms, reported=reported))
+        backlog.put(events, len(payload) - count + 1, first_ms, last_ms)
+        lanes.given += count
         if reported:
-            state.books.report(seq, reported)
+            self._state.books.report(seq, reported)
         self.accepted += count
-        for ready in self._ready[priority:]:
-            ready.set()
-        if self._keeper.full:
+        if not self._ready[priority].is_set():
+            for ready in self._ready[priority:]:
+                ready.set()
+        if keeper.full:
             self._relieve()
 
     def _relieve(self) -> None:
         """Bound the memory, and the journal, where they grow faster than the ticks come."""
         if not self._keeper.waiting_to_retry:
             self._pressure.set()
-        excess = self._keeper.state.lanes.memory - self._keeper.retention.bounds.memory
+        excess = self._state.lanes.memory - self._keeper.retention.bounds.memory
         if excess > 0:
-            self._keeper.lose_runs("queue_full", self._keeper.state.lanes.drop_fresh(excess))
+            self._keeper.lose_runs("queue_full", self._state.lanes.drop_fresh(excess))
 
     # -- losses
 
     def losses(self) -> list[Loss]:
         """Return what was lost and is not reported yet, one entry for each cause."""
-        return self._keeper.state.books.ledger.entries()
+        return self._state.books.ledger.entries()
 
     def count_loss(self, cause: str, count: int, first_ms: int, last_ms: int) -> None:
         """Count something that never became an event of this queue."""
@@ -197,7 +202,7 @@ class Queue:
         events = build(self.next_number, losses)
         if len(events) != len(losses):
             raise ValueError(f"{len(losses)} losses need as many events, not {len(events)}")
-        self._put(self.next_number, events, (now_ms, now_ms), Priority.NOTICE, losses)
+        self._put(self.next_number, events, now_ms, now_ms, Priority.NOTICE, losses)
         self._acked_at_report = self.acked
         return len(losses)
 
@@ -215,7 +220,7 @@ class Queue:
         """
         batch = None
         for priority in list(Priority)[: least + 1]:
-            backlog = self._keeper.state.lanes[priority]
+            backlog = self._state.lanes[priority]
             if backlog.wants(max_events, max_bytes):
                 await self._whole(self._keeper.load(priority, max_events, max_bytes))
             batch = backlog.take(max_events, max_bytes)
@@ -226,14 +231,14 @@ class Queue:
 
     def ack(self, batch: Batch) -> None:
         """Finish a batch that has arrived. Raises ValueError if it was handed back before."""
-        spans = self._keeper.state.lanes[batch.priority].ack(batch)
+        spans = self._state.lanes[batch.priority].ack(batch)
         if spans:
             self._keeper.finish(spans)
         self.acked += sum(end - start for start, end in spans)
 
     def release(self, batch: Batch) -> None:
         """Put the batch back in its place. Raises ValueError if it was handed back before."""
-        self._keeper.state.lanes[batch.priority].release(batch)
+        self._state.lanes[batch.priority].release(batch)
         self._wake()
 
     def reject(self, batch: Batch, index: int, reason: str) -> None:
@@ -241,19 +246,19 @@ class Queue:
 
         The batch stays out. Raises ValueError if it is not, or the event was rejected before.
         """
-        run = self._keeper.state.lanes[batch.priority].reject(batch, index)
+        run = self._state.lanes[batch.priority].reject(batch, index)
         self._keeper.rejected.add(run.events[0], reason)
         self._keeper.lose(Loss(REJECTED, 1, run.first_ms, run.last_ms), [(run.seq, run.end)])
 
     def _wake(self) -> None:
         for least in Priority:
-            if self._keeper.state.lanes.available(least):
+            if self._state.lanes.available(least):
                 self._ready[least].set()
 
     def _calm(self, nothing: Priority | None) -> None:
         """Let `wait` wait. Of events as important as `nothing` none could be had, whatever the store may hold."""
         for least in Priority:
-            if (nothing is not None and least <= nothing) or not self._keeper.state.lanes.available(least):
+            if (nothing is not None and least <= nothing) or not self._state.lanes.available(least):
                 self._ready[least].clear()
 
     # -- ticks
@@ -285,22 +290,22 @@ class Queue:
     @property
     def depth(self) -> int:
         """Events that are neither acknowledged nor lost."""
-        return self._keeper.state.lanes.depth
+        return self._state.lanes.depth
 
     @property
     def depths(self) -> dict[Priority, int]:
         """The same by priority."""
-        return dict(zip(Priority, self._keeper.state.lanes.depths, strict=True))
+        return dict(zip(Priority, self._state.lanes.depths, strict=True))
 
     @property
     def dropped(self) -> int:
         """Events of the queue that were lost, whatever the cause, since the start."""
-        return self._keeper.state.dropped.total()
+        return self._state.dropped.total()
 
     @property
     def dropped_by_cause(self) -> dict[str, int]:
         """The same by cause, named as in the loss events."""
-        return dict(self._keeper.state.dropped)
+        return dict(self._state.dropped)
 
     @property
     def size(self) -> int:

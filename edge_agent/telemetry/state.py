@@ -11,7 +11,10 @@ from edge_agent.telemetry.store_file import Meta
 
 
 class State:
-    """`dropped` counts events of the queue that were lost, by cause, since the start."""
+    """`base` seqs had been given out when the epoch began.
+
+    `dropped` counts events of the queue that were lost, by cause, since the start.
+    """
 
     def __init__(self, boot_id: str) -> None:
         self.epoch = self.base = 0
@@ -19,10 +22,6 @@ class State:
         self.books = Books()
         self.dropped: Counter[str] = Counter()
         self._boot_id = boot_id
-
-    @property
-    def next_number(self) -> int:
-        return self.lanes.given - self.base + 1
 
     def begin_far_above(self, epoch: int) -> None:
         """Begin an epoch with seqs far above those in the store, so that it can be taken in once it can be read."""

@@ -253,7 +253,7 @@ def _compare(store: Store, files: Sequence[JournalFile]) -> tuple[Replay, list[i
 
 def _lost_reports(store: Store, state: Replay) -> list[Span]:
     """Return the seqs of the reports that neither the store nor the journal has."""
-    stored = state.books.reports_in([(lane(Priority.NOTICE)[0], state.meta.next_seqs[Priority.NOTICE])])
+    stored = state.books.reports_in([(lane(Priority.NOTICE)[0], state.saved_ends[Priority.NOTICE])])
     gone = [(seq, seq + 1) for seq in stored if not store.overlap([(seq, seq + 1)])]
     return [*state.missing_spans(), *gone]
 

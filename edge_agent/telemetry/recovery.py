@@ -6,11 +6,13 @@ in its header counts. Numbers that a later record proves to have been given out 
 found are a loss with the cause `damaged`.
 """
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from edge_agent.telemetry import journal
 from edge_agent.telemetry.groups import Group
@@ -21,6 +23,8 @@ from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.seqs import given_out, lane, priority_of
 from edge_agent.telemetry.store import Damage, Store
 from edge_agent.telemetry.store_file import Meta
+
+log = structlog.get_logger()
 
 
 class Replay(msgspec.Struct):
@@ -210,9 +214,10 @@ def recover(
     store = Store(directory)
     found = [(number, path) for number, path in journal.find(journal_directories) if number < before]
     covered = store.meta.journal
-    journal.remove(Sealed(number, path, []) for number, path in found if number <= covered)
+    with contextlib.suppress(OSError):  # they are not needed, and will be found again at the next start
+        journal.remove(Sealed(number, path, []) for number, path in found if number <= covered)
     left = [(number, path) for number, path in found if number > covered]
-    files = [journal.read(number, path) for number, path in left if path.stat().st_size]
+    files = [file for number, path in left if (file := _read(number, path)) is not None]
     state, depths = _compare(store, files)
     if state.damage is not store.damage:  # it was the comparison that found the damage
         state, depths = _compare(store, files)
@@ -238,6 +243,15 @@ def recover(
         files=[Sealed(number, path, state.next_seqs) for number, path in left],
         fault=fault,
     )
+
+
+def _read(number: int, path: Path) -> JournalFile | None:
+    """Read a journal file, or None if it is empty. One that the disk does not give back counts as wholly damaged."""
+    try:
+        return journal.read(number, path) if path.stat().st_size else None
+    except OSError as error:
+        log.error("a journal file of the queue cannot be read and is lost", path=str(path), error=error.strerror)
+        return JournalFile(number, path, [], clean=False)
 
 
 def _compare(store: Store, files: Sequence[JournalFile]) -> tuple[Replay, list[int]]:

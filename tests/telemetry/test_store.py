@@ -1,6 +1,8 @@
+import contextlib
 import os
 import random
 import sqlite3
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from edge_agent.telemetry.groups import Group, parse, to_row
 from edge_agent.telemetry.intervals import Intervals, Span
 from edge_agent.telemetry.losses import Loss, Report
 from edge_agent.telemetry.priority import Priority
-from edge_agent.telemetry.seqs import priority_of
+from edge_agent.telemetry.seqs import lane, priority_of
 from edge_agent.telemetry.store import Commit, Store
 from edge_agent.telemetry.store_file import Meta, Position
 from tests.telemetry.queue_kit import BIG, Disk, drain, left_for_dead, lost, put, run, ticks
@@ -353,6 +355,93 @@ def test_an_old_state_means_that_something_is_missing(tmp_path: Path) -> None:
             assert (lost(queue), queue.depth, queue.next_number) == ({"damaged": 100}, 0, 101)
 
     run(body())
+
+
+def test_a_journal_that_cannot_be_read_costs_only_itself(tmp_path: Path) -> None:
+    async def body() -> None:
+        events, disk = await backlog(Disk(tmp_path), groups=3)
+        assert disk.runtime is not None
+        (disk.runtime / "journal-1").mkdir()  # older than the state, and cannot be deleted
+        (disk.runtime / "journal-9999").mkdir()
+        async with disk.queue(clock=lambda: 1_700_000_001.0) as queue:
+            assert not set(put(queue, 1)) & set(events)
+            assert (await drain(queue))[:-1] == events
+
+    run(body())
+
+
+def test_a_state_of_another_version_is_salvaged(tmp_path: Path) -> None:
+    async def body() -> None:
+        events, disk = await backlog(Disk(tmp_path), groups=3)
+        with contextlib.closing(sqlite3.connect(disk.database)) as db:
+            body = b'{"depth": 7, "next_seqs": "other"}'
+            db.execute("UPDATE meta SET body = ?, crc = ?", (body, zlib.crc32(body)))
+            db.commit()
+        async with disk.queue(boot_id="boot-2") as queue:
+            assert await drain(queue) == events
+            assert lost(queue) == {"damaged": 1}  # how many there were is not known
+
+    run(body())
+
+
+def test_what_a_damaged_file_held_is_counted_in_each_lane(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+
+    async def body() -> None:
+        async with left_for_dead(disk.queue()) as queue:
+            for number in range(30):
+                put(queue, 10, noise=300, priority=Priority(number % 4))
+                await ticks(queue)
+            before = queue.depths
+            copy = disk.copy()
+        (copy.state / "queue.db-wal").unlink()
+        flip(copy.database, random.Random(1), 400)
+        async with copy.queue() as queue:
+            delivered = await drain(queue)
+            assert queue.depths == dict.fromkeys(Priority, 0)
+            assert sum(before.values()) == len(delivered) + sum(lost(queue).values())
+
+    run(body())
+
+
+def test_the_least_important_make_room_for_what_is_new_and_what_is_out_is_spared(store: Store) -> None:
+    alarm, result = lane(Priority.ALARM)[0], lane(Priority.RESULT)[0]
+    commit(store, [group(alarm + 1, 10), group(result + 1, 10), group(result + 11, 10)])
+    both = [(result, result + 21), (alarm, alarm + 11)]
+    limit = store.meta.size
+    dropped = commit(store, [group(result + 21, 10)], droppable=both, out=[(result + 1, result + 2)], limit=limit)
+    assert [(priority, loss.count) for priority, loss in dropped] == [(Priority.RESULT, 10)]
+    assert seqs(store) == [(result + 1, result + 11), (result + 21, result + 31), (alarm + 1, alarm + 11)]
+    # Results that are new or out are no reason to drop an alarm: they go first, a transaction later.
+    dropped = commit(store, [group(result + 31, 10)], droppable=both, out=[(result + 1, result + 2)], limit=10)
+    assert [priority for priority, _ in dropped] == [Priority.ALARM]
+
+
+def test_expired_groups_and_the_reports_in_them(store: Store) -> None:
+    notice = lane(Priority.NOTICE)[0]
+    told = Loss("rejected", 3, 1, 2)
+    commit(store, [group(notice + 1, 10, ms=5), group(notice + 11, 10)])
+    dropped = commit(
+        store, [], expired=[(notice, notice + 15)], reports=[(notice + 2, told), (notice + 12, told)], done=[]
+    )
+    assert dropped == [(Priority.NOTICE, Loss("expired", 10, 5, 5))]
+    assert store.meta.losses == [Loss("expired", 10, 5, 5), told]
+    assert store.meta.reports == [(notice + 12, told)]
+    assert store.meta.depths == [0, 10, 0, 0]
+
+
+def test_positions_are_kept_and_may_be_damaged(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    positions = [Position(1.5, [1, 2, 3, 4])]
+    commit(store, [group(1, 10)], positions=positions)
+    store.close()
+    store = Store(tmp_path)
+    assert store.positions == positions
+    store._execute("UPDATE meta SET crc = 7 WHERE id = 3")
+    store.close()
+    store = Store(tmp_path)
+    assert (store.positions, seqs(store)) == ([], [(1, 11)])
+    store.close()
 
 
 def test_the_state_of_a_new_file_is_empty(store: Store) -> None:

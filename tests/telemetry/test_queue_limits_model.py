@@ -51,8 +51,8 @@ class LimitsMachine(RuleBasedStateMachine):
     @rule(priority=st.sampled_from(Priority), count=st.integers(1, 20), noise=st.sampled_from([0, 100, 1000]))
     def put(self, priority: Priority, count: int, noise: int) -> None:
         for event in put(self.queue, count, noise=noise, priority=priority):
-            self.places[event] = len(self.places)
-        self.accepted += count
+            self.accepted += 1
+            self.places[event] = self.accepted
 
     @rule(count=st.integers(1, 50), least=st.sampled_from(Priority))
     def take(self, count: int, least: Priority) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.queue import Queue
 
 
@@ -24,7 +25,13 @@ def say(verb: str, events: list[bytes]) -> None:
 def put(queue: Queue, dice: random.Random) -> list[bytes]:
     first, count = queue.next_number, dice.randint(1, 60)
     ids = [f"{queue.epoch}/{number}".encode() for number in range(first, first + count)]
-    queue.put(first, [event + b" " + dice.randbytes(dice.randint(0, 200)).hex().encode() for event in ids], 1, 2)
+    queue.put(
+        first,
+        [event + b" " + dice.randbytes(dice.randint(0, 200)).hex().encode() for event in ids],
+        1,
+        2,
+        dice.choice(list(Priority)),
+    )
     say("accepted", ids)
     return ids
 

@@ -16,6 +16,7 @@ from typing import cast
 
 import msgspec
 
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.queue import Batch, Loss, Queue
 from edge_agent.telemetry.sender import Sender
 from edge_agent.telemetry.sinks import SinkNeedsPerson, SinkRejected, SinkUnavailable
@@ -28,6 +29,7 @@ COMMIT_INTERVAL = 4.0
 REPORT_INTERVAL = 5.0
 PATIENCE = 8.0
 POISON = "poison"
+KINDS = {"alarm": Priority.ALARM, "health": Priority.HEALTH, "result": Priority.RESULT}
 WEATHER = ["clear", "clear", "away", "away", "mixed", "hung", "slow", "forbidden"]
 
 
@@ -118,6 +120,7 @@ class Soak:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.plan = plan
         self.accepted: dict[str, float] = {}
+        self.alarms: set[str] = set()
         self.poison: set[str] = set()
         self.acked: set[str] = set()
         self.excused: set[str] = set()  # younger than a commit interval when the power failed
@@ -208,17 +211,21 @@ class Soak:
         while True:
             await asyncio.sleep(self._dice.expovariate(1.0))
             first = queue.next_number
-            events = [self._event(f"{queue.epoch}/{first + i}") for i in range(self._dice.randint(1, 5))]
+            [kind] = self._dice.choices(list(KINDS), weights=(1, 1, 48))
+            count = self._dice.randint(1, 5) if kind == "result" else 1
+            events = [self._event(f"{queue.epoch}/{first + i}", kind) for i in range(count)]
             now = int((self._wall + loop.time()) * 1000)
-            queue.put(first, [msgspec.json.encode(event) for event in events], now, now)
+            queue.put(first, [msgspec.json.encode(event) for event in events], now, now, KINDS[kind])
             for event in events:
                 self.accepted[event.event_id] = loop.time()
 
-    def _event(self, name: str) -> Event:
-        if self._dice.random() < 0.001:
+    def _event(self, name: str, kind: str) -> Event:
+        if kind == "alarm":
+            self.alarms.add(name)
+        elif self._dice.random() < 0.001:
             self.poison.add(name)
-            return Event(name, note=POISON)
-        return Event(name, note=self._dice.randbytes(50).hex())
+            return Event(name, kind, POISON)
+        return Event(name, kind, self._dice.randbytes(50).hex())
 
     async def _tell(self, queue: Queue) -> None:
         """Report losses every few seconds, as the housekeeping does."""
@@ -257,6 +264,7 @@ class Soak:
         assert received <= set(self.accepted), "events that nobody has put"
         missing = set(self.accepted) - received - self.excused
         reported = self.cloud.reported(received)
+        assert not missing & self.alarms, "alarms were lost"
         assert set(reported) <= {"rejected", "queue_full"}, reported
         # The queue may give up an event that has arrived, as long as nobody has confirmed that: it counts it, and what
         # it told of is told again. A power cut makes the queue forget what was confirmed.

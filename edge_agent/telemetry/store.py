@@ -127,6 +127,9 @@ class Store:
         self._repaired(self._check)
 
     def _repaired(self, function: Callable[..., T], *arguments: object) -> T:
+        if self._db is None:  # an I/O error has interrupted the replacement of a damaged file
+            salvage.finish(self.path)
+            self._rebuild(self.meta)
         try:
             return function(*arguments)
         except sqlite3.Error as error:

@@ -17,7 +17,7 @@ from tests.telemetry.loopdisk import LoopDisk
 from tests.telemetry.powercuts import check_power_cuts
 from tests.telemetry.queue_kit import put
 from tests.telemetry.soak import Plan, soak
-from tests.telemetry.test_queue_io_errors import sweep
+from tests.telemetry.test_queue_io_errors import sweep, sweep_damage
 from tests.telemetry.test_queue_kill import check_kills
 from tests.telemetry.test_sender_failures import until
 from tests.telemetry.test_soak import MEMORY
@@ -101,3 +101,9 @@ def test_hours_with_a_card_that_fills_up() -> None:
 def test_a_fault_at_each_single_step_costs_no_event(faultio: Path, fault: str, times: int, place: str) -> None:
     tried, total = sweep(faultio, fault, times, stride=1, place=place)
     assert tried == total > 50
+
+
+@pytest.mark.parametrize("times", [1, 5, 1000])
+def test_a_damaged_file_is_replaced_whichever_step_of_it_fails(faultio: Path, times: int) -> None:
+    tried, _ = sweep_damage(faultio, times, stride=1)
+    assert tried > 50

@@ -11,18 +11,26 @@ from pathlib import Path
 import pytest
 
 from tests.standin.faultio import ROOT, environment
-from tests.telemetry import faultio_child
+from tests.telemetry import faultio_child, faultio_damage_child
 
 MEMORY = Path("/dev/shm")
 
 
 def sweep(library: Path, fault: str, times: int, *, stride: int, place: str) -> tuple[int, int]:
-    """Let the child try the steps; returns how many of how many. `place` is its WHERE and its BEFORE."""
+    """Let each step fail in turn; returns how many were tried of how many. `place` is WHERE and BEFORE of the child."""
+    return _sweep(library, faultio_child.__file__, fault, times, stride, *place.split())
+
+
+def sweep_damage(library: Path, times: int, *, stride: int) -> tuple[int, int]:
+    """Let each step of the replacement of a damaged file fail in turn."""
+    return _sweep(library, faultio_damage_child.__file__, times, stride)
+
+
+def _sweep(library: Path, child: str, *arguments: object) -> tuple[int, int]:
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
-        folder = Path(name)
-        command = [sys.executable, faultio_child.__file__, name, fault, str(times), str(stride), *place.split()]
-        child_environment = environment(library, folder)
-        done = subprocess.run(command, env=child_environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        command = [sys.executable, child, name, *map(str, arguments)]
+        files_fail = environment(library, Path(name))
+        done = subprocess.run(command, env=files_fail, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     tried, _, total = done.stdout.split()
     return int(tried), int(total)
@@ -31,4 +39,9 @@ def sweep(library: Path, fault: str, times: int, *, stride: int, place: str) -> 
 @pytest.mark.parametrize("fault", ["EIO", "ENOSPC", "SHORT", "CRASH"])
 def test_a_fault_at_any_step_costs_no_event(faultio: Path, fault: str) -> None:
     tried, total = sweep(faultio, fault, 1, stride=4, place="runtime backlog")
+    assert 10 < tried < total
+
+
+def test_a_damaged_file_is_replaced_later_where_a_fault_has_interrupted_that(faultio: Path) -> None:
+    tried, total = sweep_damage(faultio, 5, stride=10)
     assert 10 < tried < total

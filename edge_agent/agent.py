@@ -8,6 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from edge_agent.inference.runtime.choice import RuntimeChoice
 from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.latency import Histogram
 from edge_agent.lifecycle import Lifecycle
-from edge_agent.models.open import open_store, open_twins
+from edge_agent.models.open import open_model, open_twins
 from edge_agent.models.rollout import Rollout, RolloutChange
 from edge_agent.models.slots import Slots
 from edge_agent.pipeline import Pipeline
@@ -179,11 +180,12 @@ class Agent:
     def _make_rollout(self, configuration: Configuration) -> Rollout:
         model = configuration.settings.model
         slots = Slots(self._directories.state / "models", str(model.url))
+        store = open_model(model.url, model.keys)
         return Rollout(
             slots,
-            open_store(model.url),
+            store,
             self._supervisor,
-            twins=open_twins(slots, model.url, model.cpu_url),
+            twins=open_twins(slots, model.url, model.cpu_url, store),
             model_name=model.model_name,
             poll_interval=model.poll_interval,
             on_change=self._report_model,
@@ -348,7 +350,7 @@ class Agent:
 
     async def _apply_model(self, old: Configuration, new: Configuration) -> None:
         before, after = old.settings.model, new.settings.model
-        if (before.url, before.cpu_url, before.model_name) == (after.url, after.cpu_url, after.model_name):
+        if replace(before, poll_interval=after.poll_interval) == after:
             self._rollout.configure(poll_interval=after.poll_interval)
             self._rollout.poll_now()
             return

@@ -6,9 +6,10 @@ own retries are off, since each would hide up to two minutes: the roll-out tries
 """
 
 import base64
+import functools
 import os
 import threading
-from io import FileIO
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from edge_agent.models.stores import (
     StoreError,
     StoreNeedsPerson,
     StoreUnavailable,
+    too_long,
     write_all,
 )
 
@@ -41,6 +43,7 @@ class GcsStore:
         self._name = name
         self._timeout = timeout
         self._client: Any = None
+        self._read = ("", b"")
 
     def stat(self) -> RemoteObject:
         """Read the object's metadata."""
@@ -57,18 +60,33 @@ class GcsStore:
         """Download just the generation of `remote`."""
         try:
             with destination.open("wb", buffering=0) as file:
-                sink = _Sink(file, remote, stop)
-                self._download(remote, sink)
-                sink.check()
+                self._download(remote, _Sink(functools.partial(write_all, file), remote, stop))
         except Exception as error:
             raise self._failed(error, fetching=True) from error
         finally:
             self._hang_up()
 
+    def read(self, limit: int) -> bytes:
+        """Return the object, of which no more than `limit` bytes are read."""
+        remote = self.stat()
+        if remote.generation != self._read[0]:
+            if remote.size > limit:
+                raise too_long(self.url, remote.size, limit)
+            data = bytearray()
+            try:
+                self._download(remote, _Sink(data.extend, remote, threading.Event()))
+            except Exception as error:
+                raise self._failed(error, fetching=True) from error
+            finally:
+                self._hang_up()
+            self._read = remote.generation, bytes(data)
+        return self._read[1]
+
     def _download(self, remote: RemoteObject, sink: "_Sink") -> None:
         blob = self._blob(generation=int(remote.generation))
         # Raw and without the library's checksum: it would compare with what this answer says of itself.
         blob.download_to_file(sink, raw_download=True, checksum=None, timeout=self._timeout, retry=None)
+        sink.check()
 
     def _blob(self, generation: int | None = None) -> Any:
         if self._client is None:
@@ -121,10 +139,10 @@ def _connect() -> Any:
 
 
 class _Sink:
-    """The file that a download is written to; it keeps count and checksum of what was written."""
+    """Where a download goes; it keeps count and checksum of what it passes on to `take`."""
 
-    def __init__(self, file: FileIO, remote: RemoteObject, stop: threading.Event) -> None:
-        self._file = file
+    def __init__(self, take: Callable[[bytes], None], remote: RemoteObject, stop: threading.Event) -> None:
+        self._take = take
         self._remote = remote
         self._stop = stop
         self._checksum = google_crc32c.Checksum()
@@ -139,7 +157,7 @@ class _Sink:
         if self._written > self._remote.size:
             raise self._mismatch("more bytes than announced")
         self._checksum.update(data)
-        write_all(self._file, data)
+        self._take(data)
         return len(data)
 
     def check(self) -> None:

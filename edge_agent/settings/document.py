@@ -19,7 +19,7 @@ from edge_agent.settings.schema import tables
 from edge_agent.settings.showing import show
 
 # Values that may be paths, relative to the folder of the file.
-_PATHS = (("model", "url"), ("model", "cpu_url"), ("inference", "labels"), ("telemetry", "sink"))
+_PATHS = (("model", "url"), ("model", "cpu_url"), ("model", "keys"), ("inference", "labels"), ("telemetry", "sink"))
 
 _SYNTAX = {
     "Invalid value": 'the value is not understood; text needs quotes, as in plugin = "vibration"',
@@ -106,6 +106,9 @@ def read(file: Path, environ: Mapping[str, str] = os.environ) -> Document:
     for table, key in _PATHS:
         if isinstance(value := document.at((table, key)), str):
             document.values[table][key] = absolute(value, document.folder)
+        elif isinstance(value, list) and (table, key) != ("inference", "labels"):
+            paths = [absolute(each, document.folder) if isinstance(each, str) else each for each in value]
+            document.values[table][key] = paths
     return document
 
 

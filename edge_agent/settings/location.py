@@ -12,7 +12,7 @@ from edge_agent.settings.showing import show
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{0,221}")
 _PROJECT = re.compile(r"[a-z][a-z0-9.:-]{0,100}")
 _TOPIC = re.compile(r"[A-Za-z][A-Za-z0-9._~%+-]{2,254}")
-_GENERIC = frozenset({"model", "models", "latest"})
+_GENERIC = frozenset({"model", "models", "latest", "release.json"})
 _SUFFIX = re.compile(r"(?:_edgetpu|_quant)+$")
 
 

@@ -97,7 +97,10 @@ class ModelSettings(Table):
     url: Annotated[
         Location,
         Parse(parse_location),
-        doc("Where the model is fetched from: gs://BUCKET/OBJECT, file:///PATH or a path."),
+        doc(
+            "Where the model, or the release.json that names it, is fetched from: gs://BUCKET/OBJECT, file:///PATH or a "
+            "path."
+        ),
     ]
     name: Annotated[
         Annotated[str, MinLen(1), MaxLen(128)] | None,
@@ -111,6 +114,13 @@ class ModelSettings(Table):
             "the model without _edgetpu is tried."
         ),
     ] = None
+    keys: Annotated[
+        list[Text],
+        doc(
+            "Public keys (PEM files, Ed25519) of those who may release models; with one, only a release.json that one "
+            "of them has signed is used."
+        ),
+    ] = field(default_factory=list)
     poll_interval: Annotated[Duration, Ge(1), doc("How often to look for a new version of the model.")] = (
         parse_duration("1h")
     )

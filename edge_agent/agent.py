@@ -26,6 +26,7 @@ from edge_agent.inference.accelerators.devices import find_library, list_devices
 from edge_agent.inference.accelerators.recovery import Recovery
 from edge_agent.inference.accelerators.watch import DeviceWatch
 from edge_agent.inference.runtime.choice import RuntimeChoice
+from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.latency import Histogram
 from edge_agent.lifecycle import Lifecycle
@@ -33,11 +34,15 @@ from edge_agent.models.open import open_model, open_twins
 from edge_agent.models.rollout import Rollout, RolloutChange
 from edge_agent.models.slots import Slots
 from edge_agent.pipeline import Pipeline
+from edge_agent.raw_data.destinations import open_destination
+from edge_agent.raw_data.spool import Spool
+from edge_agent.raw_data.uploads import Uploads
 from edge_agent.records import Counters, Latency
 from edge_agent.report import Reloaded, StatusReport
 from edge_agent.service.control_client import CONTROL_SOCKET
 from edge_agent.service.logs import configure as configure_logs
 from edge_agent.settings.faults import SettingsError
+from edge_agent.settings.schema import Settings
 from edge_agent.status import Snapshot, make_report, status_line
 from edge_agent.telemetry.envelope import Envelope
 from edge_agent.telemetry.open import open_sink
@@ -50,6 +55,7 @@ log = structlog.get_logger()
 # rest shares what is left; systemd's TimeoutStopSec lies far above.
 ACTIONS_DEADLINE = 0.1
 SENDER_DEADLINE = 0.2
+UPLOADS_DEADLINE = 0.2
 QUEUE_DEADLINE = 1.0
 # Which runtime gets along with the Edge TPU's driver, in the state directory.
 RUNTIMES_FILE = "runtimes.json"
@@ -100,6 +106,8 @@ class Agent:
         self._sender = Sender(
             self._queue, open_sink(settings.telemetry.sink, os.environ), linger=settings.telemetry.linger
         )
+        self._uploads = Uploads(self._queue.count_loss)
+        self._use_images(settings)
         self._runtimes = RuntimeChoice(directories.state / RUNTIMES_FILE)
         self._recovery = Recovery(
             self._runtimes,
@@ -107,10 +115,10 @@ class Agent:
             on_alarm=self._report_device_alarm,
         )
         self._supervisor = Supervisor(
-            configuration.worker(),
+            configuration.worker(name, self._spool(settings).handover),
             settings.inference.deadline,
             guard=self._recovery,
-            on_results=self._pipeline.take,
+            on_results=self._take_results,
             on_health=self._report_health,
         )
         self._rollout = self._make_rollout(configuration)
@@ -145,6 +153,7 @@ class Agent:
         return {
             "queue": self._queue.run(),
             "sender": self._sender.run(),
+            "uploads": self._uploads.run(),
             "worker": self._supervisor.run(),
             "models": self._run_rollout(self._rollout),
             "devices": self._device_watch.run(),
@@ -175,7 +184,19 @@ class Agent:
         log.info("source", plugin=settings.source.plugin)
         log.info("events go to", sink=str(settings.telemetry.sink), waiting=self._queue.depth)
 
+    def _spool(self, settings: Settings) -> Spool:
+        images = settings.telemetry.raw_data.images
+        return Spool(self._directories.state, self._directories.runtime, "" if images is None else str(images))
+
+    def _use_images(self, settings: Settings) -> None:
+        images = settings.telemetry.raw_data.images
+        self._uploads.use(self._spool(settings), None if images is None else open_destination(images))
+
     # -- what happens
+
+    def _take_results(self, batch: ResultBatch) -> None:
+        self._pipeline.take(batch)
+        self._uploads.note(batch.results)
 
     def _make_rollout(self, configuration: Configuration) -> Rollout:
         model = configuration.settings.model
@@ -295,6 +316,7 @@ class Agent:
             queue_size=self._queue.size,
             dropped=self._queue.dropped,
             queue_trouble=self._queue.trouble,
+            uploads=self._uploads.state,
             reload_problem=self._reload_problem,
             time_source=self._clock.time_source(),
             now=time.monotonic(),
@@ -323,16 +345,17 @@ class Agent:
         return []
 
     async def _apply(self, new: Configuration) -> None:
-        old = self._configuration
+        old, settings = self._configuration, new.settings
+        name = device_id(settings.device.id, state_dir=self._directories.state)
         await self._runtimes.forget()
         # The worker is the one part that can refuse; it goes first, so that nothing has to be taken back.
-        refused = await self._supervisor.reconfigure(new.worker(), new.settings.inference.deadline)
+        worker = new.worker(name, self._spool(settings).handover)
+        refused = await self._supervisor.reconfigure(worker, settings.inference.deadline)
         if refused is not None:
             raise ReloadRefused(f"{self._config_file}: the worker cannot work with them: {refused}")
         self._configuration = new
-        settings = new.settings
         configure_logs(settings.log.level, settings.log.format)
-        name = device_id(settings.device.id, state_dir=self._directories.state)
+        self._use_images(settings)
         self._envelope.describe_device(name, settings.device.labels)
         self._rules.replace(rules_of(settings))
         queue = settings.telemetry.queue
@@ -369,6 +392,7 @@ class Agent:
         await asyncio.gather(*worker, return_exceptions=True)
         await self._actions.stop(ACTIONS_DEADLINE)
         await self._sender.stop(SENDER_DEADLINE)
+        await self._uploads.stop(UPLOADS_DEADLINE)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -71,11 +71,22 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True):
     ] = UNSET
 
 
+class Chosen(msgspec.Struct, frozen=True, array_like=True):
+    """Why the input of a sample is kept, and where its picture will be; see `edge_agent.settings.raw_data`.
+
+    `rule` is the setting that chose it, `url` None if no picture is kept.
+    """
+
+    rule: str
+    url: str | None = None
+
+
 class Result(msgspec.Struct, frozen=True, array_like=True):
     """What the model said of one sample. Scores are sorted, best first, and empty when nothing was found.
 
     `verdict` is the prediction where it is not the label of the best score. `value` is the number that a regression or
-    an anomaly score comes to, which is no confidence. `outputs` are the tensors of the task "raw".
+    an anomaly score comes to, which is no confidence. `outputs` are the tensors of the task "raw". `chosen` is set for
+    a sample whose input is kept, so its event has to go out.
     """
 
     captured_ns: int
@@ -87,6 +98,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     verdict: str | None = None
     value: float | None = None
     outputs: list[Tensor] | None = None
+    chosen: Chosen | None = None
 
 
 class _EventBase(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
@@ -114,6 +126,12 @@ class _ModelOutput(_EventBase, frozen=True, kw_only=True, omit_defaults=True):
     outputs: Annotated[list[Tensor] | UnsetType, Meta(description="what the model put out, for the task raw")] = UNSET
     degraded: Annotated[str | UnsetType, Meta(description="why it did not run as asked")] = UNSET
     raw_data: Annotated[list[float] | UnsetType, Meta(description="the first values of the input")] = UNSET
+    raw_data_url: Annotated[
+        str | UnsetType, Meta(description="where the picture is, as a JPEG file, once it has been uploaded")
+    ] = UNSET
+    raw_data_rule: Annotated[
+        str | UnsetType, Meta(description="setting of [telemetry.raw_data] by which the input was chosen")
+    ] = UNSET
 
 
 class ResultEvent(_ModelOutput, frozen=True, kw_only=True, omit_defaults=True, tag="result"):

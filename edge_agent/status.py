@@ -10,12 +10,14 @@ from edge_agent.inference.accelerators.devices import Device, absent, matching
 from edge_agent.inference.accelerators.owners import THIS_SERVICE
 from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
+from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import Latency, ResultEvent, TimeSource
 from edge_agent.report import (
     AcceleratorReport,
     DeviceReport,
     ModelReport,
     QueueReport,
+    RawDataReport,
     ResultsReport,
     SendingReport,
     SourceReport,
@@ -50,6 +52,7 @@ class Snapshot:
     queue_size: int
     dropped: int
     queue_trouble: str | None
+    uploads: UploadsState
     reload_problem: str | None
     time_source: TimeSource
     now: float
@@ -73,6 +76,7 @@ def problems(now: Snapshot) -> list[str]:
         f"degraded: {degraded}" if (degraded := _degraded(now)) else "",
         sending,
         f"queue: {now.queue_trouble}" if now.queue_trouble else "",
+        f"pictures are not uploaded: {now.uploads.trouble}" if now.uploads.trouble else "",
         f"reload refused: {now.reload_problem}" if now.reload_problem else "",
         "the clock is not set yet" if now.time_source == "unverified" else "",
     ]
@@ -141,6 +145,7 @@ def make_report(
         results=_report_results(now),
         queue=_report_queue(now),
         sending=_report_sending(now),
+        raw_data=_report_raw_data(now) if now.settings.telemetry.raw_data.chooses else None,
         worker=WorkerReport(state=now.worker.state, deaths=now.worker.deaths, last_death=now.worker.last_death),
     )
 
@@ -223,4 +228,16 @@ def _report_sending(now: Snapshot) -> SendingReport:
         reason=now.sender.reason,
         since=max(0.0, now.now - now.sender.since),
         sent=now.sender.sent_events,
+    )
+
+
+def _report_raw_data(now: Snapshot) -> RawDataReport:
+    images = now.settings.telemetry.raw_data.images
+    return RawDataReport(
+        images=None if images is None else str(images),
+        uploaded=now.uploads.uploaded,
+        waiting=now.uploads.waiting,
+        dropped=now.uploads.dropped + now.worker.unkept,
+        over_budget=now.worker.over_budget,
+        trouble=now.uploads.trouble,
     )

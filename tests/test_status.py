@@ -11,6 +11,7 @@ import msgspec
 from edge_agent.inference.accelerators.devices import Device, DeviceState
 from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
+from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import Latency, LoadReport, ResultEvent, Score
 from edge_agent.report import StatusReport, render
 from edge_agent.settings.location import Destination, Location
@@ -85,6 +86,7 @@ def snapshot(**more: Any) -> Snapshot:
         "waiting": 3,
         "oldest": 0.2,
         "queue_trouble": None,
+        "uploads": UploadsState(),
         "queue_size": 2048,
         "dropped": 0,
         "reload_problem": None,

@@ -1,4 +1,4 @@
-"""Models from Google Cloud Storage, the only module that knows its client library.
+"""Models from Google Cloud Storage, and pictures to it: the only module that knows its client library.
 
 The library is imported at the first call: it takes 0.3 s and 48 MiB, which nobody pays who uses a file. Its
 own retries are off, since each would hide up to two minutes: the roll-out tries again, where it can be seen.
@@ -10,6 +10,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,63 @@ class GcsStore:
         """An idle connection would not live until the next poll anyway."""
         if self._client is not None:
             self._client.close()
+
+
+class GcsFolder:
+    """The objects below `prefix` in `bucket`, each written once; `setting` is what named it.
+
+    The role Storage Object Creator is enough.
+    """
+
+    def __init__(self, bucket: str, prefix: str, *, setting: str, timeout: tuple[float, float] = TIMEOUT) -> None:
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._setting = setting
+        self._timeout = timeout
+        self._client: Any = None
+
+    def put(self, name: str, data: bytes) -> None:
+        """Store a picture. Raises `StoreError`, but not if it is there already: its name tells it from all others.
+
+        Blocks until the bucket has it, or does not answer in time.
+        """
+        try:
+            if self._client is None:
+                self._client = _connect()
+            blob = self._client.bucket(self._bucket).blob(self._prefix + name)
+            blob.upload_from_string(
+                data,
+                content_type="image/jpeg",
+                if_generation_match=0,
+                checksum="crc32c",
+                timeout=self._timeout,
+                retry=None,
+            )
+        except Exception as error:
+            if not _is_there(error):
+                raise self._failed(error) from error
+        finally:
+            if self._client is not None:
+                self._client.close()  # pictures are rare: an idle connection would hardly live until the next one
+
+    def _failed(self, error: Exception) -> StoreError:
+        from edge_agent.models.gcs_errors import WRITE, explain  # noqa: PLC0415  # heavy, and seldom needed
+
+        explained = explain(error, f"gs://{self._bucket}/{self._prefix}", setting=self._setting, access=WRITE)
+        if isinstance(explained, StoreNeedsPerson):
+            self._client = None  # credentials are read anew once somebody has put them right
+        return explained
+
+
+def _is_there(error: Exception) -> bool:
+    """Whether an upload was refused because it had arrived before, with the answer lost.
+
+    Who may create objects but not replace them is told that he may not delete the one that is there.
+    """
+    code = getattr(error, "code", None)
+    return code == HTTPStatus.PRECONDITION_FAILED or (
+        code == HTTPStatus.FORBIDDEN and "storage.objects.delete" in str(error)
+    )
 
 
 def _connect() -> Any:

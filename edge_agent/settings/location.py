@@ -18,7 +18,7 @@ _SUFFIX = re.compile(r"(?:_edgetpu|_quant)+$")
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a model file is: an object in a bucket, or a file, for which `bucket` is empty."""
+    """An object in a bucket, or a file, for which `bucket` is empty; or a folder of either kind."""
 
     scheme: Literal["gs", "file"]
     bucket: str
@@ -63,6 +63,21 @@ def parse_location(text: object) -> Location:
     if not path or path.endswith("/"):
         raise ValueError(f"{show(text)} names no object in the bucket; write gs://BUCKET/OBJECT")
     return Location("gs", bucket, path)
+
+
+def parse_folder(text: object) -> Location:
+    """Read "gs://BUCKET/PREFIX", "gs://BUCKET", "file:///FOLDER" or a plain path. Raises ValueError."""
+    if isinstance(text, str):
+        text = text.rstrip("/") or text
+    scheme, rest = _split(text, others="gs://BUCKET/PREFIX")
+    if scheme == "file":
+        return Location("file", "", rest)
+    bucket, _, prefix = rest.partition("/")
+    if scheme != "gs":
+        raise ValueError(f"{show(text)} must begin with gs:// or file:///, or be a path")
+    if not _BUCKET.fullmatch(bucket):
+        raise ValueError(f"{show(text)} names no bucket; write gs://BUCKET/PREFIX")
+    return Location("gs", bucket, prefix)
 
 
 def parse_destination(text: object) -> Destination:

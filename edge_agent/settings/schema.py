@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import DocInfo, Ge, Gt, Le, MaxLen, MinLen, doc
 
-from edge_agent.settings.checks import After, Parse
+from edge_agent.settings.checks import After, Before, Parse
 from edge_agent.settings.device_options import check_device_options
 from edge_agent.settings.kinds import Number, Table, Text, Whole
 from edge_agent.settings.location import Destination, Location, parse_destination, parse_location
+from edge_agent.settings.raw_data import RawDataSettings, as_table, complete
 from edge_agent.settings.showing import show
 from edge_agent.settings.units import Duration, Size, parse_duration, parse_size
 from edge_agent.settings.when import When, consistent
@@ -25,6 +26,8 @@ PREFIX = "EDGE_AGENT_"
 
 # The id goes into Pub/Sub attributes and into event ids, where "/" separates.
 _SAFE_ID = re.compile(r"[A-Za-z0-9._~%+-]{1,128}")
+# Tables that may also be written as a key with one value.
+SHORT_FORMS = {("telemetry", "raw_data")}
 _NO_KEY = {"no key": True}
 # As libedgetpu has them, or a bus and a stable place on it: a USB port path or a PCI address.
 _DEVICE = re.compile(
@@ -246,7 +249,12 @@ class TelemetrySettings(Table):
         Parse(parse_destination),
         doc("Where events go: pubsub://PROJECT/TOPIC, file:///PATH or a path."),
     ]
-    raw_data: Annotated[Whole, Ge(0), Le(1000), doc("How many of the first input values go into each event.")] = 0
+    raw_data: Annotated[
+        RawDataSettings,
+        After(complete),
+        Before(as_table),
+        doc("What of the input is kept for retraining; a number means so many values of every sample."),
+    ] = field(default_factory=RawDataSettings)
     health_interval: Annotated[
         Duration, Ge(10), doc("How often an event tells how it all goes: latencies and counts.")
     ] = parse_duration("5m")

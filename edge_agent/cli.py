@@ -115,8 +115,8 @@ def _add_release(commands: "Commands") -> None:
     steps = release.add_subparsers(required=True, metavar="STEP", dest="release")
     release.set_defaults(command=_release)
     build = steps.add_parser("build", help="inspect the files of a model, and make a release of them in a folder")
-    build.add_argument("--name", required=True, help="of the model; the same for all its releases")
-    build.add_argument("--version", required=True, help="of this release, for instance v1.4")
+    build.add_argument("--name", required=True, metavar="NAME", help="of the model; the same for all its releases")
+    build.add_argument("--version", required=True, metavar="VERSION", help="of this release, for instance v1.4")
     build.add_argument("--model", required=True, type=Path, metavar="FILE", help="the model that devices run")
     build.add_argument(
         "--twin", type=Path, metavar="FILE", help="the same model before the Edge TPU compiler, for the CPU"

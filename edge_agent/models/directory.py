@@ -55,17 +55,17 @@ class FileStore:
         if (digest, _generation(status)) != (remote.checksum, remote.generation):
             raise StoreUnavailable(f"{self._path} changed while it was being copied")
 
-    def read(self, limit: int) -> bytes:
-        """Return the file, of which no more than `limit` bytes are read."""
+    def read(self, limit: int) -> tuple[bytes, str]:
+        """Return the file, of which no more than `limit` bytes are read, and its generation."""
         try:
             with self._path.open("rb") as file:
                 data = file.read(limit + 1)
-                size = os.fstat(file.fileno()).st_size
+                status = os.fstat(file.fileno())
         except OSError as error:
             raise self._explained(error) from error
         if len(data) > limit:
-            raise too_long(self.url, size, limit)
-        return data
+            raise too_long(self.url, status.st_size, limit)
+        return data, _generation(status)
 
     def _checksum(self, status: os.stat_result) -> str:
         """SHA-256 of the file, read again only after a change."""

@@ -7,6 +7,7 @@ own retries are off, since each would hide up to two minutes: the roll-out tries
 
 import base64
 import functools
+import mimetypes
 import os
 import threading
 from collections.abc import Callable
@@ -44,7 +45,7 @@ class GcsStore:
         self._name = name
         self._timeout = timeout
         self._client: Any = None
-        self._read = ("", b"")
+        self._read = (b"", "")
 
     def stat(self) -> RemoteObject:
         """Read the object's metadata."""
@@ -67,10 +68,10 @@ class GcsStore:
         finally:
             self._hang_up()
 
-    def read(self, limit: int) -> bytes:
-        """Return the object, of which no more than `limit` bytes are read."""
+    def read(self, limit: int) -> tuple[bytes, str]:
+        """Return the object, of which no more than `limit` bytes are read, and its generation."""
         remote = self.stat()
-        if remote.generation != self._read[0]:
+        if remote.generation != self._read[1]:
             if remote.size > limit:
                 raise too_long(self.url, remote.size, limit)
             data = bytearray()
@@ -80,8 +81,8 @@ class GcsStore:
                 raise self._failed(error, fetching=True) from error
             finally:
                 self._hang_up()
-            self._read = remote.generation, bytes(data)
-        return self._read[1]
+            self._read = bytes(data), remote.generation
+        return self._read
 
     def _download(self, remote: RemoteObject, sink: "_Sink") -> None:
         blob = self._blob(generation=int(remote.generation))
@@ -128,46 +129,71 @@ class GcsStore:
 
 
 class GcsFolder:
-    """The objects below `prefix` in `bucket`, each written once; `setting` is what named it.
+    """The objects below `prefix` in `bucket`; `setting` is what named it.
 
-    The role Storage Object Creator is enough.
+    The role Storage Object Creator is enough to `put`. `publishing` is whether a person does it, and no device.
     """
 
-    def __init__(self, bucket: str, prefix: str, *, setting: str, timeout: tuple[float, float] = TIMEOUT) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        *,
+        setting: str,
+        timeout: tuple[float, float] = TIMEOUT,
+        publishing: bool = False,
+    ) -> None:
+        self._publishing = publishing
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._setting = setting
         self._timeout = timeout
         self._client: Any = None
 
-    def put(self, name: str, data: bytes) -> None:
-        """Store a picture. Raises `StoreError`, but not if it is there already: its name tells it from all others.
+    def put(self, name: str, data: bytes | Path) -> None:
+        """Store an object, or a file. Raises `StoreError`, but not if the name is there: it tells it from all others.
 
         Blocks until the bucket has it, or does not answer in time.
         """
         try:
+            self._upload(name, data, replacing=0)
+        except Exception as error:
+            if not _is_there(error):
+                raise self._failed(error) from error
+
+    def replace(self, name: str, data: bytes, *, replacing: int) -> None:
+        """Store an object in the place of the generation `replacing`; 0 is none. Raises `StoreError`.
+
+        That is `StoreUnavailable` where another generation is there.
+        """
+        try:
+            self._upload(name, data, replacing=replacing)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _upload(self, name: str, data: bytes | Path, *, replacing: int) -> None:
+        try:
             if self._client is None:
                 self._client = _connect()
             blob = self._client.bucket(self._bucket).blob(self._prefix + name)
-            blob.upload_from_string(
+            upload = blob.upload_from_filename if isinstance(data, Path) else blob.upload_from_string
+            upload(
                 data,
-                content_type="image/jpeg",
-                if_generation_match=0,
+                content_type=mimetypes.guess_type(name)[0] or "application/octet-stream",
+                if_generation_match=replacing,
                 checksum="crc32c",
                 timeout=self._timeout,
                 retry=None,
             )
-        except Exception as error:
-            if not _is_there(error):
-                raise self._failed(error) from error
         finally:
             if self._client is not None:
-                self._client.close()  # pictures are rare: an idle connection would hardly live until the next one
+                self._client.close()  # uploads are rare: an idle connection would hardly live until the next one
 
     def _failed(self, error: Exception) -> StoreError:
-        from edge_agent.models.gcs_errors import WRITE, explain  # noqa: PLC0415  # heavy, and seldom needed
+        from edge_agent.models.gcs_errors import PUBLISH, WRITE, explain  # noqa: PLC0415  # heavy, and seldom needed
 
-        explained = explain(error, f"gs://{self._bucket}/{self._prefix}", setting=self._setting, access=WRITE)
+        access = PUBLISH if self._publishing else WRITE
+        explained = explain(error, f"gs://{self._bucket}/{self._prefix}", setting=self._setting, access=access)
         if isinstance(explained, StoreNeedsPerson):
             self._client = None  # credentials are read anew once somebody has put them right
         return explained

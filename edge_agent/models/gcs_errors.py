@@ -32,9 +32,12 @@ class Access:
     role: str
     missing: str
     supply: str
+    on_device: bool = True
 
     @property
     def give_key(self) -> str:
+        if not self.on_device:
+            return "gcloud auth application-default login, or let GOOGLE_APPLICATION_CREDENTIALS name a key"
         return (
             f"put the key of a service account that may {self.verb} the bucket into "
             "/etc/credstore/edge-agent.google-credentials.json and restart the service, or let "
@@ -42,12 +45,17 @@ class Access:
         )
 
     @property
+    def who(self) -> str:
+        return "the device's service account" if self.on_device else "whoever publishes"
+
+    @property
     def grant(self) -> str:
-        return f"grant {self.role} on the bucket to the device's service account"
+        return f"grant {self.role} on the bucket to {self.who}"
 
 
 READ = Access("read", "roles/storage.objectViewer", "object", "upload the model there")
 WRITE = Access("write to", "roles/storage.objectCreator", "bucket", "make the bucket")
+PUBLISH = Access("publish to", "roles/storage.objectUser", "bucket", "make the bucket", on_device=False)
 _TRY_AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 _NETWORK_REASONS: list[tuple[tuple[type[BaseException], ...], str]] = [
     ((urllib3.exceptions.NameResolutionError, socket.gaierror), "the host name cannot be resolved"),
@@ -94,7 +102,8 @@ def _refusal(status: HTTPStatus, url: str, answer: str, setting: str, access: Ac
         case HTTPStatus.UNAUTHORIZED:
             return StoreNeedsPerson(f"{url}: the credentials are not accepted ({answer})", access.give_key)
         case HTTPStatus.FORBIDDEN:
-            what = f"the credentials of this device do not give the right to {access.verb} it"
+            whose = "the credentials of this device" if access.on_device else "the credentials"
+            what = f"{whose} do not give the right to {access.verb} it"
             return Forbidden(f"{url}: {what} ({answer})", access.grant)
         case HTTPStatus.NOT_FOUND:
             return Missing(

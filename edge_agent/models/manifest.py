@@ -21,11 +21,11 @@ MAX_SIZE = 256 * 1024
 """Bytes; a file that claims to be longer is not read."""
 MAX_LABELS = 10_000
 _MAX_OBJECT = 1 << 32
-# One name, no path: it is used in folders and object names as it is.
-_Name = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,199}$")]
+# Patterns end in \Z, as $ would let a newline pass. One name, no path: it is used in folders and object names as it is.
+_Name = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,199}\Z")]
 # What is shown to people and put into events holds no control characters.
-_Text = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
-_Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+_Text = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+\Z")]
+_Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class ManifestError(ValueError):
@@ -67,7 +67,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Signature(msgspec.Struct, frozen=True):
     """`key` is the id of the key (`signatures.key_id`), `signature` 64 bytes as Base64."""
 
-    key: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+    key: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
     signature: Annotated[str, Meta(max_length=88)]
 
 

@@ -81,7 +81,8 @@ class ManifestStore:
 
     def _read(self) -> Manifest:
         try:
-            file = parse(self._file.read(MAX_SIZE))
+            data, _ = self._file.read(MAX_SIZE)
+            file = parse(data)
         except ManifestError as error:
             raise StoreNeedsPerson(f"{self.url} {error}", "publish the release again") from error
         if self._keys:

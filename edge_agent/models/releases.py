@@ -51,7 +51,7 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:16]
 
 
-_Id = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+_Id = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 
 
 class Twin(msgspec.Struct, frozen=True, kw_only=True):

@@ -67,8 +67,11 @@ class Store(Protocol):
 class Readable(Store, Protocol):
     """A store whose object can be read whole, where that is small."""
 
-    def read(self, limit: int) -> bytes:
-        """Return the object, checked as by `fetch`. Raises `StoreError`, also where it has more than `limit` bytes."""
+    def read(self, limit: int) -> tuple[bytes, str]:
+        """Return the object, checked as by `fetch`, and its generation.
+
+        Raises `StoreError`, also where it has more than `limit` bytes.
+        """
 
 
 def too_long(url: str, size: int, limit: int) -> StoreNeedsPerson:

@@ -100,10 +100,7 @@ class ModelSettings(Table):
     url: Annotated[
         Location,
         Parse(parse_location),
-        doc(
-            "Where the model, or the release.json that names it, is fetched from: gs://BUCKET/OBJECT, file:///PATH or a "
-            "path."
-        ),
+        doc("Where the model is fetched from: gs://BUCKET/OBJECT, file:///PATH or a path."),
     ]
     name: Annotated[
         Annotated[str, MinLen(1), MaxLen(128)] | None,

@@ -43,7 +43,21 @@ def test_another_format_needs_another_agent() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../../etc/passwd", "/etc/passwd", "a/b", "..", ".hidden", "", "x" * 201, "a\0b", "a b", "a\\b", "%2e%2e", "ä"],
+    [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "a/b",
+        "..",
+        ".hidden",
+        "",
+        "x" * 201,
+        "a\0b",
+        "a b",
+        "a\\b",
+        "%2e%2e",
+        "ä",
+        "a\n",
+    ],
 )
 def test_names_are_no_paths(name: str) -> None:
     for member in ("model", "twin"):
@@ -56,6 +70,7 @@ def test_names_are_no_paths(name: str) -> None:
         ({"version": "v1\n2026-01-01 forged line of a log"}, "$.version"),
         ({"version": "\x1b[2J"}, "$.version"),
         ({"version": ""}, "$.version"),
+        ({"version": "v1\n"}, "$.version"),
         ({"name": "n" * 129}, "$.name"),
         ({"labels": ["good", "bad\x00"]}, "$.labels[1]"),
         ({"labels": []}, "$.labels"),
@@ -67,6 +82,7 @@ def test_names_are_no_paths(name: str) -> None:
         ({"model": {"name": "m", "size": 0, "sha256": "0" * 64}}, "$.model.size"),
         ({"model": {"name": "m", "size": 1 << 40, "sha256": "0" * 64}}, "$.model.size"),
         ({"model": {"name": "m", "size": 1, "sha256": "0" * 63}}, "$.model.sha256"),
+        ({"model": {"name": "m", "size": 1, "sha256": "0" * 64 + "\n"}}, "$.model.sha256"),
         ({"model": None}, "$.model"),
     ],
 )

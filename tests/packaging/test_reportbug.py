@@ -243,7 +243,7 @@ def test_names_of_all_settings_are_sorted_into_shown_and_hidden(monkeypatch: pyt
     }
 
     shown = redact.PLAIN | redact.ADDRESSES | redact.PLAIN_TABLES
-    assert names - shown == {"actions.run"}
+    assert names - shown == {"actions.run", "model.keys"}
     assert {name for name in shown - names if not name.startswith("source.")} == set()
 
 

@@ -30,6 +30,7 @@ EXAMPLES = {
     "model.url": "gs://your-model-bucket/edge-models/vibration-classifier/latest/model_quant_edgetpu.tflite",
     "model.name": "vibration-classifier",
     "model.cpu_url": "gs://your-model-bucket/edge-models/vibration-classifier/latest/model_quant.tflite",
+    "model.keys": ["/etc/edge-agent/release.pub.pem"],
     "inference.labels": ["normal", "warning", "failure"],
     "inference.limits.low": 10.0,
     "inference.limits.high": 90.0,

@@ -13,8 +13,9 @@ from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
 from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import Latency, LoadReport, ResultEvent, Score
-from edge_agent.report import StatusReport, render
+from edge_agent.report import RawDataReport, StatusReport, render
 from edge_agent.settings.location import Destination, Location
+from edge_agent.settings.raw_data import RawDataSettings
 from edge_agent.settings.schema import (
     InferenceSettings,
     ModelSettings,
@@ -291,6 +292,7 @@ def test_the_report_holds_what_the_agent_knows() -> None:
             "sent": 100,
         },
         "worker": {"state": "running", "deaths": 2, "last_death": "killed by SIGKILL"},
+        "raw_data": None,
     }
 
 
@@ -347,3 +349,16 @@ def test_the_device_of_this_service_is_in_use_even_before_a_model_runs_on_it() -
     made = report(snapshot(), [msgspec.structs.replace(STICK, owner="this service")])
     assert made.accelerator is not None
     assert made.accelerator.devices[0].in_use
+
+
+def test_what_becomes_of_the_input_is_reported_where_it_is_kept() -> None:
+    raw_data = RawDataSettings(images=Location("gs", "bucket", "retraining"), one_in=10)
+    telemetry = dataclasses.replace(SETTINGS.telemetry, raw_data=raw_data)
+    settings = dataclasses.replace(SETTINGS, telemetry=telemetry)
+    worker = WorkerStatus(state="running", source="open", over_budget=7, unkept=2)
+    now = snapshot(settings=settings, worker=worker, uploads=UploadsState(12, 3, 1, "no permission"))
+    assert report(now).raw_data == RawDataReport(
+        images="gs://bucket/retraining", uploaded=12, waiting=3, dropped=3, over_budget=7, trouble="no permission"
+    )
+    assert problems(now) == ["pictures are not uploaded: no permission"]
+    assert status_line(now).startswith("pictures are not uploaded: no permission; ")

@@ -140,7 +140,7 @@ def _age(picture: Picture) -> int:
 def _entries(folder: Path) -> Iterable[Path]:
     try:
         return list(folder.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

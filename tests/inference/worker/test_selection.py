@@ -22,7 +22,7 @@ URL = f"{IMAGES}/edge-001/2026-05-01/100000.150-1742810700.jpg"
 
 
 def choosing(folder: Path, task: str = "classification", chance: float = 0.5, **options: Any) -> Selection:
-    given = {"values": 3, "daily_budget": 5_000_000} | options
+    given: dict[str, Any] = {"values": 3, "daily_budget": 5_000_000} | options
     return Selection(
         RawDataOptions(device="edge-001", handover=str(folder / "new" / "key"), **given),
         task,
@@ -66,9 +66,7 @@ def rule(chosen: Result) -> str | None:
         ({"one_in": 1}, result(0.9), True),
     ],
 )
-def test_each_rule_chooses_what_it_is_for(
-    tmp_path: Path, options: dict[str, float], said: Result, chosen: bool
-) -> None:
+def test_each_rule_chooses_what_it_is_for(tmp_path: Path, options: dict[str, Any], said: Result, chosen: bool) -> None:
     looked = choosing(tmp_path, **options).look(vector(), said)
     assert rule(looked) == (next(iter(options)) if chosen else None)
     assert looked.raw_data == ([0.1, 0.0, 3.0] if chosen else None)

@@ -33,11 +33,15 @@ FRESH = 5.0
 # In the line; `edge-agent status` has all of it. What runs and what waits must have room behind two or three of them.
 LONGEST_PROBLEM = 320
 BLOCKED = ("offline", "needs_person")
+_NOT_SET = "the clock is not set yet"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the agent knows of its parts at one moment. Ages in seconds; `now` is the clock of `sender.since`."""
+    """What the agent knows of its parts at one moment. Ages in seconds; `now` is the clock of `sender.since`.
+
+    `skew` is how far the clock is from that of a server, in words, or empty.
+    """
 
     settings: Settings
     device_id: str
@@ -56,6 +60,7 @@ class Snapshot:
     reload_problem: str | None
     time_source: TimeSource
     now: float
+    skew: str = ""
 
 
 def status_line(now: Snapshot) -> str:
@@ -78,7 +83,8 @@ def problems(now: Snapshot) -> list[str]:
         f"queue: {now.queue_trouble}" if now.queue_trouble else "",
         f"pictures are not uploaded: {now.uploads.trouble}" if now.uploads.trouble else "",
         f"reload refused: {now.reload_problem}" if now.reload_problem else "",
-        "the clock is not set yet" if now.time_source == "unverified" else "",
+        _NOT_SET if now.time_source == "unverified" and _NOT_SET not in sending else "",
+        now.skew,
     ]
     return [problem for problem in found if problem]
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from edge_agent.telemetry.groups import MAX_BYTES, MAX_EVENTS, Group
 from edge_agent.telemetry.intervals import Intervals, Span
+from edge_agent.telemetry.priority import Priority
 
 # What an event takes in memory beside its bytes: the object, its place in a list, rounding.
 OVERHEAD = 64
@@ -46,6 +47,8 @@ class Run:
 
 class Batch:
     """Events that somebody is sending: `events`, oldest first. Hand it back by `ack` or `release`."""
+
+    priority = Priority.RESULT
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.events: Sequence[bytes] = (

@@ -29,9 +29,10 @@ from edge_agent.telemetry.backlog import Batch
 from edge_agent.telemetry.journal import Done
 from edge_agent.telemetry.keeper import Keeper
 from edge_agent.telemetry.losses import Loss
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.queue_files import QueueLocked
 
-__all__ = ["Batch", "Loss", "Queue", "QueueLocked"]
+__all__ = ["Batch", "Loss", "Priority", "Queue", "QueueLocked"]
 
 log = structlog.get_logger()
 
@@ -106,7 +107,14 @@ class Queue:
         """Number of the next event in `epoch`. Ask for both right before each `put`."""
         return self._keeper.backlog.next_seq - self._keeper.base + 1
 
-    def put(self, first_number: int, events: Sequence[bytes], first_ms: int, last_ms: int) -> None:
+    def put(
+        self,
+        first_number: int,
+        events: Sequence[bytes],
+        first_ms: int,
+        last_ms: int,
+        priority: Priority = Priority.RESULT,
+    ) -> None:
         """Accept events whose times (ms) lie between the two given. When this returns, a kill does not lose them.
 
         Raises ValueError if `first_number` is not `next_number` or an event holds a newline, RuntimeError after
@@ -171,12 +179,14 @@ class Queue:
 
     # -- out
 
-    async def wait(self) -> None:
-        """Return when there may be something to take."""
+    async def wait(self, least: Priority = Priority.RESULT) -> None:
+        """Return when there may be something to take that is at least as important as `least`."""
         await self._ready.wait()
 
-    async def take(self, max_events: int, max_bytes: int) -> Batch | None:
-        """Hand out the oldest events, at most so many, and at least one; None if there are none.
+    async def take(self, max_events: int, max_bytes: int, least: Priority = Priority.RESULT) -> Batch | None:
+        """Hand out the oldest of the most important events, at most so many, and at least one; None if there are none.
+
+        All of a batch have one priority, never one less important than `least`.
 
         Until the batch comes back by `ack` or `release` nobody else gets them. After a restart they are
         handed out again.
@@ -243,6 +253,16 @@ class Queue:
     def depth(self) -> int:
         """Events that are neither acknowledged nor lost."""
         return self._keeper.backlog.depth
+
+    @property
+    def depths(self) -> dict[Priority, int]:
+        """The same by priority."""
+        return {Priority.RESULT: self.depth}
+
+    @property
+    def dropped_by_cause(self) -> dict[str, int]:
+        """Events of the queue that were lost since the start, by the cause that the loss events give."""
+        return {}
 
     @property
     def dropped(self) -> int:

@@ -22,7 +22,11 @@ from edge_agent.records import (
     Tensor,
     TimeSource,
 )
+from edge_agent.settings.location import Destination
+from edge_agent.settings.publish import Publish
+from edge_agent.settings.schema import TelemetrySettings
 from edge_agent.telemetry.envelope import Envelope
+from edge_agent.telemetry.publishing import Everything, make_publisher
 from edge_agent.telemetry.queue import Loss, Queue
 
 EPOCH = 1_700_000_000_000
@@ -48,7 +52,7 @@ class Device:
         self.clock = Clock()
         self.queue = queue
         self.envelope = Envelope(name, labels or {}, self.clock, queue)
-        self.pipeline = Pipeline(self.envelope, RuleSet([RULE]), lambda *_: None)
+        self.pipeline = Pipeline(self.envelope, RuleSet([RULE]), lambda *_: None, Everything(self.envelope))
 
     def see(
         self,
@@ -65,6 +69,11 @@ class Device:
         report = LoadReport(accepted=True, accelerator=accelerator, degraded=degraded)
         model = ModelFile("/m.tflite", "vibration", version)
         self.pipeline.take(ResultBatch([result], model, report, dropped=0, failed=0, failure=""))
+
+    def publish_by(self, publish: Publish) -> None:
+        """Publish results in another way from now on; an open window is summed up."""
+        settings = TelemetrySettings(sink=Destination("file", path="/events.jsonl"), publish=publish)
+        self.pipeline.publish_by(make_publisher(settings, self.envelope))
 
     def lose(self, at_ms: int, cause: str, count: int) -> None:
         """Something was given up, and is reported."""
@@ -140,6 +149,13 @@ def events_of_all_kinds(folder: Path) -> list[bytes]:
         device.see(at + 1, accelerator="cpu", degraded="no Edge TPU is plugged in")
         device.see(at + 2, Score("speed", 3.5, 0), value=3.5, verdict="high")
         device.see(at + 3, outputs=[Tensor("out", [1, 2], [0.0, 1.5], [0])])
+        device.publish_by(Publish("one_in", one_in=2))
+        for _ in range(3):
+            device.see(at + 4, Score("normal", 0.9375, 0))
+        device.publish_by(Publish("summary", window=60.0))
+        device.see(at + 4, Score("failure", 0.9375, 1, box, pixels), degraded="no Edge TPU is plugged in")
+        device.see(at + 4, Score("speed", 3.5, 0), value=3.5, verdict="high", degraded="no Edge TPU is plugged in")
+        device.publish_by(Publish("all"))
         now = (at + 4) * 1_000_000
         device.envelope.put_device_alarm(now, action="accelerator", detail="plug the stick out and in")
         model: dict[str, Any] = {"model_name": "vibration", "accuracy": 0.94}

@@ -12,6 +12,7 @@ import sqlglot
 from sqlglot import exp
 
 from edge_agent.records import Latency, Score
+from edge_agent.settings.publish import Publish
 from tests.cloud.fleet import EPOCH, Fleet
 from tests.cloud.subscription import Columns
 from tests.cloud.warehouse import Warehouse
@@ -316,3 +317,36 @@ def test_every_query_is_explained_and_tested() -> None:
     assert sorted(told) == [path.stem for path in QUERIES]
     tested = set(re.findall(r'query\("(\w+)"\)', Path(__file__).read_text(encoding="utf-8")))
     assert tested == set(told)
+
+
+# ------------------------------------------------------------------------------------------ of docs/events.md
+
+
+def test_the_queries_of_the_page_on_events(warehouse: Warehouse, tell: Tell) -> None:
+    async def story(fleet: Fleet) -> None:
+        device = await fleet.device("edge-001")
+        device.publish_by(Publish("change"))
+        for minutes_ago, score in ((300, NORMAL), (240, NORMAL), (180, FAILURE), (150, FAILURE), (120, NORMAL)):
+            device.see(at(minutes_ago), score)
+        device.publish_by(Publish("summary", window=3600.0))
+        for minutes_ago, score, took_ms in (
+            (100, NORMAL, 2.0),
+            (99, FAILURE, 5.0),
+            (98, NORMAL, 2.0),
+            (1, FAILURE, 9.0),
+        ):
+            device.see(at(minutes_ago), score, inference_ms=took_ms)
+        device.publish_by(Publish("all"))
+
+    for event in tell(story).values():
+        warehouse.write(event, 1)
+    page = (ROOT / "docs/events.md").read_text(encoding="utf-8")
+    states, summaries = re.findall(r"^```sql\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    # A row of each interval stands between two changes, and the last row has no end yet.
+    assert warehouse.ask(states) == [
+        {"device_id": "edge-001", "prediction": "normal", "hours": 2.0},
+        {"device_id": "edge-001", "prediction": "failure", "hours": 1.0},
+    ]
+    [told] = warehouse.ask(summaries)
+    assert (told["device_id"], told["results"], told["failures"]) == ("edge-001", 4, 0.5)
+    assert told["slowest_ms"] == pytest.approx(9.0, rel=1 / 32)

@@ -8,6 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import Coroutine
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,8 @@ class Agent:
         self._queue = Queue(
             directories.state / "queue",
             runtime_directory=directories.runtime,
-            max_size=settings.telemetry.queue.max_size,
-            commit_interval=settings.telemetry.queue.commit_interval,
             boot_id=self._boot_id,
+            **asdict(settings.telemetry.queue),
         )
         name = device_id(settings.device.id, state_dir=directories.state)
         self._envelope = Envelope(name, settings.device.labels, self._clock, self._queue, boot_id=self._boot_id)
@@ -396,8 +396,7 @@ class Agent:
         self._pipeline.publish_by(make_publisher(settings.telemetry, self._envelope))
         self._envelope.describe_device(name, settings.device.labels)
         self._rules.replace(rules_of(settings))
-        queue = settings.telemetry.queue
-        self._queue.configure(max_size=queue.max_size, commit_interval=queue.commit_interval)
+        self._queue.configure(**asdict(settings.telemetry.queue))
         self._housekeeping.health_interval = settings.telemetry.health_interval
         self._sender.linger = settings.telemetry.linger
         # A sink that waits for a person may have been mended: whoever reloads wants it tried now.

@@ -221,14 +221,38 @@ class QueueSettings(Table):
     max_size: Annotated[
         Size,
         Ge(parse_size("1MB")),
-        doc("How much disk space waiting events may take; beyond it the oldest are dropped and counted."),
+        doc(
+            "How much disk space waiting events may take; beyond it the oldest of the least important are dropped and "
+            "counted."
+        ),
     ] = parse_size("256MB")
+    max_age: Annotated[
+        Duration,
+        Ge(60),
+        doc(
+            "How long events may wait, in time that the agent runs, whatever the device's clock says; older ones are "
+            "dropped and counted."
+        ),
+    ] = parse_duration("30d")
+    reserve: Annotated[
+        Size,
+        doc(
+            "How much of the disk to leave free: while there is less, new events take the place of the oldest of the "
+            "least important ones."
+        ),
+    ] = parse_size("100MB")
     commit_interval: Annotated[
         Duration,
         Ge(parse_duration("100ms")),
         Le(60),
         doc("How often events are forced to disk: a power cut loses at most this much."),
     ] = parse_duration("1s")
+    commit_size: Annotated[
+        Size,
+        Ge(parse_size("64kB")),
+        Le(parse_size("8MB")),
+        doc("So many bytes of waiting events are forced to disk at once, without waiting for the interval."),
+    ] = parse_size("8MB")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -213,8 +213,9 @@ class Agent:
         return StampingSink(open_sink(destination, os.environ), self._timekeeper)
 
     def _spool(self, settings: Settings) -> Spool:
-        images = settings.telemetry.raw_data.images
-        return Spool(self._directories.state, self._directories.runtime, "" if images is None else str(images))
+        images, free = settings.telemetry.raw_data.images, settings.telemetry.queue.reserve
+        place = "" if images is None else str(images)
+        return Spool(self._directories.state, self._directories.runtime, place, min_free=free)
 
     def _use_images(self, settings: Settings) -> None:
         images = settings.telemetry.raw_data.images

@@ -18,7 +18,9 @@ def test_pictures_that_the_worker_could_not_keep_are_lost_and_told_of() -> None:
         "queue": SimpleNamespace(count_loss=lambda *loss: losses.append(loss)),
         "clock": SimpleNamespace(wall_ms=lambda _: 1000),
     }
-    others: dict[str, Any] = dict.fromkeys(("envelope", "service", "status", "counters", "take_latencies"))
+    others: dict[str, Any] = dict.fromkeys(
+        ("envelope", "service", "status", "counters", "take_latencies", "survey", "model")
+    )
     housekeeping = Housekeeping(**parts, **others, health_interval=300.0)
     status.add(Figures({}, clipped=1, over_budget=5, unkept=2, unkept_reason="the disk is full"))
     status.add(Figures({}, clipped=1, over_budget=5, unkept=1))

@@ -68,9 +68,7 @@ class Uploads:
 
     def use(self, spool: Spool, destination: Destination | None) -> None:
         """Take over settings; without a destination what waits is given up. What waits is tried at once."""
-        if self._spool is None or self._spool.handover != spool.handover:
-            self._spool = spool
-        self._destination = destination
+        self._spool, self._destination = spool, destination
         self._retry.reset()
         self._ask.reset()
         self._retry_at = 0.0

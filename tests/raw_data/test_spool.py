@@ -124,6 +124,6 @@ def test_a_picture_that_moved_while_it_was_uploaded_is_removed_all_the_same(tmp_
 
 
 def test_without_a_runtime_directory_all_of_it_is_in_the_state_directory(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, None, "gs://bucket/a")
+    spool = Spool(tmp_path, None, "gs://bucket/a", min_free=0)
     assert spool.handover.is_relative_to(tmp_path)
     assert spool.handover != spool.waiting

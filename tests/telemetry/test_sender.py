@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.pubsub import PubSubSink
 from edge_agent.telemetry.queue import Queue as DiskQueue
 from edge_agent.telemetry.sender import Sender, SenderState
@@ -24,45 +25,57 @@ LIMIT = 60
 @dataclass(eq=False)
 class Batch:
     events: list[bytes]
+    priority: Priority = Priority.RESULT
 
 
 class MemoryQueue:
     """What the sender needs of a queue, in memory."""
 
     def __init__(self, *events: bytes) -> None:
-        self.waiting = deque(events)
+        self.lanes: dict[Priority, deque[bytes]] = {priority: deque() for priority in Priority}
+        self.waiting = self.lanes[Priority.RESULT]
+        self.waiting.extend(events)
         self.out: list[Batch] = []
         self.rejected: list[tuple[bytes, str]] = []
-        self.changed = asyncio.Event()
-        self.changed.set()
+        self.changed = asyncio.Condition()
 
     @property
     def depth(self) -> int:
-        return len(self.waiting) + sum(len(batch.events) for batch in self.out)
+        return sum(map(len, self.lanes.values())) + sum(len(batch.events) for batch in self.out)
 
-    def put(self, *events: bytes) -> None:
-        self.waiting.extend(events)
-        self.changed.set()
+    def put(self, *events: bytes, priority: Priority = Priority.RESULT) -> None:
+        self.lanes[priority].extend(events)
+        self._tell()
 
-    async def wait(self) -> None:
-        while not self.waiting:
-            self.changed.clear()
-            await self.changed.wait()
+    def _tell(self) -> None:
+        async def tell() -> None:
+            async with self.changed:
+                self.changed.notify_all()
 
-    async def take(self, max_events: int, max_bytes: int) -> Batch | None:
-        events: list[bytes] = []
-        while self.waiting and len(events) < max_events:
-            if events and sum(map(len, events)) + len(self.waiting[0]) > max_bytes:
-                break
-            events.append(self.waiting.popleft())
-        if not events:
+        asyncio.get_running_loop().create_task(tell())
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        async with self.changed:
+            await self.changed.wait_for(condition)
+
+    async def wait(self, least: Priority = Priority.RESULT) -> None:
+        await self._until(lambda: any(lane for priority, lane in self.lanes.items() if priority <= least))
+
+    async def take(self, max_events: int, max_bytes: int, least: Priority = Priority.RESULT) -> Batch | None:
+        priority = next((priority for priority, lane in self.lanes.items() if lane and priority <= least), None)
+        if priority is None:
             return None
-        self.out.append(Batch(events))
+        lane, events = self.lanes[priority], list[bytes]()
+        while lane and len(events) < max_events:
+            if events and sum(map(len, events)) + len(lane[0]) > max_bytes:
+                break
+            events.append(lane.popleft())
+        self.out.append(Batch(events, priority))
         return self.out[-1]
 
     def ack(self, batch: Batch) -> None:
         self.out.remove(batch)
-        self.changed.set()
+        self._tell()
 
     def reject(self, batch: Batch, index: int, reason: str) -> None:
         assert batch in self.out
@@ -70,14 +83,12 @@ class MemoryQueue:
 
     def release(self, batch: Batch) -> None:
         self.out.remove(batch)
-        self.waiting.extendleft(reversed(batch.events))
-        self.changed.set()
+        self.lanes[batch.priority].extendleft(reversed(batch.events))
+        self._tell()
 
     async def emptied(self) -> None:
         """Return when everything was acknowledged."""
-        while self.depth:
-            self.changed.clear()
-            await self.changed.wait()
+        await self._until(lambda: self.depth == 0)
 
 
 class ListSink:

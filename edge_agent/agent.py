@@ -39,6 +39,7 @@ from edge_agent.service.logs import configure as configure_logs
 from edge_agent.settings.faults import SettingsError
 from edge_agent.status import Snapshot, make_report, status_line
 from edge_agent.telemetry.envelope import Envelope
+from edge_agent.telemetry.metering import Meter
 from edge_agent.telemetry.open import open_sink
 from edge_agent.telemetry.queue import Queue
 from edge_agent.telemetry.sender import Sender
@@ -52,6 +53,8 @@ SENDER_DEADLINE = 0.2
 QUEUE_DEADLINE = 1.0
 # Which runtime gets along with the Edge TPU's driver, in the state directory.
 RUNTIMES_FILE = "runtimes.json"
+# What the day has sent, where [telemetry] daily_budget is set, in the state directory.
+METER_FILE = "sent-today.json"
 LONGEST_DETAIL = 1000
 OLD_GO_ON = "the old settings go on"
 
@@ -96,9 +99,14 @@ class Agent:
         self._actions = ActionRunner(self._report_health)
         self._rules = RuleSet(rules_of(settings))
         self._pipeline = Pipeline(self._envelope, self._rules, self._actions.submit)
-        self._sender = Sender(
-            self._queue, open_sink(settings.telemetry.sink, os.environ), linger=settings.telemetry.linger
+        self._meter = Meter(
+            directories.state / METER_FILE,
+            bandwidth=settings.telemetry.bandwidth,
+            daily_budget=settings.telemetry.daily_budget,
+            wall=self._trusted_time,
         )
+        sink = open_sink(settings.telemetry.sink, os.environ, self._meter)
+        self._sender = Sender(self._queue, sink, linger=settings.telemetry.linger, meter=self._meter)
         self._runtimes = RuntimeChoice(directories.state / RUNTIMES_FILE)
         self._recovery = Recovery(
             self._runtimes,
@@ -237,6 +245,11 @@ class Agent:
         else:
             await self._supervisor.load_again()
 
+    def _trusted_time(self) -> float | None:
+        """Seconds since the epoch, or None while the clock is not known to be set."""
+        known = self._clock.time_source() != "unverified"
+        return self._clock.wall_ms(time.monotonic_ns()) / 1000 if known else None
+
     def _count(self) -> Counters:
         worker, device = self._supervisor.status, self._recovery.counts
         return Counters(
@@ -336,10 +349,13 @@ class Agent:
         queue = settings.telemetry.queue
         self._queue.configure(max_size=queue.max_size, commit_interval=queue.commit_interval)
         self._housekeeping.health_interval = settings.telemetry.health_interval
-        self._sender.linger = settings.telemetry.linger
+        telemetry = settings.telemetry
+        self._sender.configure(
+            linger=telemetry.linger, bandwidth=telemetry.bandwidth, daily_budget=telemetry.daily_budget
+        )
         # A sink that waits for a person may have been mended: whoever reloads wants it tried now.
         if settings.telemetry.sink != old.settings.telemetry.sink or self._sender.state.status == "needs_person":
-            await self._sender.replace_sink(open_sink(settings.telemetry.sink, os.environ))
+            await self._sender.replace_sink(open_sink(settings.telemetry.sink, os.environ, self._meter))
         await self._apply_model(old, new)
         if self._recovery.degraded:
             # As with the sink: whoever reloads wants the Edge TPU tried now. That may take longer than he waits.

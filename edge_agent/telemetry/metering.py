@@ -149,9 +149,10 @@ class Meter:
 
     async def save(self, *, exactly: bool = False) -> None:
         """Write the count where it is due; `exactly`: as it is, when the agent ends."""
-        day, saved = self._day, self._saved
         if self._file is None or self._budget is None:
             return
+        self._look()
+        day, saved = self._day, self._saved
         ahead = 0 if exactly else self._budget // _STEPS
         if not exactly and day.used <= saved.used and day.ran - saved.ran < _LONGEST_UNSAVED:
             return

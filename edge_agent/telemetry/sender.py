@@ -165,6 +165,12 @@ class Sender(Generic[B]):
         await self._sink.close()
         await self._meter.save(exactly=True)
 
+    def configure(self, *, linger: float, bandwidth: int | None, daily_budget: int | None) -> None:
+        """Take over changed settings at once."""
+        self.linger = linger
+        self._meter.configure(bandwidth=bandwidth, daily_budget=daily_budget)
+        self._hurry.set()
+
     async def replace_sink(self, sink: Sink) -> None:
         """Send to `sink` from now on, and close the old one; requests under way have a few seconds to end."""
         old, self._sink = self._sink, sink
@@ -179,10 +185,12 @@ class Sender(Generic[B]):
     async def _gather(self) -> None:
         if self._meter.used_up:
             self._record.over_budget(self._meter.explain())
+            await self._meter.save()
             await self._first(self._queue.wait(Priority.NOTICE), self._sleep(min(_BUDGET_LOOK, self._meter.renewal())))
             return
-        self._record.within_budget()
         await self._queue.wait()
+        if not self._works.is_set():
+            return  # enough has gathered, and the next try is due
         end = self._clock() + self.linger
         while self._queue.depth < MAX_EVENTS and (rest := end - self._clock()) > 0:
             await self._sleep(min(rest, _LINGER_STEP))
@@ -216,29 +224,24 @@ class Sender(Generic[B]):
         drained = False
         try:
             while True:
-                ended = self._collect()
-                failure = failure or ended
+                failure = _gravest(failure, *self._collect())
                 if not (failure or drained) and self._may_send(sink):
                     drained = await self._launch(sink)
                 elif self._in_flight:
                     await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
                 else:
                     break
-            failure = self._doubt(failure)
+            failure = failure or _gravest(*self._put_by.values())
         finally:
             await self._call_back()
         if failure is not None:
             raise failure
 
-    def _collect(self) -> BaseException | None:
-        """Forget the requests that have ended. Returns the error of one that failed."""
+    def _collect(self) -> list[BaseException | None]:
+        """Forget the requests that have ended. Returns how each of them failed, or None for those that did not."""
         done = {task for task in self._in_flight if task.done()}
         self._in_flight -= done
-        return _first_failure(done)
-
-    def _doubt(self, failure: BaseException | None) -> BaseException | None:
-        """Return the failure, or else the refusal that nothing has explained."""
-        return failure or next(iter(self._put_by.values()), None)
+        return [SinkUnavailable("sending has ended") if task.cancelled() else task.exception() for task in done]
 
     def _may_send(self, sink: Sink) -> bool:
         width = _IN_FLIGHT if self._size.full and self._meter.bandwidth is None else 1
@@ -251,6 +254,8 @@ class Sender(Generic[B]):
             if self._interrupt.is_set():
                 return True
         least = Priority.NOTICE if self._meter.used_up else Priority.RESULT
+        if least == Priority.RESULT:
+            self._record.within_budget()
         most = self._meter.room(self._size.bytes)
         batch = await self._take(most, least)
         if batch is None:
@@ -263,8 +268,8 @@ class Sender(Generic[B]):
         async with self._taking:
             return await self._queue.take(self._size.events, most, least)
 
-    def _start(self, batch: B, sink: Sink, *, takes_others: bool = False) -> asyncio.Task[None]:
-        request = asyncio.create_task(self._deliver(batch, sink, takes_others=takes_others))
+    def _start(self, batch: B, sink: Sink, since: int | None = None) -> asyncio.Task[None]:
+        request = asyncio.create_task(self._deliver(batch, sink, since))
         self._in_flight.add(request)
         return request
 
@@ -300,10 +305,10 @@ class Sender(Generic[B]):
         while self._put_by:
             self._queue.release(self._put_by.popitem()[0])
 
-    async def _deliver(self, batch: B, sink: Sink, *, takes_others: bool) -> None:
+    async def _deliver(self, batch: B, sink: Sink, since: int | None) -> None:
         try:
             request = functools.partial(self._request, sink)
-            refused = await send_divided(batch.events, request, takes_others=takes_others)
+            refused = await send_divided(batch.events, request, lambda: self.state.sent_requests, since)
         except RefusesAll as error:
             self._put_aside(batch, error)
             return
@@ -316,7 +321,8 @@ class Sender(Generic[B]):
             self._queue.reject(batch, index, reason)
         self._queue.ack(batch)
         while self._put_by and len(refused) < len(batch.events):
-            self._start(self._put_by.popitem()[0], sink, takes_others=True)
+            other, refusal = self._put_by.popitem()
+            self._start(other, sink, refusal.since)
 
     def _put_aside(self, batch: B, error: RefusesAll) -> None:
         """Keep a batch that was refused whole until less important events tell more. Raises `error` if they cannot."""
@@ -352,13 +358,15 @@ class Sender(Generic[B]):
             task.result()
 
 
-def _first_failure(tasks: set[asyncio.Task[None]]) -> BaseException | None:
-    for task in tasks:
-        if task.cancelled():
-            return SinkUnavailable("sending has ended")
-        if (error := task.exception()) is not None:
-            return error
-    return None
+def _gravest(*failures: BaseException | None) -> BaseException | None:
+    """Return a bug before what needs a person, and that before what passes by itself: it takes others with it."""
+    ranks = (SinkUnavailable, SinkNeedsPerson)
+    found = [failure for failure in failures if failure is not None]
+    return max(
+        found,
+        key=lambda failure: next((n for n, rank in enumerate(ranks) if isinstance(failure, rank)), 2),
+        default=None,
+    )
 
 
 class _Size:

@@ -30,9 +30,9 @@ import msgspec
 from edge_agent.telemetry.metering import Meter
 from edge_agent.telemetry.pubsub_errors import (
     Target,
-    explain_answer,
     explain_credentials,
     explain_missing,
+    explain_page,
     explain_status,
 )
 from edge_agent.telemetry.sinks import DaemonThread, SinkError, SinkNeedsPerson, SinkUnavailable, post
@@ -53,7 +53,6 @@ TLS, TCP and IP."""
 _CONNECTING = 6000
 """Bytes of a TLS handshake with Google's certificates."""
 _LINE_DOWN = ("failed to connect", "errors resolving")
-_LOGIN_REQUIRED = 511
 _OPTIONS = [
     # From the return of the network to the connection: at most 4 s and a fifth of jitter.
     ("grpc.initial_reconnect_backoff_ms", 500),
@@ -163,8 +162,10 @@ def _cost(length: int, call: _Call, details: str) -> int:
     """Return how many bytes went over the line, in both directions."""
     if any(words in details for words in _LINE_DOWN):
         return _CONNECTING  # most likely a connection that came to nothing
-    answer = call.result().ByteSize() if call.code().name == "OK" else len(details)
-    return int((length + answer + _FRAMING) * _SHARE)
+    if call.code().name == "OK":
+        answer = call.result()
+        length += type(answer).pb(answer).ByteSize()
+    return int((length + len(details) + _FRAMING) * _SHARE)
 
 
 def _skew(call: _Call) -> float | None:
@@ -249,10 +250,8 @@ def _token_request(target: Target) -> Callable[..., Any]:
 
     def ask(*arguments: Any, **options: Any) -> Any:
         answer = request(*arguments, **options)
-        page = "text/html" in answer.headers.get("content-type", "")
-        # Google's servers, too, say in HTML that they are out of order.
-        if page and (answer.status < 500 or answer.status == _LOGIN_REQUIRED):  # noqa: PLR2004  HTTP's server errors
-            raise explain_answer("a web page instead of an access token", target)
+        if "text/html" in answer.headers.get("content-type", ""):
+            raise explain_page(answer.status, target)
         return answer
 
     return ask

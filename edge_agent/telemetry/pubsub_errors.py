@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from edge_agent.settings.units import format_duration
 from edge_agent.telemetry.sinks import SinkError, SinkNeedsPerson, SinkRejected, SinkUnavailable
@@ -9,6 +10,7 @@ from edge_agent.telemetry.sinks import SinkError, SinkNeedsPerson, SinkRejected,
 _LONGEST_DETAIL = 300
 _WRONG_TIME = 300.0
 """Seconds by which a clock may be wrong before credentials fail because of it."""
+_MINUTE = 60
 _SET_CLOCK = "set the clock (timedatectl), and see why the network does not (timedatectl timesync-status)"
 _CLOCK = "look at the device's clock too (timedatectl): a wrong one makes good credentials fail"
 _KEY = (
@@ -75,16 +77,18 @@ def explain_connection(details: str, target: Target) -> SinkNeedsPerson | None:
     return None
 
 
-def explain_answer(what: str, target: Target) -> SinkNeedsPerson:
-    """Say that something else answered in Google's place."""
-    return SinkNeedsPerson(f"{target}: what answers is not Google ({what})", _PORTAL)
+def explain_page(status: int, target: Target) -> SinkError:
+    """Say what a web page means that came in place of an access token; `status` is HTTP's."""
+    if HTTPStatus.INTERNAL_SERVER_ERROR <= status < HTTPStatus.NETWORK_AUTHENTICATION_REQUIRED:
+        return SinkUnavailable(f"{target}: Google's token server gave no token (HTTP status {status})")
+    return SinkNeedsPerson(f"{target}: what answers is not Google (a web page instead of an access token)", _PORTAL)
 
 
 def _explain_refused(said: str, skew: float, target: Target) -> SinkNeedsPerson:
     if abs(skew) < _WRONG_TIME:
         reason = "the key was revoked or has expired, as the credentials are not accepted and the clock is right"
         return SinkNeedsPerson(f"{target}: {reason}{said}", _NEW_KEY)
-    wrong = f"{format_duration(round(abs(skew)))} {'ahead' if skew > 0 else 'behind'}"
+    wrong = f"{format_duration(_MINUTE * round(abs(skew) / _MINUTE))} {'ahead' if skew > 0 else 'behind'}"
     return SinkNeedsPerson(f"{target}: the device's clock is {wrong}, so the credentials are not accepted", _SET_CLOCK)
 
 

@@ -251,7 +251,7 @@ class TelemetrySettings(Table):
         Annotated[Size, Ge(parse_size("100kB"))] | None,
         doc(
             "How many bytes a day sending may take, with what comes on top of the events; once they are used up, only "
-            "alarms, losses and changes of the model go out until the next day. Without it there is no limit."
+            "alarms, losses and changes of the model go out until the next day; without it as many as there are."
         ),
     ] = None
     queue: QueueSettings = QueueSettings()

@@ -18,8 +18,10 @@ from edge_agent import __version__
 from edge_agent.actions.rules import RuleSet, rules_of
 from edge_agent.actions.runner import ActionRunner
 from edge_agent.configuration import Configuration, load_configuration
+from edge_agent.device.boots import Boots
 from edge_agent.device.clock import Clock
 from edge_agent.device.identity import boot_id, device_id
+from edge_agent.device.timekeeper import Timekeeper
 from edge_agent.housekeeping import Housekeeping
 from edge_agent.inference.accelerators.devices import find_library, list_devices
 from edge_agent.inference.accelerators.recovery import Recovery
@@ -37,12 +39,15 @@ from edge_agent.report import Reloaded, StatusReport
 from edge_agent.service.control_client import CONTROL_SOCKET
 from edge_agent.service.logs import configure as configure_logs
 from edge_agent.settings.faults import SettingsError
+from edge_agent.settings.location import Destination
 from edge_agent.status import Snapshot, make_report, status_line
 from edge_agent.telemetry.envelope import Envelope
 from edge_agent.telemetry.metering import Meter
 from edge_agent.telemetry.open import open_sink
 from edge_agent.telemetry.queue import Queue
 from edge_agent.telemetry.sender import Sender
+from edge_agent.telemetry.sinks import Sink
+from edge_agent.telemetry.stamping import StampingSink
 
 log = structlog.get_logger()
 
@@ -55,6 +60,8 @@ QUEUE_DEADLINE = 1.0
 RUNTIMES_FILE = "runtimes.json"
 # What the day has sent, where [telemetry] daily_budget is set, in the state directory.
 METER_FILE = "sent-today.json"
+# What the clock was worth in each boot, there too.
+BOOTS_FILE = "boots.json"
 LONGEST_DETAIL = 1000
 OLD_GO_ON = "the old settings go on"
 
@@ -86,16 +93,23 @@ class Agent:
         self._reload_problem: str | None = None
         self._failed = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._boot_id = boot_id()
         self._clock = Clock()
+        self._timekeeper = Timekeeper(
+            self._clock,
+            Boots(directories.state / BOOTS_FILE),
+            boot_id=self._boot_id,
+            on_change=self._report_clock,
+        )
         self._queue = Queue(
             directories.state / "queue",
             runtime_directory=directories.runtime,
             max_size=settings.telemetry.queue.max_size,
             commit_interval=settings.telemetry.queue.commit_interval,
-            boot_id=boot_id(),
+            boot_id=self._boot_id,
         )
         name = device_id(settings.device.id, state_dir=directories.state)
-        self._envelope = Envelope(name, settings.device.labels, self._clock, self._queue)
+        self._envelope = Envelope(name, settings.device.labels, self._clock, self._queue, boot_id=self._boot_id)
         self._actions = ActionRunner(self._report_health)
         self._rules = RuleSet(rules_of(settings))
         self._pipeline = Pipeline(self._envelope, self._rules, self._actions.submit)
@@ -103,9 +117,9 @@ class Agent:
             directories.state / METER_FILE,
             bandwidth=settings.telemetry.bandwidth,
             daily_budget=settings.telemetry.daily_budget,
-            wall=self._trusted_time,
+            wall=lambda: self._clock.now_ms() / 1000 if self._clock.is_set else None,
         )
-        sink = open_sink(settings.telemetry.sink, os.environ, self._meter)
+        sink = self._open_sink(settings.telemetry.sink)
         self._sender = Sender(self._queue, sink, linger=settings.telemetry.linger, meter=self._meter)
         self._runtimes = RuntimeChoice(directories.state / RUNTIMES_FILE)
         self._recovery = Recovery(
@@ -150,6 +164,7 @@ class Agent:
 
     def _parts(self) -> dict[str, Coroutine[Any, Any, None]]:
         return {
+            "clock": self._timekeeper.run(),
             "queue": self._queue.run(),
             "sender": self._sender.run(),
             "worker": self._supervisor.run(),
@@ -182,6 +197,9 @@ class Agent:
         log.info("source", plugin=settings.source.plugin)
         log.info("events go to", sink=str(settings.telemetry.sink), waiting=self._queue.depth)
 
+    def _open_sink(self, destination: Destination) -> Sink:
+        return StampingSink(open_sink(destination, os.environ, self._meter), self._timekeeper)
+
     # -- what happens
 
     def _make_rollout(self, configuration: Configuration) -> Rollout:
@@ -189,7 +207,7 @@ class Agent:
         slots = Slots(self._directories.state / "models", str(model.url))
         return Rollout(
             slots,
-            open_store(model.url),
+            open_store(model.url, on_skew=self._timekeeper.compare_soon),
             self._supervisor,
             twins=open_twins(slots, model.url, model.cpu_url),
             model_name=model.model_name,
@@ -232,6 +250,12 @@ class Agent:
             stage=stage or None,
         )
 
+    def _report_clock(self, state: str, detail: str) -> None:
+        now_ns = time.monotonic_ns()
+        # Always with the boot: whoever has got events of it with a wrong time can tell the right one.
+        boot = {"boot_id": self._boot_id, "monotonic_ms": now_ns // 1_000_000}
+        self._envelope.put_health(now_ns, component="clock", state=state, detail=detail, **boot)
+
     def _report_device_alarm(self, detail: str) -> None:
         self._envelope.put_device_alarm(time.monotonic_ns(), action="accelerator", detail=detail[:LONGEST_DETAIL])
 
@@ -244,11 +268,6 @@ class Agent:
             self._rollout.poll_now()
         else:
             await self._supervisor.load_again()
-
-    def _trusted_time(self) -> float | None:
-        """Seconds since the epoch, or None while the clock is not known to be set."""
-        known = self._clock.time_source() != "unverified"
-        return self._clock.wall_ms(time.monotonic_ns()) / 1000 if known else None
 
     def _count(self) -> Counters:
         worker, device = self._supervisor.status, self._recovery.counts
@@ -308,6 +327,7 @@ class Agent:
             queue_trouble=self._queue.trouble,
             reload_problem=self._reload_problem,
             time_source=self._clock.time_source(),
+            skew=self._timekeeper.skew,
             now=time.monotonic(),
         )
 
@@ -355,7 +375,7 @@ class Agent:
         )
         # A sink that waits for a person may have been mended: whoever reloads wants it tried now.
         if settings.telemetry.sink != old.settings.telemetry.sink or self._sender.state.status == "needs_person":
-            await self._sender.replace_sink(open_sink(settings.telemetry.sink, os.environ, self._meter))
+            await self._sender.replace_sink(self._open_sink(settings.telemetry.sink))
         await self._apply_model(old, new)
         if self._recovery.degraded:
             # As with the sink: whoever reloads wants the Edge TPU tried now. That may take longer than he waits.

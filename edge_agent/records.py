@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 Accelerator = Literal["edgetpu", "cpu"]
-TimeSource = Literal["synchronized", "unverified"]
+TimeSource = Literal["synchronized", "restored", "unverified"]
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -96,7 +96,23 @@ class _EventBase(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     ]
     device_id: str
     timestamp: Annotated[int, Meta(description="milliseconds since 1970-01-01 UTC, of the capture")]
-    time_source: Annotated[TimeSource, Meta(description="whether the clock was known to be set by the network")]
+    time_source: Annotated[
+        TimeSource,
+        Meta(
+            description="synchronized: the clock was known to be set; restored: it was not yet, and timestamp was "
+            "corrected when it was; unverified: nobody can tell"
+        ),
+    ]
+    boot_id: Annotated[
+        str | UnsetType,
+        Meta(
+            description="the boot that monotonic_ms counts from; with unverified times, and what is told of the clock"
+        ),
+    ] = UNSET
+    monotonic_ms: Annotated[
+        int | UnsetType,
+        Meta(description="milliseconds from that boot to timestamp, which no setting of the clock moves"),
+    ] = UNSET
     device_labels: dict[str, str] | UnsetType = UNSET
 
 

@@ -31,11 +31,15 @@ FRESH = 5.0
 # In the line; `edge-agent status` has all of it. What runs and what waits must have room behind two or three of them.
 LONGEST_PROBLEM = 320
 BLOCKED = ("offline", "needs_person", "over_budget")
+_NOT_SET = "the clock is not set yet"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the agent knows of its parts at one moment. Ages in seconds; `now` is the clock of `sender.since`."""
+    """What the agent knows of its parts at one moment. Ages in seconds; `now` is the clock of `sender.since`.
+
+    `skew` is how far the clock is from that of a server, in words, or empty.
+    """
 
     settings: Settings
     device_id: str
@@ -53,6 +57,7 @@ class Snapshot:
     reload_problem: str | None
     time_source: TimeSource
     now: float
+    skew: str = ""
 
 
 def status_line(now: Snapshot) -> str:
@@ -66,14 +71,16 @@ def _short(problem: str) -> str:
 
 def problems(now: Snapshot) -> list[str]:
     """Return what is wrong, most important first."""
+    sending = _sending_problem(now.sender)
     found = [
         *_model_problem(now.model),
         *_worker_problems(now.worker),
         f"degraded: {degraded}" if (degraded := _degraded(now)) else "",
-        _sending_problem(now.sender),
+        sending,
         f"queue: {now.queue_trouble}" if now.queue_trouble else "",
         f"reload refused: {now.reload_problem}" if now.reload_problem else "",
-        "the clock is not set yet" if now.time_source == "unverified" else "",
+        _NOT_SET if now.time_source == "unverified" and _NOT_SET not in sending else "",
+        now.skew,
     ]
     return [problem for problem in found if problem]
 

@@ -11,11 +11,12 @@ from typing import Any, get_args
 import jsonschema
 import pytest
 
+from edge_agent.device.timekeeper import ClockState
 from edge_agent.inference.accelerators import devices, recovery, watch
 from edge_agent.inference.accelerators.devices import DeviceState
 from edge_agent.inference.latencies import StageLatencies
 from edge_agent.inference.supervision import hangs, supervisor
-from edge_agent.records import Counters
+from edge_agent.records import Counters, TimeSource
 from edge_agent.report import AcceleratorReport, DeviceReport, StatusReport, render
 from edge_agent.settings import device_options
 from edge_agent.settings.faults import NotSetUp
@@ -41,6 +42,7 @@ COMPUTED = {
     ("source", "message.state"): {"trouble"},
     ("model", "f'twin {change.state}'"): {"twin committed", "twin rejected"},
     ("action", "state"): {"failed", "skipped"},
+    ("clock", "state"): set(get_args(ClockState)),
     ("inference", "self._supervisor.status.state"): {"starting", "ready", "running", "waiting", "restarting"},
 }
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -99,6 +101,10 @@ def test_every_accelerator_task_and_setting_of_inference_is_explained() -> None:
 
 def test_every_kind_of_event_is_explained() -> None:
     assert set(first_cells(EVENTS, "Events")) == set(KINDS)
+
+
+def test_every_source_of_time_is_explained() -> None:
+    assert first_cells(EVENTS, "Time") == list(get_args(TimeSource))
 
 
 def test_every_counter_stage_and_cause_is_explained() -> None:

@@ -119,6 +119,13 @@ def test_what_is_wrong_comes_first() -> None:
     )
 
 
+def test_a_clock_that_is_wrong_is_said_once_with_what_follows() -> None:
+    kept = SenderState("offline", "the clock is not set yet: it says 1970-01-01, which is over", 0.0, 0, 0, 1)
+    assert problems(snapshot(sender=kept, time_source="unverified")) == [f"events are not sent: {kept.reason}"]
+    skewed = "the clock is 2h behind storage.googleapis.com"
+    assert problems(snapshot(time_source="unverified", skew=skewed)) == ["the clock is not set yet", skewed]
+
+
 def test_without_a_model_it_says_why() -> None:
     absent = model(version=None, state="no model", last_poll="gs://b/o: not found", failures=3)
     assert status_line(snapshot(model=absent, latest=None, waiting=0)) == (

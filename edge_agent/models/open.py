@@ -6,7 +6,7 @@ from pathlib import Path
 from edge_agent.models.directory import FileStore
 from edge_agent.models.gcs import GcsStore
 from edge_agent.models.slots import Slots
-from edge_agent.models.stores import Store
+from edge_agent.models.stores import OnSkew, Store
 from edge_agent.models.twins import Twins
 from edge_agent.settings.location import Location
 
@@ -14,10 +14,13 @@ _COMPILED = "_edgetpu.tflite"
 _PLAIN = ".tflite"
 
 
-def open_store(location: Location, *, setting: str = "[model].url") -> Store:
-    """Make the store behind `setting`; nothing is opened or connected before the first call."""
+def open_store(location: Location, *, setting: str = "[model].url", on_skew: OnSkew | None = None) -> Store:
+    """Make the store behind `setting`; nothing is opened or connected before the first call.
+
+    `on_skew` hears of the clock of a server that is asked; see `OnSkew`.
+    """
     if location.scheme == "gs":
-        return GcsStore(location.bucket, location.path, setting=setting)
+        return GcsStore(location.bucket, location.path, setting=setting, on_skew=on_skew)
     return FileStore(Path(location.path), setting=setting)
 
 

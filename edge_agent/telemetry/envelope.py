@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 from edge_agent.records import (
     Accelerator,
@@ -25,6 +26,7 @@ from edge_agent.records import (
 
 _encode = msgspec.json.Encoder().encode
 EventT = TypeVar("EventT", bound=Event)
+_DATED = ("timestamp", "time_source", "boot_id", "monotonic_ms")
 
 
 class Clock(Protocol):
@@ -54,11 +56,17 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
 
 class Envelope:
-    """Builds events, encodes them, and puts them into the queue."""
+    """Builds events, encodes them, and puts them into the queue.
 
-    def __init__(self, device_id: str, labels: dict[str, str], clock: Clock, queue: Numbered) -> None:
+    `boot_id` is that of this boot; events made before the clock was set carry it, to be dated later.
+    """
+
+    def __init__(
+        self, device_id: str, labels: dict[str, str], clock: Clock, queue: Numbered, *, boot_id: str = ""
+    ) -> None:
         self._clock = clock
         self._queue = queue
+        self._boot_id = boot_id
         self.describe_device(device_id, labels)
 
     def describe_device(self, device_id: str, labels: dict[str, str]) -> None:
@@ -101,13 +109,17 @@ class Envelope:
             )
             for n, result in enumerate(results, start=number)
         ]
+        if time_source == "unverified":
+            events = [self._undated(event, result) for event, result in zip(events, results, strict=True)]
         self._queue.put(number, [_encode(event) for event in events], events[0].timestamp, last_ms)
         return events
 
     def put_alarm(self, event: ResultEvent, action: str) -> bytes:
         """Queue the alarm that a rule raises on a result; returns its JSON."""
         fields = {name: getattr(event, name) for name in event.__struct_fields__}
-        return self._put(event.timestamp, AlarmEvent, fields | {"action": action})
+        # Dated like the result, although the clock may have been set between the two.
+        dated = {name: fields[name] for name in _DATED}
+        return self._put(dated, AlarmEvent, fields | {"action": action})
 
     def put_model(self, captured_ns: int, **fields: Any) -> bytes:
         """Queue a `model` event. `captured_ns` is CLOCK_MONOTONIC."""
@@ -119,14 +131,14 @@ class Envelope:
 
     def encode_loss(self, number: int, captured_ns: int, **fields: Any) -> bytes:
         """Return the JSON of a `loss` event under a number that the caller takes from the queue."""
-        return _encode(self._make(number, self._clock.wall_ms(captured_ns), LossEvent, fields))
+        return _encode(self._make(number, self._date(captured_ns), LossEvent, fields))
 
     def _put_now(self, captured_ns: int, kind: Callable[..., EventT], fields: dict[str, Any]) -> bytes:
-        return self._put(self._clock.wall_ms(captured_ns), kind, fields)
+        return self._put(self._date(captured_ns), kind, fields)
 
-    def _put(self, timestamp: int, kind: Callable[..., EventT], fields: dict[str, Any]) -> bytes:
-        number = self._queue.next_number
-        line = _encode(self._make(number, timestamp, kind, fields))
+    def _put(self, dated: dict[str, Any], kind: Callable[..., EventT], fields: dict[str, Any]) -> bytes:
+        number, timestamp = self._queue.next_number, dated["timestamp"]
+        line = _encode(self._make(number, dated, kind, fields))
         self._queue.put(number, [line], timestamp, timestamp)
         return line
 
@@ -134,16 +146,28 @@ class Envelope:
         """Queue an `alarm` event that no result has set off."""
         return self._put_now(captured_ns, AlarmEvent, fields)
 
-    def _make(self, number: int, timestamp: int, kind: Callable[..., EventT], fields: dict[str, Any]) -> EventT:
+    def _date(self, captured_ns: int) -> dict[str, Any]:
+        """Return the members that say when, by the clock as it is now."""
+        dated: dict[str, Any] = {"timestamp": self._clock.wall_ms(captured_ns)}
+        dated["time_source"] = self._clock.time_source()
+        if dated["time_source"] == "unverified" and self._boot_id:
+            dated |= {"boot_id": self._boot_id, "monotonic_ms": captured_ns // 1_000_000}
+        return dated
+
+    def _undated(self, event: ResultEvent, result: Result) -> ResultEvent:
+        """Return the event with what it takes to date it once the clock is set."""
+        if not self._boot_id:
+            return event
+        return replace(event, boot_id=self._boot_id, monotonic_ms=result.captured_ns // 1_000_000)
+
+    def _make(self, number: int, dated: dict[str, Any], kind: Callable[..., EventT], fields: dict[str, Any]) -> EventT:
         given: dict[str, Any] = {name: UNSET if value is None else value for name, value in fields.items()}
         given |= {
             "event_id": self._event_id(number),
             "device_id": self.device_id,
-            "timestamp": timestamp,
-            "time_source": self._clock.time_source(),
             "device_labels": self._labels,
         }
-        return kind(**given)
+        return kind(**given | dated)
 
 
 def _prediction(result: Result) -> str | UnsetType:

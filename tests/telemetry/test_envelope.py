@@ -19,11 +19,13 @@ FACTS = ModelFacts("vibration-classifier", "v1.3", "cpu", None)
 class Clock:
     """A board whose clock says 2026-01-01 at the 100th second after boot."""
 
+    is_set = True
+
     def wall_ms(self, captured_ns: int) -> int:
         return 1_767_225_600_000 + (captured_ns - 100_000_000_000) // 1_000_000
 
     def time_source(self) -> TimeSource:
-        return "synchronized"
+        return "synchronized" if self.is_set else "unverified"
 
 
 class Numbers:
@@ -97,6 +99,28 @@ def test_a_batch_is_numbered_in_order_and_stamped_with_its_captures(queue: Numbe
     base = 1_767_225_600_000
     assert [event["timestamp"] - base for event in queue.events] == [-1000, -500, 1000, 2000]
     assert queue.ranges == [(base - 1000, base + 1000), (base + 2000, base + 2000)]
+
+
+def test_what_is_made_before_the_clock_is_set_can_be_dated_later(queue: Numbers) -> None:
+    clock = Clock()
+    clock.is_set = False
+    envelope = Envelope("edge-001", {}, clock, queue, boot_id="3f0c")
+    [event, _] = envelope.put_results([result(99.5), result(100)], FACTS)
+    envelope.put_health(101_000_000_000, component="worker", state="died")
+    queue.lines.append(envelope.encode_loss(99, 102_000_000_000, cause="queue_full", count=3))
+    clock.is_set = True
+    envelope.put_alarm(event, "stop-the-line")
+    envelope.put_results([result(103)], FACTS)
+    *undated, dated = queue.events
+    assert [each["monotonic_ms"] for each in undated] == [99_500, 100_000, 101_000, 102_000, 99_500]
+    assert {each["boot_id"] for each in undated} == {"3f0c"}
+    assert {each["time_source"] for each in undated} == {"unverified"}
+    assert undated[-1]["kind"] == "alarm"
+    assert dated["time_source"] == "synchronized"
+    assert not {"boot_id", "monotonic_ms"} & dated.keys()
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    for each in queue.events:
+        validator.validate(each)
 
 
 def test_every_kind_of_event_fits_the_committed_schema(queue: Numbers, envelope: Envelope) -> None:

@@ -32,6 +32,8 @@ _PCI_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _SUPERSPEED = 5000
 # A chip that does not answer any more reads as far below zero.
 _COLDEST = -40.0
+# Coral's own package is not kept up with kernels.
+_GASKET = "from Linux 6.12 on that of https://github.com/feranick/gasket-driver"
 _POWER_CYCLE = "switch the machine off and on; a restart alone does not cut its power"
 
 
@@ -230,7 +232,7 @@ def _without_driver(entry: Path) -> Device:
     except OSError:
         driver = ""
     what = {
-        "": "no driver has taken it; install gasket-dkms, then run modprobe apex",
+        "": f"no driver has taken it; install gasket-dkms ({_GASKET}), then run modprobe apex",
         "apex": "its driver, apex, could not start it; see dmesg, and switch the machine off and on",
     }
     detail = what.get(driver, f"the driver {driver} has it, most likely for a virtual machine; give it to apex")

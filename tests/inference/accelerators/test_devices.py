@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.inference.accelerators.devices import (
+    _GASKET,
     GET_LIBRARY,
     Device,
     DeviceState,
@@ -163,7 +164,7 @@ def test_a_device_that_cannot_even_be_read_is_stuck(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("driver", "told"),
     [
-        ("", "no driver has taken it; install gasket-dkms, then run modprobe apex"),
+        ("", f"no driver has taken it; install gasket-dkms ({_GASKET}), then run modprobe apex"),
         ("apex", "its driver, apex, could not start it; see dmesg, and switch the machine off and on"),
         ("vfio-pci", "the driver vfio-pci has it, most likely for a virtual machine; give it to apex"),
     ],

@@ -87,7 +87,7 @@ class SendingRecord:
         """There is something left of the day's budget."""
         if self.state.status == "over_budget":
             self._change("idle")
-            log.info("a new day's budget: all events are sent again")
+            log.info("within the daily budget again: all events are sent")
 
     def _change(self, status: Status, reason: str = "") -> None:
         since = self.state.since if status == self.state.status else self._clock()

@@ -805,7 +805,7 @@ def test_used_up_budget_lets_out_what_is_important_until_the_next_day() -> None:
         assert len(sink.events) == 153
         assert [line["event"] for line in lines] == [
             "results and health events wait for the next day's budget",
-            "a new day's budget: all events are sent again",
+            "within the daily budget again: all events are sent",
         ]
 
     run(work)

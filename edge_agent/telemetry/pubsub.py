@@ -11,7 +11,7 @@ revoked key as "unavailable" and try for ever.
 `PUBSUB_EMULATOR_HOST` is honoured (no encryption, no credentials); otherwise Application Default Credentials are
 used, and read again after each failure that needs a person, so that a new key works without a restart.
 
-On a metered line requests are compressed, to a fifth or less.
+On a metered line requests are compressed: 50 events of one device to an eighth.
 """
 
 import asyncio

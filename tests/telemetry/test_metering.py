@@ -141,6 +141,19 @@ def test_a_jump_of_days_gives_away_one_budget_at_most(clocks: Clocks) -> None:
     assert not day.used_up
 
 
+def test_day_that_began_in_the_future_ends_in_time(clocks: Clocks, tmp_path: Path) -> None:
+    clocks.wall += 365 * DAY
+    day = meter(clocks, tmp_path / "day")
+    day.count(1_000_000)
+    clocks.wall -= 365 * DAY
+    clocks.pass_by(HOUR)
+    save(day, exactly=True)
+    clocks.running = 5.0  # switched off until the next day
+    clocks.wall += 23 * HOUR
+
+    assert not meter(clocks, tmp_path / "day").used_up
+
+
 def test_untrusted_clock_decides_nothing(clocks: Clocks) -> None:
     clocks.known = False
     day = meter(clocks)

@@ -693,6 +693,21 @@ def test_refused_alarms_do_not_block_the_results(refused: int) -> None:
     run(work)
 
 
+def test_several_refused_kinds_do_not_block_the_results() -> None:
+    async def work() -> None:
+        queue, sink, clock = MemoryQueue(*numbered(10)), ListSink(), Clock()
+        sink.refused = {b"alarm", b"loss", b"health"}
+        for priority, event in ((Priority.ALARM, b"alarm"), (Priority.NOTICE, b"loss"), (Priority.HEALTH, b"health")):
+            queue.lanes[priority].append(event)
+        await drained(sender(queue, sink, clock), queue)
+
+        assert {event for event, _ in queue.rejected} == sink.refused
+        assert sink.events == numbered(10)
+        assert [seconds for seconds in clock.slept if seconds >= 60] == []
+
+    run(work)
+
+
 def test_alarm_refused_on_its_way_is_set_aside_when_others_are_taken() -> None:
     async def work() -> None:
         queue, sink, clock = MemoryQueue(), ListSink(), Clock()

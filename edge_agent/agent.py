@@ -21,6 +21,8 @@ from edge_agent.configuration import Configuration, load_configuration
 from edge_agent.device.boots import Boots
 from edge_agent.device.clock import Clock
 from edge_agent.device.identity import boot_id, device_id
+from edge_agent.device.monitor import DeviceMonitor
+from edge_agent.device.sensors import Sensors
 from edge_agent.device.timekeeper import Timekeeper
 from edge_agent.housekeeping import Housekeeping
 from edge_agent.inference.accelerators.devices import find_library, list_devices
@@ -44,6 +46,7 @@ from edge_agent.status import Snapshot, make_report, status_line
 from edge_agent.telemetry.envelope import Envelope
 from edge_agent.telemetry.metering import Meter
 from edge_agent.telemetry.open import open_sink
+from edge_agent.telemetry.publishing import make_publisher
 from edge_agent.telemetry.queue import Queue
 from edge_agent.telemetry.sender import Sender
 from edge_agent.telemetry.sinks import Sink
@@ -112,7 +115,8 @@ class Agent:
         self._envelope = Envelope(name, settings.device.labels, self._clock, self._queue, boot_id=self._boot_id)
         self._actions = ActionRunner(self._report_health)
         self._rules = RuleSet(rules_of(settings))
-        self._pipeline = Pipeline(self._envelope, self._rules, self._actions.submit)
+        publisher = make_publisher(settings.telemetry, self._envelope)
+        self._pipeline = Pipeline(self._envelope, self._rules, self._actions.submit, publisher)
         self._meter = Meter(
             directories.state / METER_FILE,
             bandwidth=settings.telemetry.bandwidth,
@@ -135,6 +139,11 @@ class Agent:
             on_health=self._report_health,
         )
         self._rollout = self._make_rollout(configuration)
+        self._monitor = DeviceMonitor(
+            Sensors(directories.state),
+            on_health=self._report_health,
+            worker_pid=lambda: self._supervisor.worker_pid,
+        )
         self._housekeeping = Housekeeping(
             supervisor=self._supervisor,
             queue=self._queue,
@@ -144,6 +153,8 @@ class Agent:
             status=self._status_line,
             counters=self._count,
             take_latencies=self._take_latencies,
+            survey=self._monitor.survey,
+            model=lambda: (self._configuration.settings.model.model_name, self._rollout.status.version),
             health_interval=settings.telemetry.health_interval,
         )
         self._device_watch = DeviceWatch(self._recovery, wanted=self._wanted_device, again=self._try_device_again)
@@ -170,6 +181,7 @@ class Agent:
             "worker": self._supervisor.run(),
             "models": self._run_rollout(self._rollout),
             "devices": self._device_watch.run(),
+            "sensors": self._monitor.run(),
             "reload": self._lifecycle.serve_reloads(self._reload, self._status_line),
             "housekeeping": self._housekeeping.run(),
         }
@@ -195,7 +207,8 @@ class Agent:
         log.info("device", id=self._envelope.device_id, state=str(self._directories.state))
         # Not its options: an address or an argument of a program may be as good as a password.
         log.info("source", plugin=settings.source.plugin)
-        log.info("events go to", sink=str(settings.telemetry.sink), waiting=self._queue.depth)
+        telemetry = settings.telemetry
+        log.info("events go to", sink=str(telemetry.sink), publish=telemetry.publish.words, waiting=self._queue.depth)
 
     def _open_sink(self, destination: Destination) -> Sink:
         return StampingSink(open_sink(destination, os.environ, self._meter), self._timekeeper)
@@ -306,6 +319,7 @@ class Agent:
             uptime=time.monotonic() - self._started,
             devices=devices,
             library=library,
+            device=await self._monitor.show(),
         )
 
     def _snapshot(self) -> Snapshot:
@@ -327,6 +341,7 @@ class Agent:
             queue_trouble=self._queue.trouble,
             reload_problem=self._reload_problem,
             time_source=self._clock.time_source(),
+            device_problems=self._monitor.problems,
             skew=self._timekeeper.skew,
             now=time.monotonic(),
         )
@@ -363,6 +378,8 @@ class Agent:
         self._configuration = new
         settings = new.settings
         configure_logs(settings.log.level, settings.log.format)
+        # Before the device gets another name: what has been gathered is of the old one.
+        self._pipeline.publish_by(make_publisher(settings.telemetry, self._envelope))
         name = device_id(settings.device.id, state_dir=self._directories.state)
         self._envelope.describe_device(name, settings.device.labels)
         self._rules.replace(rules_of(settings))
@@ -401,6 +418,7 @@ class Agent:
         worker = [task for task in self._tasks if task.get_name() == "worker"]
         await self._supervisor.stop()
         await asyncio.gather(*worker, return_exceptions=True)
+        self._pipeline.close()
         await self._actions.stop(ACTIONS_DEADLINE)
         await self._sender.stop(SENDER_DEADLINE)
         for task in self._tasks:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from msgspec import UnsetType
 
+from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, absent, matching
 from edge_agent.inference.accelerators.owners import THIS_SERVICE
 from edge_agent.inference.supervision.status import WorkerStatus
@@ -22,6 +23,7 @@ from edge_agent.report import (
     StatusReport,
     WorkerReport,
 )
+from edge_agent.settings.publish import ALL
 from edge_agent.settings.schema import Settings
 from edge_agent.settings.units import format_duration
 from edge_agent.telemetry.sender import SenderState
@@ -56,6 +58,7 @@ class Snapshot:
     queue_trouble: str | None
     reload_problem: str | None
     time_source: TimeSource
+    device_problems: Sequence[str]
     now: float
     skew: str = ""
 
@@ -75,6 +78,7 @@ def problems(now: Snapshot) -> list[str]:
     found = [
         *_model_problem(now.model),
         *_worker_problems(now.worker),
+        *now.device_problems,
         f"degraded: {degraded}" if (degraded := _degraded(now)) else "",
         sending,
         f"queue: {now.queue_trouble}" if now.queue_trouble else "",
@@ -135,7 +139,14 @@ def _waiting(now: Snapshot) -> list[str]:
 
 
 def make_report(
-    now: Snapshot, *, version: str, config: str, uptime: float, devices: Sequence[Device], library: str | None
+    now: Snapshot,
+    *,
+    version: str,
+    config: str,
+    uptime: float,
+    devices: Sequence[Device],
+    library: str | None,
+    device: DeviceHealth | None,
 ) -> StatusReport:
     """Return the whole report. `uptime` is in seconds, `library` the path of libedgetpu."""
     return StatusReport(
@@ -147,6 +158,7 @@ def make_report(
         device_id=now.device_id,
         uptime=uptime,
         clock=now.time_source,
+        device=device,
         source=SourceReport(plugin=now.settings.source.plugin, state=now.worker.source),
         model=_report_model(now),
         accelerator=_report_accelerator(now, devices, library),
@@ -198,6 +210,7 @@ def _report_device(device: Device, in_use: str | None) -> DeviceReport:
 
 
 def _report_results(now: Snapshot) -> ResultsReport:
+    publish = now.settings.telemetry.publish
     return ResultsReport(
         rate=now.rate,
         samples=now.worker.samples,
@@ -210,6 +223,7 @@ def _report_results(now: Snapshot) -> ResultsReport:
         prediction=_given(now.latest.prediction) if now.latest is not None else None,
         confidence=_given(now.latest.confidence) if now.latest is not None else None,
         value=_given(now.latest.value) if now.latest is not None else None,
+        published=None if publish == ALL else publish.words,
     )
 
 

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
+from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, DeviceState
 from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
 from edge_agent.records import Latency, LoadReport, ResultEvent, Score
 from edge_agent.report import StatusReport, render
 from edge_agent.settings.location import Destination, Location
+from edge_agent.settings.publish import Publish
 from edge_agent.settings.schema import (
     InferenceSettings,
     ModelSettings,
@@ -89,6 +92,7 @@ def snapshot(**more: Any) -> Snapshot:
         "dropped": 0,
         "reload_problem": None,
         "time_source": "synchronized",
+        "device_problems": [],
         "now": 100.0,
     }
     return Snapshot(**(fine | more))
@@ -184,6 +188,7 @@ def test_problems_come_in_the_order_in_which_they_matter() -> None:
         queue_trouble="the disk is full",
         reload_problem="line 3",
         time_source="unverified",
+        device_problems=["the supply voltage is too low"],
     )
     assert problems(everything) == [
         "model v2 waits: the device is gone",
@@ -191,6 +196,7 @@ def test_problems_come_in_the_order_in_which_they_matter() -> None:
         "the model cannot run now: it needs an Edge TPU",
         "source ended: all was read",
         "no sample can be worked on: 64 values",
+        "the supply voltage is too low",
         "degraded: no Edge TPU is plugged in",
         "events are not sent: no permission",
         "queue: the disk is full",
@@ -207,9 +213,20 @@ def test_without_problems_there_are_none() -> None:
 # ------------------------------------------------------------------------------------------ the report
 
 
-def report(now: Snapshot, devices: Sequence[Device] = (), library: str | None = None) -> StatusReport:
+def report(
+    now: Snapshot,
+    devices: Sequence[Device] = (),
+    library: str | None = None,
+    device: DeviceHealth | None = None,
+) -> StatusReport:
     return make_report(
-        now, version="0.1.0", config="/etc/edge-agent.toml", uptime=3723.4, devices=devices, library=library
+        now,
+        version="0.1.0",
+        config="/etc/edge-agent.toml",
+        uptime=3723.4,
+        devices=devices,
+        library=library,
+        device=device,
     )
 
 
@@ -241,7 +258,7 @@ def test_the_report_holds_what_the_agent_knows() -> None:
         dropped=5,
     )
     library = "/usr/lib/libedgetpu.so.1"
-    made = report(now, [STICK], library)
+    made = report(now, [STICK], library, DeviceHealth(cpu_temperature_c=48.2))
     assert msgspec.to_builtins(made) == {
         "state": "running",
         "version": "0.1.0",
@@ -251,6 +268,7 @@ def test_the_report_holds_what_the_agent_knows() -> None:
         "device_id": "edge-001",
         "uptime": 3723.4,
         "clock": "synchronized",
+        "device": {"cpu_temperature_c": 48.2},
         "source": {"plugin": "vibration", "state": "open"},
         "model": {
             "name": "vibration",
@@ -294,6 +312,7 @@ def test_the_report_holds_what_the_agent_knows() -> None:
             "prediction": "normal",
             "confidence": 0.99,
             "value": None,
+            "published": None,
         },
         "queue": {"waiting": 3, "oldest": 0.2, "size": 2048, "max_size": 10**6, "dropped": 5, "trouble": None},
         "sending": {
@@ -305,6 +324,21 @@ def test_the_report_holds_what_the_agent_knows() -> None:
         },
         "worker": {"state": "running", "deaths": 2, "last_death": "killed by SIGKILL"},
     }
+
+
+@pytest.mark.parametrize(
+    ("publish", "told"),
+    [
+        (Publish("change"), "change"),
+        (Publish("one_in", one_in=30), "one in 30"),
+        (Publish("summary", window=60.0), "a summary each 1m"),
+    ],
+)
+def test_the_report_says_which_results_become_events_if_not_all_do(publish: Publish, told: str) -> None:
+    telemetry = dataclasses.replace(SETTINGS.telemetry, publish=publish)
+    made = report(snapshot(settings=dataclasses.replace(SETTINGS, telemetry=telemetry)))
+    assert made.results is not None
+    assert made.results.published == told
 
 
 def test_before_the_first_result_there_is_none_to_report() -> None:

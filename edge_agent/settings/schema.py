@@ -16,6 +16,7 @@ from edge_agent.settings.checks import After, Parse
 from edge_agent.settings.device_options import check_device_options
 from edge_agent.settings.kinds import Number, Table, Text, Whole
 from edge_agent.settings.location import Destination, Location, parse_destination, parse_location
+from edge_agent.settings.publish import ALL, Publish, parse_publish
 from edge_agent.settings.showing import show
 from edge_agent.settings.units import Duration, Size, parse_duration, parse_size
 from edge_agent.settings.when import When, consistent
@@ -236,6 +237,11 @@ class TelemetrySettings(Table):
         Parse(parse_destination),
         doc("Where events go: pubsub://PROJECT/TOPIC, file:///PATH or a path."),
     ]
+    publish: Annotated[
+        Publish,
+        Parse(parse_publish),
+        doc("Which results become events of their own; an alarm always does, with the whole result in it."),
+    ] = ALL
     raw_data: Annotated[Whole, Ge(0), Le(1000), doc("How many of the first input values go into each event.")] = 0
     health_interval: Annotated[
         Duration, Ge(10), doc("How often an event tells how it all goes: latencies and counts.")

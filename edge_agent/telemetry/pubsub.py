@@ -53,6 +53,10 @@ TLS, TCP and IP."""
 _CONNECTING = 6000
 """Bytes of a TLS handshake with Google's certificates."""
 _LINE_DOWN = ("failed to connect", "errors resolving")
+_LONGEST_ATTRIBUTE_NAME = 256
+_LABEL_BYTES = 512
+"""What the labels of an event may take as attributes, names and values together: 1000 events stay below 10 MB with
+them, and an event below 100 attributes."""
 _OPTIONS = [
     # From the return of the network to the connection: at most 4 s and a fifth of jitter.
     ("grpc.initial_reconnect_backoff_ms", 500),
@@ -284,18 +288,19 @@ def _no_token(error: Exception, target: Target) -> SinkError:
 
 
 class _Attributes(msgspec.Struct, frozen=True):
-    """The members of an event that subscriptions can filter by."""
+    """The members of an event that subscriptions can filter by. `device_labels` is JSON."""
 
     device_id: str = ""
     kind: str = ""
     prediction: str = ""
     model_version: str = ""
+    device_labels: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 def _encoder(topic: str) -> Callable[[Sequence[bytes]], Any]:
     """Return what makes a request for `topic` of events.
 
-    Events of one device differ in few attributes, so these are put together once and copied as bytes: 1.9 us for
+    Events of one device differ in few attributes, so these are put together once and copied as bytes: 2.1 us for
     an event instead of 3.5 us.
     """
     from google.pubsub_v1.types import PublishRequest, PubsubMessage  # noqa: PLC0415
@@ -305,8 +310,9 @@ def _encoder(topic: str) -> Callable[[Sequence[bytes]], Any]:
     decode = msgspec.json.Decoder(_Attributes).decode
 
     @functools.lru_cache(maxsize=256)
-    def encoded(attributes: _Attributes) -> bytes:
-        present = {name: _cut(value) for name, value in msgspec.structs.asdict(attributes).items() if value}
+    def encoded(device_id: str, kind: str, prediction: str, model_version: str, labels: bytes) -> bytes:
+        attributes = {"device_id": device_id, "kind": kind, "prediction": prediction, "model_version": model_version}
+        present = {name: _cut(value) for name, value in (attributes | _label_attributes(labels)).items() if value}
         return bytes(new_message(attributes=present).SerializeToString())
 
     def encode(events: Sequence[bytes]) -> Any:
@@ -314,13 +320,33 @@ def _encoder(topic: str) -> Callable[[Sequence[bytes]], Any]:
         add = request.messages.add
         for event in events:
             try:
-                attributes = decode(event)
+                found = decode(event)
             except msgspec.DecodeError:  # attributes are a convenience: the event itself goes out as it is
-                attributes = _Attributes()
-            add(data=event).MergeFromString(encoded(attributes))
+                found = _Attributes()
+            attributes = encoded(
+                found.device_id, found.kind, found.prediction, found.model_version, bytes(found.device_labels)
+            )
+            add(data=event).MergeFromString(attributes)
         return request
 
     return encode
+
+
+def _label_attributes(labels: bytes) -> dict[str, str]:
+    """Return the labels of a device as attributes: names that are not known before have no other way into BigQuery."""
+    try:
+        found = msgspec.json.decode(labels, type=dict[str, str])
+    except msgspec.DecodeError:
+        return {}
+    attributes: dict[str, str] = {}
+    left = _LABEL_BYTES
+    for label, value in found.items():
+        name = f"label_{label}"
+        size = len(name.encode()) + len(value.encode())
+        if size <= left and len(name.encode()) <= _LONGEST_ATTRIBUTE_NAME:
+            attributes[name] = value
+            left -= size
+    return attributes
 
 
 def _cut(value: str) -> str:

@@ -258,6 +258,7 @@ def well(tmp_path: Path) -> Snapshot:
         queue_trouble=None,
         reload_problem=None,
         time_source="synchronized",
+        device_problems=[],
         now=0.0,
     )
 

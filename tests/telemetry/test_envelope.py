@@ -7,9 +7,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+from msgspec import UNSET
 
-from edge_agent.records import Result, Score, TimeSource
+from edge_agent.records import Quantiles, Result, Score, TimeSource
 from edge_agent.telemetry.envelope import Envelope, ModelFacts
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.schema import event_schema, schema_text
 
 SCHEMA = Path(__file__).parents[2] / "docs/event.schema.json"
@@ -37,12 +39,21 @@ class Numbers:
     def __init__(self) -> None:
         self.lines: list[bytes] = []
         self.ranges: list[tuple[int, int]] = []
+        self.priorities: list[Priority] = []
 
-    def put(self, first_number: int, events: Sequence[bytes], first_ms: int, last_ms: int) -> None:
+    def put(
+        self,
+        first_number: int,
+        events: Sequence[bytes],
+        first_ms: int,
+        last_ms: int,
+        priority: Priority = Priority.RESULT,
+    ) -> None:
         assert first_number == self.next_number
         self.next_number += len(events)
         self.lines += events
         self.ranges.append((first_ms, last_ms))
+        self.priorities.append(priority)
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -101,6 +112,18 @@ def test_a_batch_is_numbered_in_order_and_stamped_with_its_captures(queue: Numbe
     assert queue.ranges == [(base - 1000, base + 1000), (base + 2000, base + 2000)]
 
 
+def test_a_result_tells_of_those_that_were_left_out_before_it(queue: Numbers, envelope: Envelope) -> None:
+    envelope.put_results([result(1), result(2)], FACTS, [(7, 3), (UNSET, UNSET)])
+    assert [(event.get("unpublished"), event.get("changes")) for event in queue.events] == [(7, 3), (None, None)]
+
+
+def test_the_event_of_a_result_that_is_not_published_has_no_number(queue: Numbers, envelope: Envelope) -> None:
+    event = envelope.describe(result(100), FACTS)
+    assert (event.prediction, event.timestamp) == ("normal", 1_767_225_600_000)
+    assert event.event_id.endswith("/000000000000")
+    assert queue.lines == []
+
+
 def test_what_is_made_before_the_clock_is_set_can_be_dated_later(queue: Numbers) -> None:
     clock = Clock()
     clock.is_set = False
@@ -129,13 +152,19 @@ def test_every_kind_of_event_fits_the_committed_schema(queue: Numbers, envelope:
     envelope.put_model(1, model_name="m", model_version="v1", state="committed", accelerator="cpu", accuracy=0.94)
     envelope.put_model(1, model_name="m", model_version="v2", state="rejected", reason="no model", accuracy=None)
     envelope.put_health(1, component="source", state="trouble", detail="unplugged")
+    envelope.put_summary(
+        1, FACTS, window_ms=60_000, count=7, inference_time=Quantiles(1.0, 2.0, 3.0, 4.0), clipped=0.25
+    )
     envelope.describe_device("edge-002", {})
     queue.lines.append(envelope.encode_loss(99, 1, cause="queue_full", count=3, first_timestamp=1, last_timestamp=2))
 
     validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
     for each in queue.events:
         validator.validate(each)
-    assert [each["kind"] for each in queue.events] == ["result", "alarm", "model", "model", "health", "loss"]
+    assert [each["kind"] for each in queue.events] == ["result", "alarm", "model", "model", "health", "summary", "loss"]
+    assert queue.priorities == [
+        Priority.RESULT, Priority.ALARM, Priority.NOTICE, Priority.NOTICE, Priority.HEALTH, Priority.RESULT
+    ]  # fmt: skip
     assert queue.events[1]["action"] == "stop-the-line"
     assert "device_labels" not in queue.events[-1]
     assert queue.events[-1]["event_id"] == "edge-002/0000000000003/000000000099"

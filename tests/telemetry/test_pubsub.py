@@ -79,6 +79,23 @@ def test_delivers_with_attributes(pubsub_backend: PubSubServer | Emulator) -> No
     }
 
 
+def test_labels_are_attributes(pubsub_backend: PubSubServer | Emulator) -> None:
+    event = json.dumps({"device_id": "d", "device_labels": {"site": "Lyon", "": "x", "empty": ""}}).encode()
+    with Subscription(pubsub_backend.address, TOPIC) as subscription:
+        _send(pubsub_backend.address, event)
+        (message,) = subscription.pull(1)
+
+    assert dict(message.attributes) == {"device_id": "d", "label_site": "Lyon", "label_": "x"}
+
+
+def test_labels_that_are_too_much_stay_in_the_event_alone(pubsub: PubSubServer) -> None:
+    labels = {"n" * 260: "long", "first": "x" * 400, "too much": "y" * 100, "last": "é"}
+    _send(pubsub.address, json.dumps({"device_labels": labels}).encode())
+
+    (message,) = pubsub.messages(TOPIC)
+    assert message.attributes == {"label_first": "x" * 400, "label_last": "é"}
+
+
 def test_a_thousand_events_are_one_request(pubsub: PubSubServer) -> None:
     events = [b'{"n":%d}' % number for number in range(1000)]
     _send(pubsub.address, *events)
@@ -94,7 +111,7 @@ def test_request_is_routed_by_its_topic(pubsub: PubSubServer) -> None:
     assert routing == "topic=projects%2Fproject%2Ftopics%2Fevents"
 
 
-@pytest.mark.parametrize("event", [b"no json", b'{"kind":5}', b"[]"])
+@pytest.mark.parametrize("event", [b"no json", b'{"kind":5}', b"[]", b'{"device_labels":{"n":5}}'])
 def test_strange_event_goes_out_without_attributes(pubsub: PubSubServer, event: bytes) -> None:
     _send(pubsub.address, event)
 

@@ -7,6 +7,7 @@ import pytest
 
 from edge_agent.records import Result, Score, TimeSource
 from edge_agent.telemetry.envelope import Envelope, ModelFacts
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.sinks import SinkRejected, SinkUnavailable
 from edge_agent.telemetry.stamping import StampingSink
 
@@ -69,7 +70,14 @@ class Lines:
     def __init__(self) -> None:
         self.lines: list[bytes] = []
 
-    def put(self, first_number: int, events: Sequence[bytes], first_ms: int, last_ms: int) -> None:
+    def put(
+        self,
+        first_number: int,
+        events: Sequence[bytes],
+        first_ms: int,
+        last_ms: int,
+        priority: Priority = Priority.RESULT,
+    ) -> None:
         self.next_number += len(events)
         self.lines += events
 

@@ -37,6 +37,8 @@ EXAMPLES = {
     "inference.image_mean": 127.5,
     "inference.image_std": 127.5,
     "telemetry.sink": "pubsub://your-project/inference-results",
+    "telemetry.bandwidth": "16kB",
+    "telemetry.daily_budget": "20MB",
     "actions.name": "alarm",
     "actions.when.label": "failure",
     "actions.when.min_confidence": 0.8,

@@ -50,6 +50,7 @@ from edge_agent.settings.location import Destination
 from edge_agent.settings.schema import Settings
 from edge_agent.status import Snapshot, make_report, status_line
 from edge_agent.telemetry.envelope import Envelope
+from edge_agent.telemetry.metering import Meter
 from edge_agent.telemetry.open import open_sink
 from edge_agent.telemetry.publishing import make_publisher
 from edge_agent.telemetry.queue import Queue
@@ -67,6 +68,8 @@ UPLOADS_DEADLINE = 0.2
 QUEUE_DEADLINE = 1.0
 # Which runtime gets along with the Edge TPU's driver, in the state directory.
 RUNTIMES_FILE = "runtimes.json"
+# What the day has sent, where [telemetry] daily_budget is set, in the state directory.
+METER_FILE = "sent-today.json"
 # What the clock was worth in each boot, there too.
 BOOTS_FILE = "boots.json"
 LONGEST_DETAIL = 1000
@@ -120,7 +123,14 @@ class Agent:
         self._rules = RuleSet(rules_of(settings))
         publisher = make_publisher(settings.telemetry, self._envelope)
         self._pipeline = Pipeline(self._envelope, self._rules, self._actions.submit, publisher)
-        self._sender = Sender(self._queue, self._open_sink(settings.telemetry.sink), linger=settings.telemetry.linger)
+        self._meter = Meter(
+            directories.state / METER_FILE,
+            bandwidth=settings.telemetry.bandwidth,
+            daily_budget=settings.telemetry.daily_budget,
+            wall=lambda: self._clock.now_ms() / 1000 if self._clock.is_set else None,
+        )
+        sink = self._open_sink(settings.telemetry.sink)
+        self._sender = Sender(self._queue, sink, linger=settings.telemetry.linger, meter=self._meter)
         self._uploads = Uploads(self._queue.count_loss)
         self._use_images(settings)
         self._runtimes = RuntimeChoice(directories.state / RUNTIMES_FILE)
@@ -210,7 +220,7 @@ class Agent:
         log.info("events go to", sink=str(telemetry.sink), publish=telemetry.publish.words, waiting=self._queue.depth)
 
     def _open_sink(self, destination: Destination) -> Sink:
-        return StampingSink(open_sink(destination, os.environ), self._timekeeper)
+        return StampingSink(open_sink(destination, os.environ, self._meter), self._timekeeper)
 
     def _spool(self, settings: Settings) -> Spool:
         images, free = settings.telemetry.raw_data.images, settings.telemetry.queue.reserve
@@ -399,7 +409,10 @@ class Agent:
         self._rules.replace(rules_of(settings))
         self._queue.configure(**asdict(settings.telemetry.queue))
         self._housekeeping.health_interval = settings.telemetry.health_interval
-        self._sender.linger = settings.telemetry.linger
+        telemetry = settings.telemetry
+        self._sender.configure(
+            linger=telemetry.linger, bandwidth=telemetry.bandwidth, daily_budget=telemetry.daily_budget
+        )
         # A sink that waits for a person may have been mended: whoever reloads wants it tried now.
         if settings.telemetry.sink != old.settings.telemetry.sink or self._sender.state.status == "needs_person":
             await self._sender.replace_sink(self._open_sink(settings.telemetry.sink))

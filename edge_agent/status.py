@@ -34,7 +34,7 @@ T = TypeVar("T")
 FRESH = 5.0
 # In the line; `edge-agent status` has all of it. What runs and what waits must have room behind two or three of them.
 LONGEST_PROBLEM = 320
-BLOCKED = ("offline", "needs_person")
+BLOCKED = ("offline", "needs_person", "over_budget")
 _NOT_SET = "the clock is not set yet"
 
 
@@ -77,7 +77,7 @@ def _short(problem: str) -> str:
 
 def problems(now: Snapshot) -> list[str]:
     """Return what is wrong, most important first."""
-    sending = f"events are not sent: {now.sender.reason}" if now.sender.status in BLOCKED else ""
+    sending = _sending_problem(now.sender)
     found = [
         *_model_problem(now.model),
         *_worker_problems(now.worker),
@@ -91,6 +91,12 @@ def problems(now: Snapshot) -> list[str]:
         now.skew,
     ]
     return [problem for problem in found if problem]
+
+
+def _sending_problem(sender: SenderState) -> str:
+    if sender.status == "over_budget":
+        return f"only alarms and notices are sent: {sender.reason}"
+    return f"events are not sent: {sender.reason}" if sender.status in BLOCKED else ""
 
 
 def _degraded(now: Snapshot) -> str | None:

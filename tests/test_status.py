@@ -165,6 +165,14 @@ def test_events_that_are_offline_wait_however_young_they_are() -> None:
     assert status_line(now).endswith("3 events wait, the oldest for 0s")
 
 
+def test_used_up_budget_says_what_still_goes_out() -> None:
+    reason = "the daily budget of 20MB is used up until 2026-11-27 08:15 UTC"
+    now = snapshot(sender=SenderState("over_budget", reason, 0.0, 0, 0, 0), waiting=3, oldest=0.2)
+
+    assert problems(now) == [f"only alarms and notices are sent: {reason}"]
+    assert status_line(now).endswith("; 3 events wait, the oldest for 0s")
+
+
 # ------------------------------------------------------------------------------------------ problems
 
 

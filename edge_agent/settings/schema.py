@@ -281,6 +281,17 @@ class TelemetrySettings(Table):
     linger: Annotated[Duration, Ge(0), Le(60), doc("How long events gather before they are sent together.")] = (
         parse_duration("250ms")
     )
+    bandwidth: Annotated[
+        Annotated[Size, Ge(parse_size("100B"))] | None,
+        doc("How many bytes per second sending may take, on average; without it as many as the line carries."),
+    ] = None
+    daily_budget: Annotated[
+        Annotated[Size, Ge(parse_size("100kB"))] | None,
+        doc(
+            "How many bytes a day sending may take, with what comes on top of the events; once they are used up, only "
+            "alarms, losses and changes of the model go out until the next day; without it as many as there are."
+        ),
+    ] = None
     queue: QueueSettings = QueueSettings()
 
 

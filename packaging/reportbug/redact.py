@@ -72,6 +72,8 @@ PLAIN = {
     "source.watch",
     "source.width",
     "source.window",
+    "telemetry.bandwidth",
+    "telemetry.daily_budget",
     "telemetry.health_interval",
     "telemetry.linger",
     "telemetry.publish",

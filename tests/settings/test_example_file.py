@@ -37,6 +37,8 @@ EXAMPLES = {
     "inference.image_mean": 127.5,
     "inference.image_std": 127.5,
     "telemetry.sink": "pubsub://your-project/inference-results",
+    "telemetry.bandwidth": "16kB",
+    "telemetry.daily_budget": "20MB",
     "telemetry.raw_data.images": "gs://your-data-bucket/retraining",
     "telemetry.raw_data.max_confidence": 0.6,
     "telemetry.raw_data.max_margin": 0.1,

@@ -150,7 +150,8 @@ def test_it_shows_every_setting_once(uncommented: str) -> None:
     # A key that stood twice in one table would not load; this finds one in the prose between.
     keys = Counter(re.findall(r"^(\w+) = ", uncommented, re.MULTILINE))
     twice = {key for key, count in keys.items() if count > 1}
-    assert twice == {"labels", "name"}  # of [device] and [inference], and of [model] and [[actions]]
+    # Of [device] and [inference], of [model] and [[actions]], and of [telemetry] and [telemetry.raw_data].
+    assert twice == {"labels", "name", "daily_budget"}
 
 
 def test_every_default_is_the_one_of_the_code(shown: dict[str, Any]) -> None:

@@ -42,11 +42,12 @@ bench: $(DEV_STAMP)
 deb:
 	/usr/bin/python3 packaging/build_deb.py $(DIST) $(ARCH)
 
-## docs       write again what is made from the code: man pages, bash completion, schema of the events
+## docs       write again what is made from the code: man pages, bash completion, schemas of the events
 docs: $(RUN_STAMP)
 	$(BIN)/python packaging/manpages.py docs/man
 	$(BIN)/python packaging/completion.py packaging/edge-agent.bash-completion
 	$(BIN)/python -m edge_agent.telemetry.schema > docs/event.schema.json
+	$(BIN)/python packaging/bigquery.py config/cloud/events.schema.json
 
 ## lock       pin the dependencies again (needs uv)
 lock:

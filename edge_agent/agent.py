@@ -8,7 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import Coroutine
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,12 @@ from edge_agent import __version__
 from edge_agent.actions.rules import RuleSet, rules_of
 from edge_agent.actions.runner import ActionRunner
 from edge_agent.configuration import Configuration, load_configuration
+from edge_agent.device.boots import Boots
 from edge_agent.device.clock import Clock
 from edge_agent.device.identity import boot_id, device_id
+from edge_agent.device.monitor import DeviceMonitor
+from edge_agent.device.sensors import Sensors
+from edge_agent.device.timekeeper import Timekeeper
 from edge_agent.housekeeping import Housekeeping
 from edge_agent.inference.accelerators.devices import find_library, list_devices
 from edge_agent.inference.accelerators.recovery import Recovery
@@ -42,12 +46,17 @@ from edge_agent.report import Reloaded, StatusReport
 from edge_agent.service.control_client import CONTROL_SOCKET
 from edge_agent.service.logs import configure as configure_logs
 from edge_agent.settings.faults import SettingsError
+from edge_agent.settings.location import Destination
 from edge_agent.settings.schema import Settings
 from edge_agent.status import Snapshot, make_report, status_line
 from edge_agent.telemetry.envelope import Envelope
+from edge_agent.telemetry.metering import Meter
 from edge_agent.telemetry.open import open_sink
+from edge_agent.telemetry.publishing import make_publisher
 from edge_agent.telemetry.queue import Queue
 from edge_agent.telemetry.sender import Sender
+from edge_agent.telemetry.sinks import Sink
+from edge_agent.telemetry.stamping import StampingSink
 
 log = structlog.get_logger()
 
@@ -59,6 +68,10 @@ UPLOADS_DEADLINE = 0.2
 QUEUE_DEADLINE = 1.0
 # Which runtime gets along with the Edge TPU's driver, in the state directory.
 RUNTIMES_FILE = "runtimes.json"
+# What the day has sent, where [telemetry] daily_budget is set, in the state directory.
+METER_FILE = "sent-today.json"
+# What the clock was worth in each boot, there too.
+BOOTS_FILE = "boots.json"
 LONGEST_DETAIL = 1000
 OLD_GO_ON = "the old settings go on"
 
@@ -90,22 +103,34 @@ class Agent:
         self._reload_problem: str | None = None
         self._failed = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._boot_id = boot_id()
         self._clock = Clock()
+        self._timekeeper = Timekeeper(
+            self._clock,
+            Boots(directories.state / BOOTS_FILE),
+            boot_id=self._boot_id,
+            on_change=self._report_clock,
+        )
         self._queue = Queue(
             directories.state / "queue",
             runtime_directory=directories.runtime,
-            max_size=settings.telemetry.queue.max_size,
-            commit_interval=settings.telemetry.queue.commit_interval,
-            boot_id=boot_id(),
+            boot_id=self._boot_id,
+            **asdict(settings.telemetry.queue),
         )
         name = device_id(settings.device.id, state_dir=directories.state)
-        self._envelope = Envelope(name, settings.device.labels, self._clock, self._queue)
+        self._envelope = Envelope(name, settings.device.labels, self._clock, self._queue, boot_id=self._boot_id)
         self._actions = ActionRunner(self._report_health)
         self._rules = RuleSet(rules_of(settings))
-        self._pipeline = Pipeline(self._envelope, self._rules, self._actions.submit)
-        self._sender = Sender(
-            self._queue, open_sink(settings.telemetry.sink, os.environ), linger=settings.telemetry.linger
+        publisher = make_publisher(settings.telemetry, self._envelope)
+        self._pipeline = Pipeline(self._envelope, self._rules, self._actions.submit, publisher)
+        self._meter = Meter(
+            directories.state / METER_FILE,
+            bandwidth=settings.telemetry.bandwidth,
+            daily_budget=settings.telemetry.daily_budget,
+            wall=lambda: self._clock.now_ms() / 1000 if self._clock.is_set else None,
         )
+        sink = self._open_sink(settings.telemetry.sink)
+        self._sender = Sender(self._queue, sink, linger=settings.telemetry.linger, meter=self._meter)
         self._uploads = Uploads(self._queue.count_loss)
         self._use_images(settings)
         self._runtimes = RuntimeChoice(directories.state / RUNTIMES_FILE)
@@ -122,6 +147,11 @@ class Agent:
             on_health=self._report_health,
         )
         self._rollout = self._make_rollout(configuration)
+        self._monitor = DeviceMonitor(
+            Sensors(directories.state),
+            on_health=self._report_health,
+            worker_pid=lambda: self._supervisor.worker_pid,
+        )
         self._housekeeping = Housekeeping(
             supervisor=self._supervisor,
             queue=self._queue,
@@ -131,6 +161,8 @@ class Agent:
             status=self._status_line,
             counters=self._count,
             take_latencies=self._take_latencies,
+            survey=self._monitor.survey,
+            model=lambda: (self._configuration.settings.model.model_name, self._rollout.status.version),
             health_interval=settings.telemetry.health_interval,
         )
         self._device_watch = DeviceWatch(self._recovery, wanted=self._wanted_device, again=self._try_device_again)
@@ -151,12 +183,14 @@ class Agent:
 
     def _parts(self) -> dict[str, Coroutine[Any, Any, None]]:
         return {
+            "clock": self._timekeeper.run(),
             "queue": self._queue.run(),
             "sender": self._sender.run(),
             "uploads": self._uploads.run(),
             "worker": self._supervisor.run(),
             "models": self._run_rollout(self._rollout),
             "devices": self._device_watch.run(),
+            "sensors": self._monitor.run(),
             "reload": self._lifecycle.serve_reloads(self._reload, self._status_line),
             "housekeeping": self._housekeeping.run(),
         }
@@ -182,11 +216,16 @@ class Agent:
         log.info("device", id=self._envelope.device_id, state=str(self._directories.state))
         # Not its options: an address or an argument of a program may be as good as a password.
         log.info("source", plugin=settings.source.plugin)
-        log.info("events go to", sink=str(settings.telemetry.sink), waiting=self._queue.depth)
+        telemetry = settings.telemetry
+        log.info("events go to", sink=str(telemetry.sink), publish=telemetry.publish.words, waiting=self._queue.depth)
+
+    def _open_sink(self, destination: Destination) -> Sink:
+        return StampingSink(open_sink(destination, os.environ, self._meter), self._timekeeper)
 
     def _spool(self, settings: Settings) -> Spool:
-        images = settings.telemetry.raw_data.images
-        return Spool(self._directories.state, self._directories.runtime, "" if images is None else str(images))
+        images, free = settings.telemetry.raw_data.images, settings.telemetry.queue.reserve
+        place = "" if images is None else str(images)
+        return Spool(self._directories.state, self._directories.runtime, place, min_free=free)
 
     def _use_images(self, settings: Settings) -> None:
         images = settings.telemetry.raw_data.images
@@ -201,7 +240,7 @@ class Agent:
     def _make_rollout(self, configuration: Configuration) -> Rollout:
         model = configuration.settings.model
         slots = Slots(self._directories.state / "models", str(model.url))
-        store = open_model(model.url, model.keys)
+        store = open_model(model.url, model.keys, on_skew=self._timekeeper.compare_soon)
         return Rollout(
             slots,
             store,
@@ -246,6 +285,12 @@ class Agent:
             exit_status=exit_status or None,
             stage=stage or None,
         )
+
+    def _report_clock(self, state: str, detail: str) -> None:
+        now_ns = time.monotonic_ns()
+        # Always with the boot: whoever has got events of it with a wrong time can tell the right one.
+        boot = {"boot_id": self._boot_id, "monotonic_ms": now_ns // 1_000_000}
+        self._envelope.put_health(now_ns, component="clock", state=state, detail=detail, **boot)
 
     def _report_device_alarm(self, detail: str) -> None:
         self._envelope.put_device_alarm(time.monotonic_ns(), action="accelerator", detail=detail[:LONGEST_DETAIL])
@@ -297,6 +342,7 @@ class Agent:
             uptime=time.monotonic() - self._started,
             devices=devices,
             library=library,
+            device=await self._monitor.show(),
         )
 
     def _snapshot(self) -> Snapshot:
@@ -319,6 +365,8 @@ class Agent:
             uploads=self._uploads.state,
             reload_problem=self._reload_problem,
             time_source=self._clock.time_source(),
+            device_problems=self._monitor.problems,
+            skew=self._timekeeper.skew,
             now=time.monotonic(),
         )
 
@@ -356,15 +404,19 @@ class Agent:
         self._configuration = new
         configure_logs(settings.log.level, settings.log.format)
         self._use_images(settings)
+        # Before the device gets another name: what has been gathered is of the old one.
+        self._pipeline.publish_by(make_publisher(settings.telemetry, self._envelope))
         self._envelope.describe_device(name, settings.device.labels)
         self._rules.replace(rules_of(settings))
-        queue = settings.telemetry.queue
-        self._queue.configure(max_size=queue.max_size, commit_interval=queue.commit_interval)
+        self._queue.configure(**asdict(settings.telemetry.queue))
         self._housekeeping.health_interval = settings.telemetry.health_interval
-        self._sender.linger = settings.telemetry.linger
+        telemetry = settings.telemetry
+        self._sender.configure(
+            linger=telemetry.linger, bandwidth=telemetry.bandwidth, daily_budget=telemetry.daily_budget
+        )
         # A sink that waits for a person may have been mended: whoever reloads wants it tried now.
         if settings.telemetry.sink != old.settings.telemetry.sink or self._sender.state.status == "needs_person":
-            await self._sender.replace_sink(open_sink(settings.telemetry.sink, os.environ))
+            await self._sender.replace_sink(self._open_sink(settings.telemetry.sink))
         await self._apply_model(old, new)
         if self._recovery.degraded:
             # As with the sink: whoever reloads wants the Edge TPU tried now. That may take longer than he waits.
@@ -390,6 +442,7 @@ class Agent:
         worker = [task for task in self._tasks if task.get_name() == "worker"]
         await self._supervisor.stop()
         await asyncio.gather(*worker, return_exceptions=True)
+        self._pipeline.close()
         await self._actions.stop(ACTIONS_DEADLINE)
         await self._sender.stop(SENDER_DEADLINE)
         await self._uploads.stop(UPLOADS_DEADLINE)

@@ -3,15 +3,19 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
+from msgspec import UNSET
 
+from edge_agent import __version__
 from edge_agent.device.clock import Clock
+from edge_agent.health import DeviceHealth, Dropped, QueueHealth
 from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.records import Counters, Latency
 from edge_agent.service.notify import ServiceManager
 from edge_agent.telemetry.envelope import Envelope
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.queue import Loss, Queue
 
 TICK = 5.0
@@ -20,7 +24,8 @@ log = structlog.get_logger()
 
 
 class Housekeeping:
-    """`status` is the line for systemd, `counters` and `latencies` are what the regular health event is made of.
+    """`status` is the line for systemd. `counters`, `latencies`, `survey` and `model` (its name, and the version in
+    use) are what the regular health event is made of.
 
     `rate` is samples per second since the tick before, `latencies` is what the last health event said.
     `health_interval` is in seconds.
@@ -37,6 +42,8 @@ class Housekeeping:
         status: Callable[[], str],
         counters: Callable[[], Counters],
         take_latencies: Callable[[], list[Latency]],
+        survey: Callable[[], Awaitable[DeviceHealth | None]],
+        model: Callable[[], tuple[str, str | None]],
         health_interval: float,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -51,6 +58,8 @@ class Housekeeping:
         self._status = status
         self._counters = counters
         self._take_latencies = take_latencies
+        self._survey = survey
+        self._model = model
         self._monotonic = monotonic
         self._measured = (0, monotonic())
         self._told_health = monotonic()
@@ -62,7 +71,7 @@ class Housekeeping:
         while True:
             self._measure_rate()
             self._count_lost_samples()
-            self._tell_health()
+            await self._tell_health()
             self._queue.report_losses(self._describe_losses, self._clock.wall_ms(time.monotonic_ns()))
             self._service.status(self._status())
             if self._supervisor.making_progress:
@@ -95,18 +104,42 @@ class Housekeeping:
                 if cause == "raw_data_dropped":
                     log.warning("pictures could not be kept", count=count, reason=status.unkept_reason)
 
-    def _tell_health(self) -> None:
+    async def _tell_health(self) -> None:
         now = self._monotonic()
         if now - self._told_health < self.health_interval:
             return
         self._told_health = now
+        device = await self._survey()
         self.latencies = self._take_latencies()
+        name, version = self._model()
+        loaded = self._supervisor.status.report
         self._envelope.put_health(
             time.monotonic_ns(),
             component="inference",
             state=self._supervisor.status.state,
             latencies=self.latencies,
             counters=self._counters(),
+            queue=self._queue_health(),
+            device=device,
+            agent_version=__version__,
+            model_name=name,
+            model_version=version,
+            accelerator=loaded.accelerator if loaded is not None else None,
+            accelerator_device=loaded.device if loaded is not None else None,
+            degraded=loaded.degraded if loaded is not None else None,
+        )
+
+    def _queue_health(self) -> QueueHealth:
+        depths, oldest_ms = self._queue.depths, self._queue.oldest_ms
+        now_ms = self._clock.wall_ms(time.monotonic_ns())
+        return QueueHealth(
+            alarms=depths.get(Priority.ALARM, 0),
+            notices=depths.get(Priority.NOTICE, 0),
+            health=depths.get(Priority.HEALTH, 0),
+            results=depths.get(Priority.RESULT, 0),
+            size_bytes=self._queue.size,
+            oldest_s=UNSET if oldest_ms is None else max(0, now_ms - oldest_ms) / 1000,
+            dropped=[Dropped(*each) for each in sorted(self._queue.dropped_by_cause.items())] or UNSET,
         )
 
     def _describe_losses(self, first_number: int, losses: Sequence[Loss]) -> list[bytes]:

@@ -8,7 +8,7 @@ from typing import Self
 
 import msgspec
 
-from edge_agent.records import Latency
+from edge_agent.records import Latency, Quantiles
 
 _BITS = 4
 _PARTS = 1 << _BITS
@@ -80,6 +80,55 @@ class Histogram:
             count=self.count,
             p50_ms=round(self.quantile(0.5) / _MS, 3),
             p90_ms=round(self.quantile(0.9) / _MS, 3),
+            p99_ms=round(self.quantile(0.99) / _MS, 3),
+            max_ms=round(self.max_ns / _MS, 3),
+        )
+
+
+class SparseHistogram:
+    """The same, in as much memory as the durations differ: for many histograms, most of which count little."""
+
+    __slots__ = ("_counts", "max_ns")
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+        self.max_ns = 0
+
+    def add(self, ns: int) -> None:
+        """Count one duration."""
+        if ns < _PARTS:  # noqa: PLR1730 - as above
+            ns = _PARTS
+        shift = ns.bit_length() - 5
+        bucket = (shift << 4) + (ns >> shift)
+        self._counts[bucket] = self._counts.get(bucket, 0) + 1
+        if ns > self.max_ns:  # noqa: PLR1730
+            self.max_ns = ns
+
+    def merge(self, other: "SparseHistogram") -> None:
+        """Count all durations of another histogram."""
+        for bucket, count in other._counts.items():
+            self._counts[bucket] = self._counts.get(bucket, 0) + count
+        self.max_ns = max(self.max_ns, other.max_ns)
+
+    @property
+    def count(self) -> int:
+        """How many durations have been counted."""
+        return sum(self._counts.values())
+
+    def quantile(self, share: float) -> int:
+        """Return the duration in ns that this share (0..1) of them does not exceed; 0 when there are none."""
+        rank, seen = max(1.0, share * self.count), 0
+        for bucket, count in sorted(self._counts.items()):
+            seen += count
+            if seen >= rank:
+                return min(_middle(bucket), self.max_ns)
+        return 0
+
+    def quantiles(self) -> Quantiles:
+        """Return what a summary event says of them."""
+        return Quantiles(
+            p50_ms=round(self.quantile(0.5) / _MS, 3),
+            p95_ms=round(self.quantile(0.95) / _MS, 3),
             p99_ms=round(self.quantile(0.99) / _MS, 3),
             max_ms=round(self.max_ns / _MS, 3),
         )

@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import structlog
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from edge_agent.actions.rules import Rule
 from edge_agent.inference.supervision.status import ResultBatch
-from edge_agent.records import LoadReport, ModelFile, ResultEvent
+from edge_agent.records import LoadReport, ModelFile, Result, ResultEvent
 from edge_agent.telemetry.envelope import Envelope, ModelFacts
+from edge_agent.telemetry.publishing import Publisher
 
 log = structlog.get_logger()
 
@@ -23,6 +24,7 @@ CLIPPED_WARNING = 0.05
 class Rules(Protocol):
     """What is needed of `edge_agent.actions.rules.RuleSet`."""
 
+    def watch(self, prediction: str | UnsetType) -> bool: ...
     def check(self, event: ResultEvent, captured_ns: int) -> Sequence[Rule]: ...
 
 
@@ -34,16 +36,19 @@ class Pipeline:
         envelope: Envelope,
         rules: Rules,
         run_action: Callable[[Rule, bytes, int], None],
+        publisher: Publisher,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`run_action` gets the rule, the JSON of its alarm, and the CLOCK_MONOTONIC ns of the sample's capture."""
         self.rules = rules
-        self.prediction: ResultEvent | None = None
         self._envelope = envelope
         self._run_action = run_action
+        self._publisher = publisher
         self._clock = clock
         self._facts: tuple[ModelFile, LoadReport, ModelFacts] | None = None
+        self._latest: tuple[Result, ModelFacts] | None = None
+        self._before: str | UnsetType | None = None
         self._changes = 0
         self._shown_at = -FIRST_INTERVAL
         self._interval = FIRST_INTERVAL
@@ -54,12 +59,39 @@ class Pipeline:
             log.warning("samples could not be worked on", count=batch.failed, reason=batch.failure)
         if not batch.results:
             return
-        events = self._envelope.put_results(batch.results, self._facts_of(batch))
-        check = self.rules.check
-        for result, event in zip(batch.results, events, strict=True):
+        facts = self._facts_of(batch)
+        events = self._publisher.publish(batch.results, facts)
+        watch, check, before = self.rules.watch, self.rules.check, self._before
+        for result, published in zip(batch.results, events, strict=True):
+            event = published
+            prediction = result.prediction if event is None else event.prediction
+            if prediction != before:
+                self._changes += 1
+                before = prediction
+            if event is None:
+                # Not even made, unless a rule looks at it.
+                if not watch(prediction):
+                    continue
+                event = self._envelope.describe(result, facts)
             for rule in check(event, result.captured_ns):
                 self._raise_alarm(rule, event, result.captured_ns)
-        self._show_change(events)
+        self._before = before
+        self._latest = (batch.results[-1], facts)
+        self._show_change()
+
+    @property
+    def prediction(self) -> ResultEvent | None:
+        """The latest result, whether or not it was published."""
+        return None if self._latest is None else self._envelope.describe(*self._latest)
+
+    def publish_by(self, publisher: Publisher) -> None:
+        """Publish results in another way from now on; what was gathered in the old way goes out."""
+        self._publisher.close()
+        self._publisher = publisher
+
+    def close(self) -> None:
+        """Queue what has been gathered of results; none come after it."""
+        self._publisher.close()
 
     def _facts_of(self, batch: ResultBatch) -> ModelFacts:
         if self._facts is None or self._facts[0] is not batch.model or self._facts[1] is not batch.report:
@@ -70,27 +102,22 @@ class Pipeline:
 
     def _raise_alarm(self, rule: Rule, event: ResultEvent, captured_ns: int) -> None:
         reason = _reason(rule, event)
-        log.warning("alarm", action=rule.name, **reason, event_id=event.event_id, _per=rule.name, _every=ALARM_INTERVAL)
-        self._run_action(rule, self._envelope.put_alarm(event, rule.name), captured_ns)
+        alarm_id, alarm = self._envelope.put_alarm(event, rule.name)
+        log.warning("alarm", action=rule.name, **reason, event_id=alarm_id, _per=rule.name, _every=ALARM_INTERVAL)
+        self._run_action(rule, alarm, captured_ns)
 
-    def _show_change(self, events: list[ResultEvent]) -> None:
-        previous = self.prediction
-        for event in events:
-            if previous is None or event.prediction != previous.prediction:
-                self._changes += 1
-            previous = event
-        self.prediction = previous
+    def _show_change(self) -> None:
         now = self._clock()
-        if not self._changes or now - self._shown_at < self._interval or previous is None:
+        if not self._changes or now - self._shown_at < self._interval or (latest := self.prediction) is None:
             return
-        facts = _facts(previous)
-        facts["inference_ms"] = round(previous.inference_time_ms, 3)
-        if previous.clipped >= CLIPPED_WARNING:
-            facts["clipped"] = previous.clipped
+        facts = _facts(latest)
+        facts["inference_ms"] = round(latest.inference_time_ms, 3)
+        if latest.clipped >= CLIPPED_WARNING:
+            facts["clipped"] = latest.clipped
         if self._changes > 1:
             facts["changes"] = self._changes
         self._interval = min(LONGEST_INTERVAL, self._interval * 2) if self._changes > 1 else FIRST_INTERVAL
-        log.info("prediction", now=_shown(previous), **facts)
+        log.info("prediction", now=_shown(latest), **facts)
         self._changes = 0
         self._shown_at = now
 

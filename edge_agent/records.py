@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from edge_agent.health import DeviceHealth, QueueHealth
+
 Accelerator = Literal["edgetpu", "cpu"]
-TimeSource = Literal["synchronized", "unverified"]
+TimeSource = Literal["synchronized", "restored", "unverified"]
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -100,6 +102,14 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     outputs: list[Tensor] | None = None
     chosen: Chosen | None = None
 
+    @property
+    def prediction(self) -> str | UnsetType:
+        """What an event says of it in a word; UNSET where it says nothing."""
+        if self.verdict is not None:
+            return self.verdict
+        # The label of a value names it; only limits say what it means.
+        return self.scores[0].label if self.scores and self.value is None else UNSET
+
 
 class _EventBase(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
     event_id: Annotated[
@@ -108,11 +118,33 @@ class _EventBase(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     ]
     device_id: str
     timestamp: Annotated[int, Meta(description="milliseconds since 1970-01-01 UTC, of the capture")]
-    time_source: Annotated[TimeSource, Meta(description="whether the clock was known to be set by the network")]
+    time_source: Annotated[
+        TimeSource,
+        Meta(
+            description="synchronized: the clock was known to be set; restored: it was not yet, and timestamp was "
+            "corrected when it was; unverified: nobody can tell"
+        ),
+    ]
+    boot_id: Annotated[
+        str | UnsetType,
+        Meta(
+            description="the boot that monotonic_ms counts from; with unverified times, and what is told of the clock"
+        ),
+    ] = UNSET
+    monotonic_ms: Annotated[
+        int | UnsetType,
+        Meta(description="milliseconds from that boot to timestamp, which no setting of the clock moves"),
+    ] = UNSET
     device_labels: dict[str, str] | UnsetType = UNSET
 
 
 _Results = Annotated[list[Score], Meta(description="classes or objects, best first")]
+_Unpublished = Annotated[
+    int, Meta(ge=1, description="results since the one published before, which [telemetry].publish has left out")
+]
+_Changes = Annotated[
+    int, Meta(ge=2, description="how often the prediction has changed since the result published before: it flickers")
+]
 _Clipped = Annotated[float, Meta(ge=0, le=1, description="share of input values outside the model's range")]
 
 
@@ -143,6 +175,62 @@ class ResultEvent(_ModelOutput, frozen=True, kw_only=True, omit_defaults=True, t
     model_version: str
     accelerator: Accelerator
     clipped: _Clipped
+    unpublished: _Unpublished | UnsetType = UNSET
+    changes: _Changes | UnsetType = UNSET
+
+
+class Quantiles(msgspec.Struct, frozen=True):
+    """How long the model took. p95_ms: 95 % of the results took no longer; within 4 %."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+class PredictionSummary(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The results with one prediction."""
+
+    label: Annotated[str, Meta(description="the prediction: name of a class, or what limits say of a value")]
+    count: Annotated[int, Meta(ge=1, description="results with this prediction")]
+    inference_time: Quantiles
+    confidence: Annotated[float | UnsetType, Meta(description="mean score; a value has none")] = UNSET
+
+
+class ObjectSummary(msgspec.Struct, frozen=True):
+    """The objects of one class, also those that were not the best of their picture."""
+
+    label: str
+    count: Annotated[int, Meta(ge=1, description="objects, over all results")]
+    results: Annotated[int, Meta(ge=1, description="results with at least one")]
+    confidence: Annotated[float, Meta(description="mean score of the objects")]
+
+
+class ValueSummary(msgspec.Struct, frozen=True):
+    """One value of a regression, or the anomaly score."""
+
+    label: str
+    mean: float
+    min: float
+    max: float
+
+
+class SummaryEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag="summary"):
+    """All results of one model in a window of time. `timestamp` is the end of the window."""
+
+    window_ms: Annotated[int, Meta(ge=0, description="length of the window: it began so long before timestamp")]
+    count: Annotated[int, Meta(ge=1, description="results")]
+    inference_time: Quantiles
+    model_name: str
+    model_version: str
+    accelerator: Accelerator
+    clipped: _Clipped
+    degraded: Annotated[str | UnsetType, Meta(description="why it did not run as asked")] = UNSET
+    predictions: Annotated[
+        list[PredictionSummary] | UnsetType, Meta(description="most frequent first; a result may have none")
+    ] = UNSET
+    objects: Annotated[list[ObjectSummary] | UnsetType, Meta(description="for the task detection")] = UNSET
+    values: Annotated[list[ValueSummary] | UnsetType, Meta(description="for regression and anomaly")] = UNSET
 
 
 class AlarmEvent(_ModelOutput, frozen=True, kw_only=True, omit_defaults=True, tag="alarm"):
@@ -219,7 +307,11 @@ class HealthEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag
     """A change of the agent's own state that somebody should know of; or, every interval, how it all goes."""
 
     component: Annotated[
-        str, Meta(description="for instance worker, source, model, accelerator, action; inference has the figures")
+        str,
+        Meta(
+            description="for instance worker, source, model, accelerator, action, power, temperature, disk; inference "
+            "has the figures"
+        ),
     ]
     state: str
     detail: str | UnsetType = UNSET
@@ -227,9 +319,17 @@ class HealthEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag
     stage: Annotated[str | UnsetType, Meta(description="what it was doing last: running the model")] = UNSET
     latencies: list[Latency] | UnsetType = UNSET
     counters: Counters | UnsetType = UNSET
+    queue: QueueHealth | UnsetType = UNSET
+    device: DeviceHealth | UnsetType = UNSET
+    agent_version: str | UnsetType = UNSET
+    model_name: Annotated[str | UnsetType, Meta(description="of the model in use")] = UNSET
+    model_version: str | UnsetType = UNSET
+    accelerator: Annotated[Accelerator | UnsetType, Meta(description="what runs it")] = UNSET
+    accelerator_device: Annotated[str | UnsetType, Meta(description="the Edge TPU in use: usb:2-1.3")] = UNSET
+    degraded: Annotated[str | UnsetType, Meta(description="why it does not run as asked")] = UNSET
 
 
-Event = ResultEvent | AlarmEvent | ModelEvent | LossEvent | HealthEvent
+Event = ResultEvent | SummaryEvent | AlarmEvent | ModelEvent | LossEvent | HealthEvent
 
 
 class ModelFile(msgspec.Struct, frozen=True):

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET
 
+from edge_agent.health import DeviceHealth, NetworkInterface
 from edge_agent.records import Accelerator, Latency, TimeSource
-from edge_agent.settings.units import format_duration
+from edge_agent.settings.units import approximate_size, format_duration
 
 _WIDTH = 11
 _SUPERSPEED, _HIGH_SPEED = 5000, 480
@@ -68,8 +70,8 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
 class ResultsReport(msgspec.Struct, frozen=True, kw_only=True):
     """What came out since the start. `rate` is per second, over the last moments.
 
-    `latencies` are those of the last health event, or so far if there was none. The other counts are those of
-    `edge_agent.records.Counters`.
+    `latencies` are those of the last health event, or so far if there was none. `published` tells which results become
+    events, or is None if all do. The other counts are those of `edge_agent.records.Counters`.
     """
 
     rate: float
@@ -83,6 +85,7 @@ class ResultsReport(msgspec.Struct, frozen=True, kw_only=True):
     prediction: str | None
     confidence: float | None
     value: float | None
+    published: str | None = None
 
 
 class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +142,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     device_id: str | None = None
     uptime: float | None = None
     clock: TimeSource | None = None
+    device: DeviceHealth | None = None
     source: SourceReport | None = None
     model: ModelReport | None = None
     accelerator: AcceleratorReport | None = None
@@ -181,8 +185,7 @@ def _lines(report: StatusReport) -> Iterator[tuple[str, str]]:
     yield from _outgoing_lines(report)
     if report.worker:
         yield "worker", "; ".join(_worker(report.worker))
-    if report.clock:
-        yield "clock", "set" if report.clock == "synchronized" else "not known to be set; events say so in time_source"
+    yield from _machine_lines(report)
 
 
 def _headline(report: StatusReport) -> Iterator[str]:
@@ -251,6 +254,8 @@ def _results(results: ResultsReport) -> Iterator[str]:
     if results.value is not None:
         yield f"now {results.value:g}{f' ({results.prediction})' if results.prediction else ''}"
     yield f"{results.samples} since the start"
+    if results.published is not None:
+        yield f"published: {results.published}"
     if results.dropped:
         yield f"{_counted(results.dropped, 'sample')} dropped as the model is too slow"
     if results.failed:
@@ -279,7 +284,7 @@ def _outgoing_lines(report: StatusReport) -> Iterator[tuple[str, str]]:
 def _queue(queue: QueueReport) -> Iterator[str]:
     waiting = "1 event waits" if queue.waiting == 1 else f"{queue.waiting} events wait"
     yield f"{waiting}, the oldest for {format_duration(round(queue.oldest))}" if queue.waiting else "empty"
-    yield f"{_about(queue.size)} of {_about(queue.max_size)}"
+    yield f"{approximate_size(queue.size)} of {approximate_size(queue.max_size)}"
     if queue.dropped:
         yield f"{_counted(queue.dropped, 'event')} dropped"
     if queue.trouble:
@@ -308,6 +313,45 @@ def _raw_data(raw_data: RawDataReport) -> Iterator[str]:
         yield raw_data.trouble
 
 
+def _machine_lines(report: StatusReport) -> Iterator[tuple[str, str]]:
+    if report.device:
+        yield "device", "; ".join(_board(report.device))
+        if report.device.network:
+            yield "  network", "; ".join(map(_interface, report.device.network))
+    if report.clock:
+        yield "clock", "set" if report.clock == "synchronized" else "not known to be set; events say so in time_source"
+
+
+def _board(health: DeviceHealth) -> Iterator[str]:
+    if health.board is not UNSET:
+        yield health.board
+    if health.cpu_temperature_c is not UNSET:
+        yield f"{health.cpu_temperature_c:.0f} °C" + (", slowed down" if health.throttled is True else "")
+    if health.undervoltage is not UNSET:
+        yield "voltage too low" if health.undervoltage else "voltage right"
+    if health.load_5m is not UNSET:
+        yield f"load {health.load_5m:g}"
+    for name, available, total in (
+        ("memory", health.memory_available_bytes, health.memory_total_bytes),
+        ("disk", health.disk_free_bytes, health.disk_total_bytes),
+    ):
+        if available is not UNSET and total is not UNSET:
+            yield f"{name} {approximate_size(available)} of {approximate_size(total)} free"
+    if health.disk_life_used_percent is not UNSET:
+        yield f"{health.disk_life_used_percent} % of the disk's life used"
+    if health.battery is not UNSET:
+        yield f"battery {health.battery.charge_percent} %"
+
+
+def _interface(interface: NetworkInterface) -> str:
+    words = [interface.name, interface.type, "up" if interface.up else "down"]
+    if interface.speed_mbps is not UNSET:
+        words.append(f"{interface.speed_mbps} Mbit/s")
+    if interface.signal_dbm is not UNSET:
+        words.append(f"{interface.signal_dbm} dBm")
+    return " ".join(words)
+
+
 def _worker(worker: WorkerReport) -> Iterator[str]:
     yield worker.state
     if worker.deaths:
@@ -316,11 +360,3 @@ def _worker(worker: WorkerReport) -> Iterator[str]:
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def _about(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 999.5:  # noqa: PLR2004  what is more would be rounded to 1000
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from msgspec import UnsetType
 
+from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, absent, matching
 from edge_agent.inference.accelerators.owners import THIS_SERVICE
 from edge_agent.inference.supervision.status import WorkerStatus
@@ -24,6 +25,7 @@ from edge_agent.report import (
     StatusReport,
     WorkerReport,
 )
+from edge_agent.settings.publish import ALL
 from edge_agent.settings.schema import Settings
 from edge_agent.settings.units import format_duration
 from edge_agent.telemetry.sender import SenderState
@@ -32,12 +34,16 @@ T = TypeVar("T")
 FRESH = 5.0
 # In the line; `edge-agent status` has all of it. What runs and what waits must have room behind two or three of them.
 LONGEST_PROBLEM = 320
-BLOCKED = ("offline", "needs_person")
+BLOCKED = ("offline", "needs_person", "over_budget")
+_NOT_SET = "the clock is not set yet"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the agent knows of its parts at one moment. Ages in seconds; `now` is the clock of `sender.since`."""
+    """What the agent knows of its parts at one moment. Ages in seconds; `now` is the clock of `sender.since`.
+
+    `skew` is how far the clock is from that of a server, in words, or empty.
+    """
 
     settings: Settings
     device_id: str
@@ -55,7 +61,9 @@ class Snapshot:
     uploads: UploadsState
     reload_problem: str | None
     time_source: TimeSource
+    device_problems: Sequence[str]
     now: float
+    skew: str = ""
 
 
 def status_line(now: Snapshot) -> str:
@@ -69,18 +77,26 @@ def _short(problem: str) -> str:
 
 def problems(now: Snapshot) -> list[str]:
     """Return what is wrong, most important first."""
-    sending = f"events are not sent: {now.sender.reason}" if now.sender.status in BLOCKED else ""
+    sending = _sending_problem(now.sender)
     found = [
         *_model_problem(now.model),
         *_worker_problems(now.worker),
+        *now.device_problems,
         f"degraded: {degraded}" if (degraded := _degraded(now)) else "",
         sending,
         f"queue: {now.queue_trouble}" if now.queue_trouble else "",
         f"pictures are not uploaded: {now.uploads.trouble}" if now.uploads.trouble else "",
         f"reload refused: {now.reload_problem}" if now.reload_problem else "",
-        "the clock is not set yet" if now.time_source == "unverified" else "",
+        _NOT_SET if now.time_source == "unverified" and _NOT_SET not in sending else "",
+        now.skew,
     ]
     return [problem for problem in found if problem]
+
+
+def _sending_problem(sender: SenderState) -> str:
+    if sender.status == "over_budget":
+        return f"only alarms and notices are sent: {sender.reason}"
+    return f"events are not sent: {sender.reason}" if sender.status in BLOCKED else ""
 
 
 def _degraded(now: Snapshot) -> str | None:
@@ -127,7 +143,14 @@ def _waiting(now: Snapshot) -> list[str]:
 
 
 def make_report(
-    now: Snapshot, *, version: str, config: str, uptime: float, devices: Sequence[Device], library: str | None
+    now: Snapshot,
+    *,
+    version: str,
+    config: str,
+    uptime: float,
+    devices: Sequence[Device],
+    library: str | None,
+    device: DeviceHealth | None,
 ) -> StatusReport:
     """Return the whole report. `uptime` is in seconds, `library` the path of libedgetpu."""
     return StatusReport(
@@ -139,6 +162,7 @@ def make_report(
         device_id=now.device_id,
         uptime=uptime,
         clock=now.time_source,
+        device=device,
         source=SourceReport(plugin=now.settings.source.plugin, state=now.worker.source),
         model=_report_model(now),
         accelerator=_report_accelerator(now, devices, library),
@@ -191,6 +215,7 @@ def _report_device(device: Device, in_use: str | None) -> DeviceReport:
 
 
 def _report_results(now: Snapshot) -> ResultsReport:
+    publish = now.settings.telemetry.publish
     return ResultsReport(
         rate=now.rate,
         samples=now.worker.samples,
@@ -203,6 +228,7 @@ def _report_results(now: Snapshot) -> ResultsReport:
         prediction=_given(now.latest.prediction) if now.latest is not None else None,
         confidence=_given(now.latest.confidence) if now.latest is not None else None,
         value=_given(now.latest.value) if now.latest is not None else None,
+        published=None if publish == ALL else publish.words,
     )
 
 

@@ -28,6 +28,7 @@ from edge_agent.actions.runner import MAX_RUNNING
 from edge_agent.service.control_client import ControlError
 from edge_agent.settings.faults import Fault
 from edge_agent.settings.location import Destination, Location
+from edge_agent.settings.publish import Publish
 from edge_agent.settings.schema import PREFIX, ModelSettings, description, keys, tables
 from edge_agent.settings.units import Unit, parse_size
 from edge_agent.settings.wording import unknown
@@ -45,6 +46,7 @@ KINDS = {
     Path: "path",
     Location: "URL or path",
     Destination: "URL or path",
+    Publish: '"all", "change" or table',
 }
 
 Facts = dict[str, str]

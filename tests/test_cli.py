@@ -344,10 +344,10 @@ def test_the_status_is_told_as_text_and_as_json(tmp_path: Path) -> None:
 
         text = agent.command("status")
         assert (text.returncode, text.stderr) == (0, "")
-        names = [line.split()[0] for line in text.stdout.splitlines() if not line.startswith("problem ")]
+        names = [line.split()[0] for line in text.stdout.splitlines() if not line.startswith(("problem ", " "))]
         assert names == [
             *("edge-agent", "settings", "source", "model", "accelerator"),
-            *("results", "queue", "sending", "worker", "clock"),
+            *("results", "queue", "sending", "worker", "device", "clock"),
         ]
         assert text.stdout.startswith(f"edge-agent   {__version__}, device ")
 

@@ -11,17 +11,21 @@ from typing import Any, get_args
 import jsonschema
 import pytest
 
+from edge_agent.device import troubles
+from edge_agent.device.timekeeper import ClockState
+from edge_agent.health import Battery, DeviceHealth, Dropped, NetworkInterface, QueueHealth
 from edge_agent.inference.accelerators import devices, recovery, watch
 from edge_agent.inference.accelerators.devices import DeviceState
 from edge_agent.inference.latencies import StageLatencies
 from edge_agent.inference.supervision import hangs, supervisor
-from edge_agent.records import Counters
+from edge_agent.records import Counters, HealthEvent, TimeSource
 from edge_agent.report import AcceleratorReport, DeviceReport, StatusReport, render
 from edge_agent.settings import device_options
 from edge_agent.settings.faults import NotSetUp
 from edge_agent.settings.loading import load
 from edge_agent.settings.schema import InferenceSettings, keys
 from edge_agent.settings.units import format_duration
+from edge_agent.telemetry import losses, publishing
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -41,6 +45,7 @@ COMPUTED = {
     ("source", "message.state"): {"trouble"},
     ("model", "f'twin {change.state}'"): {"twin committed", "twin rejected"},
     ("action", "state"): {"failed", "skipped"},
+    ("clock", "state"): set(get_args(ClockState)),
     ("inference", "self._supervisor.status.state"): {"starting", "ready", "running", "waiting", "restarting"},
 }
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -101,14 +106,28 @@ def test_every_kind_of_event_is_explained() -> None:
     assert set(first_cells(EVENTS, "Events")) == set(KINDS)
 
 
+def test_every_source_of_time_is_explained() -> None:
+    assert first_cells(EVENTS, "Time") == list(get_args(TimeSource))
+
+
 def test_every_counter_stage_and_cause_is_explained() -> None:
     told = first_cells(EVENTS, "Health")
     counters = list(Counters.__struct_fields__)
     stages = [*StageLatencies()._stages, "action"]
     assert told[-len(counters) - len(stages) :] == stages + counters
-    causes = set(re.findall(r'Loss\("(\w+)"', code())) | set(re.findall(r'\("(\w+)", status\.\w+\)', code()))
+    causes = {losses.QUEUE_FULL, losses.DISK_RESERVE, losses.EXPIRED, losses.DAMAGED, losses.REJECTED}
+    causes |= set(re.findall(r'\("(\w+)", status\.\w+\)', code()))
     assert {"queue_full", "source_overrun"} < causes
     assert set(first_cells(EVENTS, "Losses")) == causes
+
+
+def test_every_figure_of_the_board_and_the_queue_is_explained() -> None:
+    told = first_cells(EVENTS, "The board")
+    assert told == [*DeviceHealth.__struct_fields__, *QueueHealth.__struct_fields__]
+    words = set(re.findall(r"`(\w+)`", EVENTS))
+    parts = (HealthEvent, NetworkInterface, Battery, Dropped)
+    common = {"exit_status", "stage", "latencies", "counters", "queue", "device", "device_labels"}
+    assert {name for part in parts for name in part.__struct_fields__} - words <= common
 
 
 def test_every_component_and_state_of_health_is_explained() -> None:
@@ -118,6 +137,7 @@ def test_every_component_and_state_of_health_is_explained() -> None:
 
 def states_of_health() -> Iterator[tuple[str, str]]:
     """Yield component and state of all health events that the code makes."""
+    yield from ((component, state) for component, states in troubles.STATES.items() for state in states)
     for call in ast.walk(ast.parse(code())):
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in TELLERS):
             continue
@@ -168,6 +188,13 @@ def test_the_steps_take_as_long_as_the_page_says() -> None:
         ("closing the device {};", hangs.CLOSE_DEADLINE),
     ):
         assert words.format(format_duration(each)) in text
+
+
+def test_how_often_a_flicker_is_published_is_as_the_page_says() -> None:
+    assert (publishing.BURST, publishing.PAUSE) == (10, 1.0)
+    text = " ".join(EVENTS.split())
+    assert "published ten times in a row, and then once a second at most" in text
+    assert "comes to rest at is published within a second" in text
 
 
 def test_the_lines_of_the_status_are_those_of_the_code() -> None:

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 from hypothesis import example, given
 
-from edge_agent.latency import Histogram, Tally
+from edge_agent.latency import Histogram, SparseHistogram, Tally
+from edge_agent.records import Quantiles
 
 US, MS, S, HOUR = 1_000, 1_000_000, 1_000_000_000, 3_600_000_000_000
 # As many values of each size, not mostly huge ones.
@@ -71,3 +72,27 @@ def test_the_summary_is_in_milliseconds() -> None:
 def test_nothing_has_no_summary() -> None:
     assert Histogram().summary("action") is None
     assert Histogram().quantile(0.5) == 0
+
+
+@given(DURATIONS, DURATIONS, st.floats(0, 1))
+def test_a_sparse_histogram_says_the_same(ours: list[int], theirs: list[int], share: float) -> None:
+    sparse, other = SparseHistogram(), SparseHistogram()
+    for duration in ours:
+        sparse.add(duration)
+    for duration in theirs:
+        other.add(duration)
+    sparse.merge(other)
+    dense = filled(*ours, *theirs)
+    assert (sparse.count, sparse.max_ns, sparse.quantile(share)) == (dense.count, dense.max_ns, dense.quantile(share))
+
+
+def test_quantiles_are_in_milliseconds() -> None:
+    histogram = SparseHistogram()
+    assert histogram.quantiles() == Quantiles(0.0, 0.0, 0.0, 0.0)
+    for duration in (*[MS] * 90, *[20 * MS] * 8, 300 * MS, 300 * MS):
+        histogram.add(duration)
+    quantiles = histogram.quantiles()
+    assert quantiles.p50_ms == pytest.approx(1.0, rel=1 / 32)
+    assert quantiles.p95_ms == pytest.approx(20.0, rel=1 / 32)
+    assert quantiles.p99_ms == pytest.approx(300.0, rel=1 / 32)
+    assert quantiles.max_ms == 300.0

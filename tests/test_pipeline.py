@@ -13,6 +13,8 @@ from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.pipeline import Pipeline
 from edge_agent.records import Box, LoadReport, ModelFile, Result, Score, Tensor, TimeSource
 from edge_agent.telemetry.envelope import Envelope
+from edge_agent.telemetry.priority import Priority
+from edge_agent.telemetry.publishing import Everything
 
 MODEL = ModelFile("/m.tflite", "vibration", "v1")
 RULE = Rule(name="stop", labels=frozenset({"failure"}), min_confidence=0.8, cooldown=10.0, run=("true",))
@@ -33,7 +35,14 @@ class Queue:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
 
-    def put(self, first_number: int, events: Sequence[bytes], first_ms: int, last_ms: int) -> None:
+    def put(
+        self,
+        first_number: int,
+        events: Sequence[bytes],
+        first_ms: int,
+        last_ms: int,
+        priority: Priority = Priority.RESULT,
+    ) -> None:
         self.next_number += len(events)
         self.events += map(json.loads, events)
 
@@ -43,7 +52,7 @@ class Rig:
         self.queue = Queue()
         self.ran: list[tuple[str, dict[str, Any], int]] = []
         envelope = Envelope("edge-001", {}, Clock(), self.queue)
-        self.pipeline = Pipeline(envelope, RuleSet(rules or [RULE]), self.run, clock=clock)
+        self.pipeline = Pipeline(envelope, RuleSet(rules or [RULE]), self.run, Everything(envelope), clock=clock)
 
     def run(self, rule: Rule, line: bytes, captured_ns: int) -> None:
         self.ran.append((rule.name, json.loads(line), captured_ns))

@@ -4,7 +4,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
+from edge_agent.health import Battery, DeviceHealth, NetworkInterface
 from edge_agent.records import Latency
 from edge_agent.report import (
     AcceleratorReport,
@@ -38,6 +40,24 @@ FULL = StatusReport(
     device_id="edge-001",
     uptime=3723.4,
     clock="unverified",
+    device=DeviceHealth(
+        board="Raspberry Pi 5 Model B Rev 1.0",
+        load_5m=0.42,
+        cpu_temperature_c=81.6,
+        throttled=True,
+        undervoltage=False,
+        memory_total_bytes=8_256_448_000,
+        memory_available_bytes=7_012_352_000,
+        disk_total_bytes=31_000_000_000,
+        disk_free_bytes=987_654_321,
+        disk_life_used_percent=20,
+        battery=Battery(charge_percent=81, status="Full"),
+        network=[
+            NetworkInterface(name="eth0", type="ethernet", up=True, speed_mbps=1000),
+            NetworkInterface(name="wlan0", type="wifi", up=True, signal_dbm=-58),
+            NetworkInterface(name="wwan0", type="cellular", up=False),
+        ],
+    ),
     source=SourceReport(plugin="vibration", state="trouble: unplugged"),
     model=ModelReport(
         name="vibration",
@@ -110,6 +130,8 @@ queue        4711 events wait, the oldest for 2h; 1.23 MB of 256 MB; 5 events dr
 sending      pubsub://project/topic: needs person for 1m1s; no permission; 100 events sent since the start
 raw_data     gs://bucket/retraining: 12 pictures uploaded since the start; 3 wait; 2 dropped; 40 samples left out for the daily budget; no permission
 worker       restarting; died 3 times since the start, the last time: killed by SIGKILL
+device       Raspberry Pi 5 Model B Rev 1.0; 82 °C, slowed down; voltage right; load 0.42; memory 7.01 GB of 8.26 GB free; disk 988 MB of 31 GB free; 20 % of the disk's life used; battery 81 %
+  network    eth0 ethernet up 1000 Mbit/s; wlan0 wifi up -58 dBm; wwan0 cellular down
 clock        not known to be set; events say so in time_source
 """  # noqa: E501
 
@@ -140,6 +162,14 @@ def test_every_part_of_the_report_has_its_line() -> None:
     expected = {renamed.get(name, name) for name in FULL.__struct_fields__ if name not in without_line}
     names = {text.split()[0] for text in render(FULL).splitlines() if not text.startswith(" ")}
     assert names == expected | {"edge-agent"}
+
+
+def test_what_a_board_does_not_have_is_not_shown() -> None:
+    assert line(msgspec.structs.replace(FULL, device=DeviceHealth(undervoltage=True)), "device") == "voltage too low"
+    assert line(changed("device", network=UNSET, throttled=UNSET), "device").startswith(
+        "Raspberry Pi 5 Model B Rev 1.0; 82 °C; "
+    )
+    assert "network" not in render(changed("device", network=UNSET))
 
 
 def test_an_idle_report_has_no_parts() -> None:
@@ -186,6 +216,11 @@ def test_texts_from_outside_cannot_drive_the_terminal() -> None:
                 "10.0/s; now normal (0.99); 4000 since the start; "
                 "1 sample dropped as the model is too slow; 1 sample failed"
             ),
+        ),
+        (
+            "results",
+            NONE_LOST | {"published": "one in 30"},
+            "10.0/s; now normal (0.99); 4000 since the start; published: one in 30",
         ),
         ("queue", {"waiting": 0, "size": 0, "dropped": 0, "trouble": None}, "empty; 0 B of 256 MB"),
         (

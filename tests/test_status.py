@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
+from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, DeviceState
 from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
 from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import Latency, LoadReport, ResultEvent, Score
-from edge_agent.report import StatusReport, render
+from edge_agent.report import RawDataReport, StatusReport, render
 from edge_agent.settings.location import Destination, Location
+from edge_agent.settings.publish import Publish
+from edge_agent.settings.raw_data import RawDataSettings
 from edge_agent.settings.schema import (
     InferenceSettings,
     ModelSettings,
@@ -91,6 +95,7 @@ def snapshot(**more: Any) -> Snapshot:
         "dropped": 0,
         "reload_problem": None,
         "time_source": "synchronized",
+        "device_problems": [],
         "now": 100.0,
     }
     return Snapshot(**(fine | more))
@@ -119,6 +124,13 @@ def test_what_is_wrong_comes_first() -> None:
         "the clock is not set yet; "
         "vibration v1.3 on cpu, 10.0/s, normal; 4711 events wait, the oldest for 2h"
     )
+
+
+def test_a_clock_that_is_wrong_is_said_once_with_what_follows() -> None:
+    kept = SenderState("offline", "the clock is not set yet: it says 1970-01-01, which is over", 0.0, 0, 0, 1)
+    assert problems(snapshot(sender=kept, time_source="unverified")) == [f"events are not sent: {kept.reason}"]
+    skewed = "the clock is 2h behind storage.googleapis.com"
+    assert problems(snapshot(time_source="unverified", skew=skewed)) == ["the clock is not set yet", skewed]
 
 
 def test_without_a_model_it_says_why() -> None:
@@ -153,6 +165,14 @@ def test_events_that_are_offline_wait_however_young_they_are() -> None:
     assert status_line(now).endswith("3 events wait, the oldest for 0s")
 
 
+def test_used_up_budget_says_what_still_goes_out() -> None:
+    reason = "the daily budget of 20MB is used up until 2026-11-27 08:15 UTC"
+    now = snapshot(sender=SenderState("over_budget", reason, 0.0, 0, 0, 0), waiting=3, oldest=0.2)
+
+    assert problems(now) == [f"only alarms and notices are sent: {reason}"]
+    assert status_line(now).endswith("; 3 events wait, the oldest for 0s")
+
+
 # ------------------------------------------------------------------------------------------ problems
 
 
@@ -171,6 +191,7 @@ def test_problems_come_in_the_order_in_which_they_matter() -> None:
         queue_trouble="the disk is full",
         reload_problem="line 3",
         time_source="unverified",
+        device_problems=["the supply voltage is too low"],
     )
     assert problems(everything) == [
         "model v2 waits: the device is gone",
@@ -178,6 +199,7 @@ def test_problems_come_in_the_order_in_which_they_matter() -> None:
         "the model cannot run now: it needs an Edge TPU",
         "source ended: all was read",
         "no sample can be worked on: 64 values",
+        "the supply voltage is too low",
         "degraded: no Edge TPU is plugged in",
         "events are not sent: no permission",
         "queue: the disk is full",
@@ -194,9 +216,20 @@ def test_without_problems_there_are_none() -> None:
 # ------------------------------------------------------------------------------------------ the report
 
 
-def report(now: Snapshot, devices: Sequence[Device] = (), library: str | None = None) -> StatusReport:
+def report(
+    now: Snapshot,
+    devices: Sequence[Device] = (),
+    library: str | None = None,
+    device: DeviceHealth | None = None,
+) -> StatusReport:
     return make_report(
-        now, version="0.1.0", config="/etc/edge-agent.toml", uptime=3723.4, devices=devices, library=library
+        now,
+        version="0.1.0",
+        config="/etc/edge-agent.toml",
+        uptime=3723.4,
+        devices=devices,
+        library=library,
+        device=device,
     )
 
 
@@ -228,7 +261,7 @@ def test_the_report_holds_what_the_agent_knows() -> None:
         dropped=5,
     )
     library = "/usr/lib/libedgetpu.so.1"
-    made = report(now, [STICK], library)
+    made = report(now, [STICK], library, DeviceHealth(cpu_temperature_c=48.2))
     assert msgspec.to_builtins(made) == {
         "state": "running",
         "version": "0.1.0",
@@ -238,6 +271,7 @@ def test_the_report_holds_what_the_agent_knows() -> None:
         "device_id": "edge-001",
         "uptime": 3723.4,
         "clock": "synchronized",
+        "device": {"cpu_temperature_c": 48.2},
         "source": {"plugin": "vibration", "state": "open"},
         "model": {
             "name": "vibration",
@@ -281,6 +315,7 @@ def test_the_report_holds_what_the_agent_knows() -> None:
             "prediction": "normal",
             "confidence": 0.99,
             "value": None,
+            "published": None,
         },
         "queue": {"waiting": 3, "oldest": 0.2, "size": 2048, "max_size": 10**6, "dropped": 5, "trouble": None},
         "sending": {
@@ -291,7 +326,23 @@ def test_the_report_holds_what_the_agent_knows() -> None:
             "sent": 100,
         },
         "worker": {"state": "running", "deaths": 2, "last_death": "killed by SIGKILL"},
+        "raw_data": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("publish", "told"),
+    [
+        (Publish("change"), "change"),
+        (Publish("one_in", one_in=30), "one in 30"),
+        (Publish("summary", window=60.0), "a summary each 1m"),
+    ],
+)
+def test_the_report_says_which_results_become_events_if_not_all_do(publish: Publish, told: str) -> None:
+    telemetry = dataclasses.replace(SETTINGS.telemetry, publish=publish)
+    made = report(snapshot(settings=dataclasses.replace(SETTINGS, telemetry=telemetry)))
+    assert made.results is not None
+    assert made.results.published == told
 
 
 def test_before_the_first_result_there_is_none_to_report() -> None:
@@ -347,3 +398,16 @@ def test_the_device_of_this_service_is_in_use_even_before_a_model_runs_on_it() -
     made = report(snapshot(), [msgspec.structs.replace(STICK, owner="this service")])
     assert made.accelerator is not None
     assert made.accelerator.devices[0].in_use
+
+
+def test_what_becomes_of_the_input_is_reported_where_it_is_kept() -> None:
+    raw_data = RawDataSettings(images=Location("gs", "bucket", "retraining"), one_in=10)
+    telemetry = dataclasses.replace(SETTINGS.telemetry, raw_data=raw_data)
+    settings = dataclasses.replace(SETTINGS, telemetry=telemetry)
+    worker = WorkerStatus(state="running", source="open", over_budget=7, unkept=2)
+    now = snapshot(settings=settings, worker=worker, uploads=UploadsState(12, 3, 1, "no permission"))
+    assert report(now).raw_data == RawDataReport(
+        images="gs://bucket/retraining", uploaded=12, waiting=3, dropped=3, over_budget=7, trouble="no permission"
+    )
+    assert problems(now) == ["pictures are not uploaded: no permission"]
+    assert status_line(now).startswith("pictures are not uploaded: no permission; ")

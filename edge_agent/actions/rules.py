@@ -111,6 +111,12 @@ class RuleSet:
         self._label: str | UnsetType | None = None
         self.replace(rules)
 
+    def watch(self, prediction: str | UnsetType) -> bool:
+        """Whether any rule looks at a result with this prediction: if not, `check` may be left out for it."""
+        if prediction != self._label:
+            self._turn_to(prediction)
+        return bool(self._watching)
+
     def check(self, event: ResultEvent, captured_ns: int) -> Sequence[Rule]:
         """The rules that fire on this result, in order. `captured_ns` is CLOCK_MONOTONIC in nanoseconds."""
         # Almost every result has the label of the one before, and almost no label has a rule.

@@ -1,78 +1,84 @@
-"""Turns the time of a capture into wall-clock time, and says how far that is to be trusted.
+"""Turns the time of a capture into wall-clock time, and notices when somebody moves the clock.
 
 Many boards have no clock battery: they start in the past and jump when the network has told them the time. Captures
-are therefore timed by CLOCK_MONOTONIC, and turned into wall-clock time as late as possible, with the clock as it is
-then. A clock that was once set during this run counts as set from then on: without a network it drifts by seconds a
-week, not by years.
+are therefore timed by CLOCK_MONOTONIC, which never jumps, and turned into wall-clock time as late as possible, with
+the clock as it is then. Whether that clock may be believed is for the `Timekeeper` to find out.
 """
 
-import ctypes
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from edge_agent.records import TimeSource
 
-_REFRESH_NS = 10_000_000_000
-# systemd-timesyncd makes this file when it has set the clock; it is gone after a boot.
-_TIMESYNCD_FILE = "run/systemd/timesync/synchronized"
-# The kernel's limit: a clock that nobody has set has this error, and one that nobody tends reaches it in nine hours.
-# STA_UNSYNC would not do, as chrony leaves it on unless it may also set the clock of the board (rtcsync).
-_MAX_ERROR_US = 16_000_000
+_NS_PER_MS = 1_000_000
+_JUMP_NS = 2_000_000_000
+"""More than any slewing does between two ticks of the housekeeping: chrony's fastest is 0.4 s in 5 s."""
+_TOGETHER_NS = 10_000_000
+_TRIES = 5
 
 
 class Clock:
-    """Belongs to one thread. `root`, the clocks (nanoseconds) and the kernel's answer can be replaced for tests."""
+    """Belongs to one thread. The two clocks (nanoseconds) can be replaced for tests.
+
+    `is_set` is whether the clock is known to be set; a jump makes it false, and calls `on_jump`.
+    """
 
     def __init__(
         self,
         *,
-        root: Path = Path("/"),
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
         time_ns: Callable[[], int] = time.time_ns,
-        kernel_max_error_us: Callable[[], int | None] | None = None,
     ) -> None:
-        self._timesyncd_file = root / _TIMESYNCD_FILE
+        self.is_set = False
+        self.on_jump: Callable[[], None] = _nothing
         self._monotonic_ns = monotonic_ns
         self._time_ns = time_ns
-        self._kernel_max_error_us = kernel_max_error_us or kernel_max_error
-        self._source: TimeSource = "unverified"
-        self._next_look_ns = 0
+        self._offset_ns = self._measure()
+        self._jumped_ns = 0
 
     def wall_ms(self, captured_ns: int) -> int:
         """Milliseconds since the epoch of a CLOCK_MONOTONIC time of this boot, by the clock as it is now."""
-        return (self._time_ns() - self._monotonic_ns() + captured_ns) // 1_000_000
+        offset_ns = self._time_ns() - self._monotonic_ns()
+        if not -_JUMP_NS < offset_ns - self._offset_ns < _JUMP_NS:
+            offset_ns = self._measure()
+            self._follow(offset_ns - self._offset_ns)
+        self._offset_ns = offset_ns
+        return (offset_ns + captured_ns) // _NS_PER_MS
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch, now."""
+        return self.wall_ms(self._monotonic_ns())
 
     def time_source(self) -> TimeSource:
-        """Whether the network has set the clock; looks at most every ten seconds, and not any more once it has."""
-        if self._source == "unverified" and (now := self._monotonic_ns()) >= self._next_look_ns:
-            self._next_look_ns = now + _REFRESH_NS
-            if self._is_set():
-                self._source = "synchronized"
-        return self._source
+        """Whether the clock is known to be set."""
+        return "synchronized" if self.is_set else "unverified"
 
-    def _is_set(self) -> bool:
-        if self._timesyncd_file.exists():
-            return True
-        error = self._kernel_max_error_us()
-        return error is not None and error < _MAX_ERROR_US
+    def offset_ms(self) -> int:
+        """What has to be added to CLOCK_MONOTONIC (ms) to get the time, by the clock as it is now."""
+        return self._measure() // _NS_PER_MS
+
+    def take_jump(self) -> int:
+        """How far the clock was moved (ms, forwards is positive) since this was last asked."""
+        jumped_ns, self._jumped_ns = self._jumped_ns, 0
+        return jumped_ns // _NS_PER_MS
+
+    def _follow(self, moved_ns: int) -> None:
+        if -_JUMP_NS < moved_ns < _JUMP_NS:
+            return
+        self._jumped_ns += moved_ns
+        self.is_set = False
+        self.on_jump()
+
+    def _measure(self) -> int:
+        """Read both clocks at one moment: the process may be stopped for seconds between any two lines."""
+        for _ in range(_TRIES):
+            before = self._monotonic_ns()
+            now = self._time_ns()
+            after = self._monotonic_ns()
+            if after - before < _TOGETHER_NS:
+                break
+        return now - (before + after) // 2
 
 
-class _Timex(ctypes.Structure):
-    """The start of `struct timex`, and room for the rest of it on any machine; see adjtimex(2)."""
-
-    _fields_ = (
-        ("modes", ctypes.c_uint),
-        ("offset", ctypes.c_long),
-        ("freq", ctypes.c_long),
-        ("maxerror", ctypes.c_long),
-        ("rest", ctypes.c_byte * 256),
-    )
-
-
-def kernel_max_error() -> int | None:
-    """How wrong the kernel thinks the clock is at most, in µs; None where a sandbox forbids to ask."""
-    answer = _Timex(modes=0)  # 0: change nothing, which needs no privilege
-    status: int = ctypes.CDLL(None).adjtimex(ctypes.byref(answer))
-    maximum: int = answer.maxerror
-    return None if status == -1 else maximum
+def _nothing() -> None:
+    pass

@@ -10,18 +10,22 @@ import functools
 import mimetypes
 import os
 import threading
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import google_crc32c
 
+from edge_agent.device.skew import measure_skew
 from edge_agent.models.releases import RemoteObject, describe
 from edge_agent.models.stores import (
     PORTAL,
     FetchFailed,
     Missing,
+    OnSkew,
     StoreError,
     StoreNeedsPerson,
     StoreUnavailable,
@@ -37,13 +41,20 @@ class GcsStore:
     """The object `name` in `bucket`; `setting` is what named it."""
 
     def __init__(
-        self, bucket: str, name: str, *, timeout: tuple[float, float] = TIMEOUT, setting: str = "[model].url"
+        self,
+        bucket: str,
+        name: str,
+        *,
+        timeout: tuple[float, float] = TIMEOUT,
+        setting: str = "[model].url",
+        on_skew: OnSkew | None = None,
     ) -> None:
         self.url = f"gs://{bucket}/{name}"
         self._setting = setting
         self._bucket = bucket
         self._name = name
         self._timeout = timeout
+        self._on_skew = on_skew
         self._client: Any = None
         self._read = (b"", "")
 
@@ -93,6 +104,9 @@ class GcsStore:
     def _blob(self, generation: int | None = None) -> Any:
         if self._client is None:
             self._client = _connect()
+            if self._on_skew is not None:
+                # The library hands out no headers; its session, as any of `requests`, shows each answer to a hook.
+                self._client._http.hooks["response"].append(functools.partial(_compare_clocks, self._on_skew))
         return self._client.bucket(self._bucket).blob(self._name, generation=generation)
 
     def _described(self, blob: Any) -> RemoteObject:
@@ -220,6 +234,12 @@ def _connect() -> Any:
     if emulator and "://" not in emulator:  # as other Google clients want it; this one wants a scheme
         return Client(project=None, client_options={"api_endpoint": f"http://{emulator}"})
     return Client(project=None)
+
+
+def _compare_clocks(on_skew: OnSkew, response: Any, **_: object) -> None:
+    skew = measure_skew(response.headers, response.elapsed.total_seconds(), time.time())
+    if skew is not None:
+        on_skew(urlsplit(response.url).hostname or "", skew)
 
 
 class _Sink:

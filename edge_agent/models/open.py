@@ -9,7 +9,7 @@ from edge_agent.models.gcs import GcsStore
 from edge_agent.models.manifest import MANIFEST, OBJECTS
 from edge_agent.models.manifest_store import ManifestStore, UnsignedStore
 from edge_agent.models.slots import Slots
-from edge_agent.models.stores import Readable, Store
+from edge_agent.models.stores import OnSkew, Readable, Store
 from edge_agent.models.twins import Twins
 from edge_agent.settings.location import Location
 
@@ -17,16 +17,19 @@ _COMPILED = "_edgetpu.tflite"
 _PLAIN = ".tflite"
 
 
-def open_store(location: Location, *, setting: str = "[model].url") -> Readable:
-    """Make the store behind `setting`; nothing is opened or connected before the first call."""
+def open_store(location: Location, *, setting: str = "[model].url", on_skew: OnSkew | None = None) -> Readable:
+    """Make the store behind `setting`; nothing is opened or connected before the first call.
+
+    `on_skew` hears of the clock of a server that is asked; see `OnSkew`.
+    """
     if location.scheme == "gs":
-        return GcsStore(location.bucket, location.path, setting=setting)
+        return GcsStore(location.bucket, location.path, setting=setting, on_skew=on_skew)
     return FileStore(Path(location.path), setting=setting)
 
 
-def open_model(location: Location, keys: Sequence[str]) -> Store:
-    """Make the store behind `[model].url`; `keys` are the files of `[model].keys`."""
-    store = open_store(location)
+def open_model(location: Location, keys: Sequence[str], *, on_skew: OnSkew | None = None) -> Store:
+    """Make the store behind `[model].url`; `keys` are the files of `[model].keys`. `on_skew` as for `open_store`."""
+    store = open_store(location, on_skew=on_skew)
     if location.path.rpartition("/")[2] != MANIFEST:
         return UnsignedStore(store.url) if keys else store
     folder = location.path.removesuffix(MANIFEST) + OBJECTS

@@ -4,6 +4,7 @@ Both calls may take as long as a bad network makes them, so they run in a thread
 """
 
 import threading
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +12,10 @@ from typing import Protocol
 from edge_agent.models.releases import RemoteObject
 
 PORTAL = "a web page came instead of the object: a captive portal or proxy is between this device and Google"
+
+OnSkew = Callable[[str, float], None]
+"""Gets the name of a server that has answered, and by how many seconds this clock is behind its clock, or ahead if
+negative. Called in the thread that asked."""
 
 
 class StoreError(Exception):

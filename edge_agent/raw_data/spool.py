@@ -21,8 +21,6 @@ from edge_agent.picture_names import SUFFIX
 FOLDER = "raw-data"
 # A bad week of a device with the default budget; never more than a small card can spare.
 MAX_FILES, MAX_BYTES = 2000, 50_000_000
-# A picture that has to wait leaves this much of the disk free.
-MIN_FREE = 100_000_000
 _JPEG_END = b"\xff\xd9"
 
 
@@ -41,7 +39,7 @@ class Damaged(Exception):
 class Spool:
     """The pictures for one destination, or none. `runtime` is a folder in memory, if there is one.
 
-    `destination` is the URL of the settings, "" for none.
+    `destination` is the URL of the settings, "" for none. Pictures that wait leave `min_free` bytes of the disk free.
     """
 
     def __init__(
@@ -50,9 +48,9 @@ class Spool:
         runtime: Path | None,
         destination: str,
         *,
+        min_free: int,
         max_files: int = MAX_FILES,
         max_bytes: int = MAX_BYTES,
-        min_free: int = MIN_FREE,
     ) -> None:
         self._max_files, self._max_bytes, self._min_free = max_files, max_bytes, min_free
         key = hashlib.sha256(destination.encode()).hexdigest()[:16] if destination else "none"
@@ -140,7 +138,7 @@ def _age(picture: Picture) -> int:
 def _entries(folder: Path) -> Iterable[Path]:
     try:
         return list(folder.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

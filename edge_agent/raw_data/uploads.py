@@ -68,9 +68,7 @@ class Uploads:
 
     def use(self, spool: Spool, destination: Destination | None) -> None:
         """Take over settings; without a destination what waits is given up. What waits is tried at once."""
-        if self._spool is None or self._spool.handover != spool.handover:
-            self._spool = spool
-        self._destination = destination
+        self._spool, self._destination = spool, destination
         self._retry.reset()
         self._ask.reset()
         self._retry_at = 0.0
@@ -127,13 +125,13 @@ class Uploads:
         if destination is None:
             return
         failure: StoreError | None = None
-        if self._clock() >= self._retry_at:
+        out_of_reach = self._clock() < self._retry_at
+        if not out_of_reach:
             try:
                 await self._upload_all(spool, destination)
             except StoreError as error:
-                failure = error
-        # What comes while the destination is out of reach has to wait on the disk.
-        if await self._thread.run(spool.oldest) is not None:
+                failure, out_of_reach = error, True
+        if out_of_reach:
             self._drop(await self._thread.run(spool.settle), "too many wait")
         self._count_waiting(len(await self._thread.run(spool.pictures)))
         if failure is not None:

@@ -14,7 +14,7 @@ from typing import Any
 from edge_agent.settings.environment import read_environment
 from edge_agent.settings.faults import VARIABLE, Fault, SettingsError
 from edge_agent.settings.lines import KeyPath, key_lines, line_of
-from edge_agent.settings.location import absolute
+from edge_agent.settings.location import absolute, without_slash
 from edge_agent.settings.schema import SHORT_FORMS, tables
 from edge_agent.settings.showing import show
 
@@ -109,7 +109,7 @@ def read(file: Path, environ: Mapping[str, str] = os.environ) -> Document:
     document = Document(file, _merged(values, overrides), key_lines(text), variables, faults)
     for path in (*_PATHS, *_FOLDERS):
         if isinstance(value := document.at(path), str):
-            text = value.rstrip("/") or value if path in _FOLDERS else value
+            text = without_slash(value) if path in _FOLDERS else value
             document.at(path[:-1])[path[-1]] = absolute(text, document.folder)
     for path in _PATH_LISTS:
         if isinstance(value := document.at(path), list):

@@ -11,6 +11,7 @@ from edge_agent.settings import conditions, raw_data
 from edge_agent.settings.document import Document, read
 from edge_agent.settings.faults import MISSING, Fault, NotSetUp, SettingsError
 from edge_agent.settings.lines import KeyPath
+from edge_agent.settings.publish import unchanging
 from edge_agent.settings.schema import Settings, SourceSettings, description, keys, tables
 from edge_agent.settings.wording import explain, nearest, unknown
 
@@ -39,7 +40,7 @@ def check(document: Document) -> Settings:
             raise NotSetUp(found) from None
         faults += found
     else:
-        unmet = (*conditions.unmet(settings), *raw_data.unmet(settings))
+        unmet = (*conditions.unmet(settings), *unchanging(settings), *raw_data.unmet(settings))
         faults += [document.fault(path, message) for path, message in unmet]
     if faults:
         raise SettingsError(faults)

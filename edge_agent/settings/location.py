@@ -13,6 +13,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{0,221}")
 _PROJECT = re.compile(r"[a-z][a-z0-9.:-]{0,100}")
 _TOPIC = re.compile(r"[A-Za-z][A-Za-z0-9._~%+-]{2,254}")
 _GENERIC = frozenset({"model", "models", "latest", "release.json"})
+_LAST_SLASH = re.compile(r"(?<=[^/:])/+$")
 _SUFFIX = re.compile(r"(?:_edgetpu|_quant)+$")
 
 
@@ -67,9 +68,7 @@ def parse_location(text: object) -> Location:
 
 def parse_folder(text: object) -> Location:
     """Read "gs://BUCKET/PREFIX", "gs://BUCKET", "file:///FOLDER" or a plain path. Raises ValueError."""
-    if isinstance(text, str):
-        text = text.rstrip("/") or text
-    scheme, rest = _split(text, others="gs://BUCKET/PREFIX")
+    scheme, rest = _split(without_slash(text) if isinstance(text, str) else text, others="gs://BUCKET/PREFIX")
     if scheme == "file":
         return Location("file", "", rest)
     bucket, _, prefix = rest.partition("/")
@@ -91,6 +90,11 @@ def parse_destination(text: object) -> Destination:
     if not _PROJECT.fullmatch(project) or not _TOPIC.fullmatch(topic):
         raise ValueError(f"{show(text)} names no topic; write pubsub://PROJECT/TOPIC")
     return Destination("pubsub", project=project, topic=topic)
+
+
+def without_slash(text: str) -> str:
+    """Return the name of a folder without the slash at its end."""
+    return _LAST_SLASH.sub("", text)
 
 
 def absolute(text: str, folder: Path) -> str:

@@ -16,6 +16,7 @@ from edge_agent.settings.checks import After, Before, Parse
 from edge_agent.settings.device_options import check_device_options
 from edge_agent.settings.kinds import Number, Table, Text, Whole
 from edge_agent.settings.location import Destination, Location, parse_destination, parse_location
+from edge_agent.settings.publish import ALL, Publish, parse_publish
 from edge_agent.settings.raw_data import RawDataSettings, as_table, complete
 from edge_agent.settings.showing import show
 from edge_agent.settings.units import Duration, Size, parse_duration, parse_size
@@ -227,14 +228,38 @@ class QueueSettings(Table):
     max_size: Annotated[
         Size,
         Ge(parse_size("1MB")),
-        doc("How much disk space waiting events may take; beyond it the oldest are dropped and counted."),
+        doc(
+            "How much disk space waiting events may take; beyond it the oldest of the least important are dropped and "
+            "counted."
+        ),
     ] = parse_size("256MB")
+    max_age: Annotated[
+        Duration,
+        Ge(60),
+        doc(
+            "How long events may wait, in time that the agent runs, whatever the device's clock says; older ones are "
+            "dropped and counted."
+        ),
+    ] = parse_duration("30d")
+    reserve: Annotated[
+        Size,
+        doc(
+            "How much of the disk to leave free: while there is less, new events take the place of the oldest of the "
+            "least important ones."
+        ),
+    ] = parse_size("100MB")
     commit_interval: Annotated[
         Duration,
         Ge(parse_duration("100ms")),
         Le(60),
         doc("How often events are forced to disk: a power cut loses at most this much."),
     ] = parse_duration("1s")
+    commit_size: Annotated[
+        Size,
+        Ge(parse_size("64kB")),
+        Le(parse_size("8MB")),
+        doc("So many bytes of waiting events are forced to disk at once, without waiting for the interval."),
+    ] = parse_size("8MB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +271,11 @@ class TelemetrySettings(Table):
         Parse(parse_destination),
         doc("Where events go: pubsub://PROJECT/TOPIC, file:///PATH or a path."),
     ]
+    publish: Annotated[
+        Publish,
+        Parse(parse_publish),
+        doc("Which results become events of their own; an alarm always does, with the whole result in it."),
+    ] = ALL
     raw_data: Annotated[
         RawDataSettings,
         After(complete),
@@ -258,6 +288,17 @@ class TelemetrySettings(Table):
     linger: Annotated[Duration, Ge(0), Le(60), doc("How long events gather before they are sent together.")] = (
         parse_duration("250ms")
     )
+    bandwidth: Annotated[
+        Annotated[Size, Ge(parse_size("100B"))] | None,
+        doc("How many bytes per second sending may take, on average; without it as many as the line carries."),
+    ] = None
+    daily_budget: Annotated[
+        Annotated[Size, Ge(parse_size("100kB"))] | None,
+        doc(
+            "How many bytes a day sending may take, with what comes on top of the events; once they are used up, only "
+            "alarms, losses and changes of the model go out until the next day; without it as many as there are."
+        ),
+    ] = None
     queue: QueueSettings = QueueSettings()
 
 

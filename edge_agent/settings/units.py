@@ -108,6 +108,15 @@ def format_size(size: int) -> str:
     return f"{size // _BYTES[unit.lower()]}{unit}"
 
 
+def approximate_size(size: float) -> str:
+    """Return bytes as a person reads them, with three digits: "1.21 GB"."""
+    for unit in ("B", "kB", "MB"):
+        if size < 999.5:  # noqa: PLR2004  what is more would be rounded to 1000
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """Marks a number as one that people write with a unit."""

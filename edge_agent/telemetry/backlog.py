@@ -1,4 +1,4 @@
-"""The unsent events in their order, and who has them: memory, the store, or a batch that is out.
+"""The unsent events of one priority in their order, and who has them: memory, the store, or a batch that is out.
 
     front  |  region [cursor, region_end) in the store, not loaded  |  fresh (in memory, from `saved_end` on)
 
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from edge_agent.telemetry.groups import MAX_BYTES, MAX_EVENTS, Group
 from edge_agent.telemetry.intervals import Intervals, Span
+from edge_agent.telemetry.priority import Priority
+from edge_agent.telemetry.seqs import lane, priority_of
 
 # What an event takes in memory beside its bytes: the object, its place in a list, rounding.
 OVERHEAD = 64
@@ -45,9 +47,10 @@ class Run:
 
 
 class Batch:
-    """Events that somebody is sending: `events`, oldest first. Hand it back by `ack` or `release`."""
+    """Events of one priority that somebody is sending: `events`, oldest first. Hand it back by `ack` or `release`."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
+        self.priority = priority_of(runs[0].seq)
         self.events: Sequence[bytes] = (
             runs[0].events if len(runs) == 1 else [event for run in runs for event in run.events]
         )
@@ -79,11 +82,12 @@ class Batch:
 class Backlog:
     """All counters are kept, never computed: a backlog of a gigabyte opens like an empty one."""
 
-    def __init__(self, next_seq: int = 1) -> None:
+    def __init__(self, priority: Priority, next_seq: int) -> None:
+        self.lane = lane(priority)
         self.next_seq = next_seq
         self.saved_end = next_seq  # every live event below it is in the store
         self.store_end = next_seq  # the same, should the transaction under way succeed
-        self.cursor = self.region_end = 0
+        self.cursor = self.region_end = self.lane[0]
         self.done = Intervals()  # finished, but its group may still stand in the store
         self.depth = 0
         self.memory = 0  # bytes of fresh events, out or not
@@ -99,7 +103,7 @@ class Backlog:
         self._fresh.extendleft(reversed(runs))
         self.memory += sum(run.size for run in runs)
         self.depth += depth + sum(len(run.events) for run in runs)
-        self.cursor, self.region_end = 0 if depth else stored_end, stored_end
+        self.cursor, self.region_end = self.lane[0] if depth else stored_end, stored_end
         self.saved_end = self.store_end = stored_end
         for start, end in done:
             self.done.add(start, min(end, stored_end))
@@ -225,11 +229,10 @@ class Backlog:
         self.finish([(run.seq, run.end)])
         return run
 
-    def drop_fresh(self, excess: int) -> tuple[list[Span], int, int]:
-        """Drop the oldest fresh events until `excess` bytes are free. Return their seqs and time range."""
-        spans: list[Span] = []
-        first_ms, last_ms = 1 << 62, -(1 << 62)
-        while excess > 0 and self._fresh:
+    def drop_fresh(self, excess: int, before: int | None = None) -> list[Run]:
+        """Drop the oldest fresh events, below `before` if given, until `excess` bytes are free. Return them."""
+        dropped: list[Run] = []
+        while excess > 0 and self._fresh and (before is None or self._fresh[0].end <= before):
             run = self._fresh.popleft()
             size = count = 0
             while count < len(run.events) and size < excess:
@@ -237,12 +240,11 @@ class Backlog:
                 count += 1
             if count < len(run.events):
                 self._fresh.appendleft(run.cut(run.seq + count, run.end))
-            spans.append((run.seq, run.seq + count))
-            first_ms, last_ms = min(first_ms, run.first_ms), max(last_ms, run.last_ms)
+            dropped.append(run.cut(run.seq, run.seq + count))
             excess -= size
             self.memory -= size
-        self.finish(spans)
-        return spans, first_ms, last_ms
+        self.finish([(run.seq, run.end) for run in dropped])
+        return dropped
 
     def finish(self, spans: list[Span]) -> list[Span]:
         for start, end in spans:

@@ -28,9 +28,9 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.telemetry.intervals import Span
-from edge_agent.telemetry.losses import Loss
+from edge_agent.telemetry.losses import Loss, Report
 
-FORMAT = 1
+FORMAT = 2
 # Twice what the queue keeps in memory: it is reached only when the store hangs for a long time.
 MAX_SIZE = 64 * 1024 * 1024
 
@@ -42,21 +42,26 @@ _NAME = re.compile(r"journal-(\d+)")
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """State of the queue when the file was begun. `stored` unsent events, all below `saved_end`, were in the store."""
+    """State of the queue when the file was begun. Lists are by priority, see `seqs.py`.
+
+    `stored` unsent events, all below `saved_ends`, were in the store. `base` seqs had been given out when the epoch
+    began. `reports` are the unsent events that tell of losses, by seq.
+    """
 
     format: int = FORMAT
     boot_id: str
     epoch: int
     base: int
-    next_seq: int
-    stored: int
-    saved_end: int
+    next_seqs: list[int]
+    stored: list[int]
+    saved_ends: list[int]
     losses: list[Loss]
+    reports: list[Report]
     done: list[Span]
 
 
 class Put(msgspec.Struct, frozen=True):
-    """Events `seq`, `seq + 1`, ... were accepted. `reported` losses are told of by them."""
+    """Events `seq`, `seq + 1`, ... were accepted. They tell of the losses `reported`, if any, one each."""
 
     seq: int
     events: list[bytes]
@@ -73,10 +78,10 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Committed(msgspec.Struct, frozen=True):
-    """A transaction of the store succeeded. It holds `stored` unsent events now, all below `saved_end`."""
+    """A transaction of the store succeeded. It holds `stored` unsent events now, all below `saved_ends`."""
 
-    stored: int
-    saved_end: int
+    stored: list[int]
+    saved_ends: list[int]
 
 
 Record = Header | Put | Done | Committed
@@ -171,11 +176,11 @@ def _decode_put(body: bytes) -> Put:
 
 
 class Sealed(msgspec.Struct):
-    """A file that is not written any more. All events put before it was sealed are below `end_seq`."""
+    """A file that is not written any more. All events put before it was sealed are below `end_seqs`."""
 
     number: int
     path: Path
-    end_seq: int
+    end_seqs: list[int]
     fd: int | None = None
 
 
@@ -208,21 +213,21 @@ class Journal:
 
     def begin(self, fd: int, header: Header) -> None:
         """Go on in the prepared file."""
-        self._seal(header.next_seq)
+        self._seal(header.next_seqs)
         self._fd, self.size, self._torn, self.trouble = fd, 0, False, None
         self.append(frame(header))
         self.written = 0
 
-    def end(self, end_seq: int, *, torn: bool) -> None:
+    def end(self, end_seqs: list[int], *, torn: bool) -> None:
         """Write nothing until the next file. `torn`: more numbers will be given out in spite of that."""
         if torn:
             self._tear()
-        self._seal(end_seq)
+        self._seal(end_seqs)
         self.written = 0
 
-    def _seal(self, end_seq: int) -> None:
+    def _seal(self, end_seqs: list[int]) -> None:
         if self._fd is not None:
-            self.sealed.append(Sealed(self.number, self._path(self.number), end_seq, self._fd))
+            self.sealed.append(Sealed(self.number, self._path(self.number), end_seqs, self._fd))
         self.number += 1
         self._fd = None
 
@@ -254,10 +259,12 @@ class Journal:
             with contextlib.suppress(OSError):  # there is no better mark left if this fails too
                 os.ftruncate(self._fd, self.size + 1)
 
-    def take_sealed(self, first_needed: int | None) -> list[Sealed]:
-        """Give up the files whose events are all below `first_needed` (None: all of them), oldest first."""
+    def take_sealed(self, first_needed: Sequence[int | None]) -> list[Sealed]:
+        """Give up the files whose events are all below `first_needed` (None: any is), oldest first."""
         given: list[Sealed] = []
-        while self.sealed and (first_needed is None or self.sealed[0].end_seq <= first_needed):
+        while self.sealed and all(
+            first is None or end <= first for end, first in zip(self.sealed[0].end_seqs, first_needed, strict=True)
+        ):
             given.append(self.sealed.pop(0))
         return given
 

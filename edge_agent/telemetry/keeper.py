@@ -6,8 +6,9 @@ is held over every step that needs the store to stay as it is between two such c
 
 import asyncio
 import contextlib
+import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -15,20 +16,21 @@ from typing import TypeVar
 import structlog
 
 from edge_agent.telemetry import journal
-from edge_agent.telemetry.backlog import Backlog
+from edge_agent.telemetry.backlog import Backlog, Run
 from edge_agent.telemetry.groups import Group
 from edge_agent.telemetry.intervals import Intervals, Span
-from edge_agent.telemetry.journal import Committed, Done, Header, Journal, Sealed
-from edge_agent.telemetry.losses import Ledger, Loss
+from edge_agent.telemetry.journal import Committed, Done, Journal, Sealed
+from edge_agent.telemetry.losses import DAMAGED, EXPIRED, Ledger, Loss
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.queue_files import Lock, QueueLocked, RejectedFile
 from edge_agent.telemetry.recovery import Recovered, recover
-from edge_agent.telemetry.store import Commit, Meta, Store
-
-MEMORY_LIMIT = 32 * 1024 * 1024
+from edge_agent.telemetry.retention import Bounds, Retention
+from edge_agent.telemetry.seqs import first_seqs
+from edge_agent.telemetry.state import State
+from edge_agent.telemetry.store import Commit, Store
+from edge_agent.telemetry.trouble import Trouble
 
 _EARLY_JOURNAL = journal.MAX_SIZE // 8
-_MAX_BACKOFF = 64  # ticks between two tries of a store that fails
-_FAILURES_OF_DAMAGE = 8  # in succession: then it may be the file and not the disk
 _NO_NUMBER = 1 << 62
 
 T = TypeVar("T")
@@ -36,23 +38,20 @@ log = structlog.get_logger()
 
 
 class Keeper:
-    """Owns the backlog, the ledger of losses, the journal and the store."""
+    """Owns the backlogs, the ledger of losses, the journal and the store."""
 
     def __init__(
         self,
         directory: Path,
         runtime_directory: Path | None,
         *,
-        max_size: int,
+        retention: Retention,
         boot_id: str,
         clock: Callable[[], float],
     ) -> None:
-        self.limit(max_size)
-        self.epoch = 0
-        self.base = 1
-        self.dropped = 0
-        self.backlog = Backlog()
-        self.ledger = Ledger()
+        self.retention = retention
+        self.bound(retention.bounds)
+        self.state = State(boot_id)
         self.rejected = RejectedFile(directory)
         self.using_store = asyncio.Lock()
         self.unsaved = asyncio.Event()  # there is something for a tick to do
@@ -68,17 +67,15 @@ class Keeper:
         self._saved_ledger = Ledger()
         self._damaged: list[int] = []  # groups that were found unreadable
         self._noted = False  # whether the store knows this epoch
-        self._aged_seq = 0
+        self._aged_seqs = first_seqs()
         self._was_changed = False
+        self._older = False  # the age of the queue is to be written down
         self._stored_oldest_ms: int | None = None
-        self._trouble: str | None = None
-        self._failures = self._skip = 0
+        self._trouble = Trouble(directory)
 
-    def limit(self, max_size: int) -> None:
-        """Bound what is stored and waiting, and what of it may be in memory only."""
-        self.max_size = max_size
-        self.memory_limit = min(MEMORY_LIMIT, max_size)
-        self.early = self.memory_limit // 4  # so many bytes do not wait for the next tick
+    def bound(self, bounds: Bounds) -> None:
+        self.retention.bounds = bounds
+        self.early = bounds.early  # kept, because each `put` asks
 
     # -- opening and closing
 
@@ -89,11 +86,8 @@ class Keeper:
             await asyncio.to_thread(self._thread.shutdown)
             raise
         if not await self._recover():
-            # Seqs far above those in the store, so that it can be taken in once it can be read.
-            self.epoch = self._next_epoch(0)
-            self.base = self.epoch << 16
-            self.backlog = Backlog(self.base)
-        self._aged_seq = self.backlog.next_seq
+            self.state.begin_far_above(self._next_epoch(0))
+        self._aged_seqs = self.state.lanes.next_seqs
         self._journal.number = await self.in_thread(self._last_journal)
         self._first_journal = self._journal.number + 1
         await self._begin_journal(needed=True)
@@ -125,17 +119,17 @@ class Keeper:
             self._failed(error)
             return False
         self._store = found.store
-        self.backlog.adopt(found.stored_end, found.depth, found.done, found.fresh, found.next_seq)
+        self.state.lanes.adopt(found.stored_ends, found.depths, found.done, found.fresh, found.next_seqs)
+        self.retention.adopt(found.store.meta.age, found.store.positions)
         self._journal.sealed[:0] = found.files
-        for loss in found.losses:
-            self.ledger.add(loss)
+        self.state.books.adopt(found.books.ledger.entries(), found.books.reports)
         self._saved_ledger = Ledger(found.store.meta.losses)
         self._stored_oldest_ms = found.oldest_ms
         if found.lost is not None:
-            self.dropped += found.lost.count
+            self.state.dropped[found.lost.cause] += found.lost.count
             log.error("part of the queue is damaged and lost", events=found.lost.count, directory=str(self._directory))
-        if not self.epoch:
-            self.epoch, self.base = found.epoch, found.base
+        if not self.state.epoch:
+            self.state.epoch, self.state.base = found.epoch, found.base
             self._noted = found.fault is None
         if found.fault is not None:
             self._failed(found.fault)
@@ -170,149 +164,177 @@ class Keeper:
     @property
     def full(self) -> bool:
         """Whether so much is in memory or in the journal file that the next tick should not wait."""
-        return self.backlog.memory > self.early or self._journal.size > _EARLY_JOURNAL
+        return self.state.lanes.memory > self.early or self._journal.size > _EARLY_JOURNAL
+
+    def finish(self, spans: list[Span]) -> None:
+        """Note that these events have arrived."""
+        self.record(journal.frame(Done(spans)))
+        self.state.books.finish(spans)
 
     def lose(self, loss: Loss, spans: list[Span]) -> None:
         """Count events of the queue that are given up; `spans` as far as it is known which."""
-        self.dropped += loss.count
+        self.state.dropped[loss.cause] += loss.count
         self.note_loss(loss, spans)
+
+    def lose_runs(self, cause: str, runs: Sequence[Run]) -> None:
+        """Count events that were in memory."""
+        if runs:
+            first_ms, last_ms = min(run.first_ms for run in runs), max(run.last_ms for run in runs)
+            loss = Loss(cause, sum(len(run.events) for run in runs), first_ms, last_ms)
+            self.lose(loss, [(run.seq, run.end) for run in runs])
 
     def note_loss(self, loss: Loss, spans: list[Span]) -> None:
         self.record(journal.frame(Done(spans, loss)))
-        self.ledger.add(loss)
+        self.state.books.finish(spans, loss)
 
     async def _begin_journal(self, *, needed: bool) -> None:
         """Go on in a new file. Where none can be created, the one in use is ended only if that is needed."""
         fd = await self.in_thread(self._journal.prepare)
         if fd is not None:
-            self._journal.begin(fd, self._header())
+            self._journal.begin(fd, self.state.header())
         elif needed:
-            self._journal.end(self.backlog.next_seq, torn=True)
+            self._journal.end(self.state.lanes.next_seqs, torn=True)
 
     # -- reading
 
-    async def load(self, max_events: int, max_bytes: int) -> None:
+    async def load(self, priority: Priority, max_events: int, max_bytes: int) -> None:
         """Load as much of the store as `take` wants. Failures are trouble: newer events may be in memory."""
+        backlog = self.state.lanes[priority]
         async with self.using_store:
-            while self._store is not None and (wanted := self.backlog.wants(max_events, max_bytes)):
-                span = self.backlog.cursor, self.backlog.region_end
+            while self._store is not None and (wanted := backlog.wants(max_events, max_bytes)):
+                span = backlog.cursor, backlog.region_end
                 try:
                     groups = await self.in_thread(self._store.load, *span, *wanted)
                 except (OSError, sqlite3.Error) as error:
                     self._failed(error)
                     return
                 await self._check_damage(self._store)
-                self._loaded(groups)
+                self._loaded(backlog, groups)
 
-    def _loaded(self, groups: list[Group]) -> None:
+    def _loaded(self, backlog: Backlog, groups: list[Group]) -> None:
         for group in groups:
             if group.events:
-                self.backlog.loaded(group)
+                backlog.loaded(group)
                 continue
             self._damaged.append(group.seq)
-            spans = self.backlog.unreadable(group)
+            spans = backlog.unreadable(group)
             if count := sum(end - start for start, end in spans):
-                self.lose(Loss("damaged", count, group.first_ms, group.last_ms), spans)
+                self.lose(Loss(DAMAGED, count, group.first_ms, group.last_ms), spans)
         if not groups:
-            self.backlog.cursor = self.backlog.region_end
-        if self.backlog.cursor >= self.backlog.region_end:  # what is left is in memory, so that it can be counted
-            _, missing = self.backlog.region()
-            self._correct(missing)
+            backlog.cursor = backlog.region_end
+        if backlog.cursor >= backlog.region_end:  # what is left is in memory, so that it can be counted
+            _, missing = backlog.region()
+            self._correct(backlog, missing)
 
     async def _check_damage(self, store: Store) -> None:
         """Count what was lost if the store had to replace a damaged file."""
         if store.damage is None:
             return
         store.damage = None
-        spans, expected = self.backlog.region()
-        self._correct(expected - await self.in_thread(store.overlap, spans))
+        for backlog in self.state.lanes:
+            spans, expected = backlog.region()
+            reports = [(seq, seq + 1) for seq in self.state.books.reports_in(spans)]
+            gone = [span for span in reports if not await self.in_thread(store.overlap, [span])]
+            self._correct(backlog, expected - await self.in_thread(store.overlap, spans))
+            self.state.books.restore(gone)
         log.error("the file of the queue was damaged and has been replaced", directory=str(self._directory))
 
-    def _correct(self, missing: int) -> None:
+    def _correct(self, backlog: Backlog, missing: int) -> None:
         """Take off the depth what turned out to be missing from the store. It is not known which events it was."""
-        self.backlog.depth -= missing
+        backlog.depth -= missing
         if missing > 0:
             now = int(self._clock() * 1000)
-            self.lose(Loss("damaged", missing, self._stored_oldest_ms or now, now), [])
+            self.lose(Loss(DAMAGED, missing, self._stored_oldest_ms or now, now), [])
 
     # -- ticks
 
     async def tick(self, *, closing: bool = False) -> None:
         async with self.using_store:
-            self._skip = 0 if closing else max(0, self._skip - 1)
-            if self._store is None and not self._skip:
+            self._trouble.tick(closing=closing)
+            if self._store is None and not self._trouble.waiting:
                 await self._recover()
-            save = self._store is not None and not self._skip and (closing or self._must_save())
+            self._grow_older()
+            save = self._store is not None and not self._trouble.waiting and (closing or self._must_save())
+            if save:
+                await self.in_thread(self._measure)
             if closing:
-                self._journal.end(self.backlog.next_seq, torn=False)
+                self._journal.end(self.state.lanes.next_seqs, torn=False)
             elif save or self._journal.written or self._journal.failed:
                 await self._begin_journal(needed=save)
-            self.backlog.begin_run()
-            self._aged_seq, self._was_changed = self.backlog.next_seq, self._changed()
+            self.state.lanes.begin_run()
+            self._aged_seqs, self._was_changed = self.state.lanes.next_seqs, self._changed()
             if save and self._store is not None:
                 await self._save(self._store, closing=closing)
-            await self.in_thread(self._clean_up, self._journal.take_sealed(self.backlog.first_unsaved()))
+            await self.in_thread(self._clean_up, self._journal.take_sealed(self.state.lanes.first_unsaved()))
             if self._at_rest():
                 self.unsaved.clear()
 
+    def _grow_older(self) -> None:
+        """Every now and then, write down how old the queue is, and give up what is too old."""
+        self._older = self.retention.note(self.state.lanes.next_seqs) or self._older
+        ends = self.retention.expired_ends()
+        if self._older and ends is not None:
+            self.lose_runs(EXPIRED, self.state.lanes.drop_older(ends))
+
+    def _measure(self) -> None:
+        with contextlib.suppress(OSError):  # the store will say what is wrong
+            self.retention.measure(shutil.disk_usage(self._directory).free, self._stored_size)
+
     def _changed(self) -> bool:
         """Whether the store has something to be told beside new events."""
-        finished = self.backlog.done.clip(0, self.backlog.saved_end)
-        return bool(finished or self._damaged or self.ledger != self._saved_ledger or not self._noted)
+        finished = self.state.lanes.finished_below_saved()
+        return bool(finished or self._damaged or self.state.books.ledger != self._saved_ledger or not self._noted)
 
     def _must_save(self) -> bool:
-        oldest = self.backlog.first_unsaved()
-        if oldest is not None and (oldest < self._aged_seq or self._journal.failed or self.backlog.memory > self.early):
+        lanes = self.state.lanes
+        unsaved = [(seq, aged) for seq, aged in zip(lanes.first_unsaved(), self._aged_seqs, strict=True) if seq]
+        if unsaved and (self._journal.failed or lanes.memory > self.early):
             return True
-        return self.size > self.max_size or (self._was_changed and self._changed())
+        if any(seq < aged for seq, aged in unsaved) or self._must_grow_older():
+            return True
+        return self.size > self.retention.limit[0] or (self._was_changed and self._changed())
+
+    def _must_grow_older(self) -> bool:
+        return self._older and any(self.state.lanes.stored)
 
     async def _save(self, store: Store, *, closing: bool) -> None:
         """One transaction with all that happened before the journal file that is in use now."""
         commit = self._commit(closing=closing)
-        saved = self.backlog.done.copy()
+        saved = Intervals(self.state.lanes.done)
         try:
-            if self._failures == _FAILURES_OF_DAMAGE:
-                self._failures = 0
+            if self._trouble.looks_like_damage():
                 await self.in_thread(store.check)
             dropped = await self.in_thread(store.commit, commit)
             self._stored_oldest_ms = await self.in_thread(store.oldest_ms)
         except (OSError, sqlite3.Error) as error:
             self._failed(error)
             return
-        self.backlog.end_save(remaining=Intervals(store.meta.done), saved=saved)
+        self.state.lanes.end_save(remaining=Intervals(store.meta.done), saved=saved)
         self._damaged = [seq for seq in self._damaged if seq not in commit.damaged]
-        self._noted = True
+        self._noted, self._older = True, False
         self._saved_ledger = Ledger(store.meta.losses)
-        if dropped is not None:
-            self.backlog.depth -= dropped.count
-            self.dropped += dropped.count
-            self.ledger.add(dropped)
+        self.state.count(dropped)
         await self._check_damage(store)
-        self.record(journal.frame(Committed(self.backlog.stored(), self.backlog.saved_end)))
-        self._works()
+        self.record(journal.frame(Committed(self.state.lanes.stored, self.state.lanes.saved_ends)))
+        self._trouble.over()
 
     def _commit(self, *, closing: bool) -> Commit:
-        backlog = self.backlog
-        if self.size > self.max_size:
-            backlog.unload()
-        groups = backlog.begin_save()
+        lanes = self.state.lanes
+        limit, cause = self.retention.limit
+        expired = self.retention.expired_ends() if self._older else None
+        if expired or self.size > limit:
+            lanes.unload()
+        groups = lanes.begin_save()
         return Commit(
-            meta=Meta(
-                epoch=self.epoch,
-                base=self.base,
-                next_seq=backlog.next_seq,
-                journal=self._journal.number - 1,
-                depth=backlog.depth,
-                running=not closing,
-                boot_id=self._boot_id,
-                losses=self.ledger.entries(),
-                done=list(backlog.done),
-            ),
+            meta=self.state.meta(journal=self._journal.number - 1, running=not closing, age=self.retention.age),
+            positions=self.retention.positions,
             groups=groups,
             damaged=self._damaged.copy(),
-            droppable=(backlog.cursor, backlog.region_end),
-            out=backlog.out_spans(),
-            max_size=self.max_size,
+            expired=lanes.stored_below(expired) if expired else [],
+            droppable=lanes.droppable(),
+            out=lanes.out_spans(),
+            limit=limit,
+            cause=cause,
         )
 
     def _clean_up(self, files: list[Sealed]) -> None:
@@ -325,55 +347,37 @@ class Keeper:
     def _at_rest(self) -> bool:
         """Whether the next tick would find nothing to do."""
         busy = self._journal.written or self._journal.failed or self._journal.sealed or self.rejected.waiting
-        healthy = self._store is not None and self._trouble is None
-        return healthy and not busy and self.backlog.first_unsaved() is None and not self._changed()
-
-    def _header(self) -> Header:
-        return Header(
-            boot_id=self._boot_id,
-            epoch=self.epoch,
-            base=self.base,
-            next_seq=self.backlog.next_seq,
-            stored=self.backlog.stored(),
-            saved_end=self.backlog.saved_end,
-            losses=self.ledger.entries(),
-            done=list(self.backlog.done),
-        )
+        healthy = self._store is not None and self._trouble.reason is None
+        quiet = not any(self.state.lanes.first_unsaved()) and not self._changed() and not self._must_grow_older()
+        return healthy and not busy and quiet
 
     # -- how it is
 
     @property
     def size(self) -> int:
-        return self.backlog.memory + (self._store.meta.size if self._store else 0)
+        return self.state.lanes.memory + self._stored_size
+
+    @property
+    def _stored_size(self) -> int:
+        return self._store.meta.size if self._store else 0
 
     @property
     def oldest_ms(self) -> int | None:
-        stored = self._stored_oldest_ms if self.backlog.cursor < self.backlog.region_end else None
-        return min((ms for ms in (stored, self.backlog.oldest_ms()) if ms is not None), default=None)
+        stored = None if self.state.lanes.loaded_all() else self._stored_oldest_ms
+        return min((ms for ms in (stored, self.state.lanes.oldest_ms()) if ms is not None), default=None)
 
     @property
     def trouble(self) -> str | None:
-        return "; ".join(reason for reason in (self._trouble, self._journal.trouble) if reason) or None
+        shortage = self.retention.shortage if any(self.state.lanes.stored) else None
+        return "; ".join(reason for reason in (self._trouble.reason, self._journal.trouble, shortage) if reason) or None
 
     @property
     def waiting_to_retry(self) -> bool:
-        return self._skip > 0
+        return self._trouble.waiting
 
     def _failed(self, error: Exception) -> None:
-        if self._trouble is None:
-            log.error("the queue cannot use its directory", directory=str(self._directory), error=str(error))
-        self._trouble = (
-            f"cannot use {self._directory}: {error}; events are kept in memory, at most {self.memory_limit >> 20} MB"
-        )
-        self._skip = min(2**self._failures, _MAX_BACKOFF)
-        self._failures = min(self._failures + 1, _FAILURES_OF_DAMAGE)
+        self._trouble.failed(error, self.retention.bounds.memory)
         self.unsaved.set()
-
-    def _works(self) -> None:
-        if self._trouble is not None:
-            log.info("the queue can use its directory again", directory=str(self._directory))
-        self._trouble = None
-        self._failures = 0
 
     async def in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)

@@ -17,6 +17,7 @@ whose card was wiped repeats it.
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -26,12 +27,13 @@ import structlog
 
 from edge_agent.telemetry import journal
 from edge_agent.telemetry.backlog import Batch
-from edge_agent.telemetry.journal import Done
 from edge_agent.telemetry.keeper import Keeper
-from edge_agent.telemetry.losses import Loss
+from edge_agent.telemetry.losses import QUEUE_FULL, REJECTED, Loss
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.queue_files import QueueLocked
+from edge_agent.telemetry.retention import COMMIT_SIZE, Bounds, Retention
 
-__all__ = ["Batch", "Loss", "Queue", "QueueLocked"]
+__all__ = ["Batch", "Loss", "Priority", "Queue", "QueueLocked"]
 
 log = structlog.get_logger()
 
@@ -40,9 +42,11 @@ class Queue:
     """Opaque events (bytes without a newline) from `put` to `ack`. Use it as an async context manager.
 
     Files in `directory`: `queue.db`, `queue.lock`, `rejected.jsonl`. The journal lies in `runtime_directory` if
-    there is one: a tmpfs that survives a restart of the service. `max_size` bounds the bytes that are stored or
-    waiting, `commit_interval` (seconds) what a power cut can cost. `boot_id` tells this boot from others.
-    `clock` (seconds since 1970) is asked only when an epoch begins, and for the time of a loss that has none.
+    there is one: a tmpfs that survives a restart of the service. `commit_interval` (seconds) bounds what a power
+    cut can cost; `commit_size` bytes that wait for the store do not wait for it. `max_size` bounds the bytes that
+    are stored or waiting, `reserve` is what the disk must have free for more, `max_age` (seconds in which the queue
+    is in use) how long events are kept. `boot_id` tells this boot from others. `clock` (seconds since 1970) is
+    asked only when an epoch begins, and for the time of a loss that has none.
     """
 
     def __init__(
@@ -52,13 +56,22 @@ class Queue:
         runtime_directory: Path | None = None,
         max_size: int,
         commit_interval: float,
+        commit_size: int = COMMIT_SIZE,
+        reserve: int = 0,
+        max_age: float = math.inf,
         boot_id: str,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.accepted = self.acked = 0  # events since the start
+        self._acked_at_report = 0
         self._commit_interval = commit_interval
-        self._keeper = Keeper(directory, runtime_directory, max_size=max_size, boot_id=boot_id, clock=clock)
-        self._ready = asyncio.Event()  # there may be something to take
+        bounds = Bounds(max_size=max_size, commit_size=commit_size, reserve=reserve, max_age=max_age)
+        retention = Retention(bounds, monotonic)
+        self._keeper = Keeper(directory, runtime_directory, retention=retention, boot_id=boot_id, clock=clock)
+        self._state = self._keeper.state
+        # By priority: there may be something to take that is at least so important.
+        self._ready = [asyncio.Event() for _ in Priority]
         self._pressure = asyncio.Event()  # the next tick should not wait
         self._steps: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -99,24 +112,37 @@ class Queue:
 
     @property
     def epoch(self) -> int:
-        return self._keeper.epoch
+        return self._state.epoch
 
     @property
     def next_number(self) -> int:
         """Number of the next event in `epoch`. Ask for both right before each `put`."""
-        return self._keeper.backlog.next_seq - self._keeper.base + 1
+        return self._state.lanes.given - self._state.base + 1
 
-    def put(self, first_number: int, events: Sequence[bytes], first_ms: int, last_ms: int) -> None:
+    def put(
+        self,
+        first_number: int,
+        events: Sequence[bytes],
+        first_ms: int,
+        last_ms: int,
+        priority: Priority = Priority.RESULT,
+    ) -> None:
         """Accept events whose times (ms) lie between the two given. When this returns, a kill does not lose them.
 
-        Raises ValueError if `first_number` is not `next_number` or an event holds a newline, RuntimeError after
-        `close`. Never fails for want of a disk: the events are in memory then, within bounds, and `trouble`
-        says so.
+        The more important `priority` is, the sooner they come out, and the later they are dropped. Raises ValueError
+        if `first_number` is not `next_number` or an event holds a newline, RuntimeError after `close`. Never fails
+        for want of a disk: the events are in memory then, within bounds, and `trouble` says so.
         """
-        self._put(first_number, events, first_ms, last_ms, ())
+        self._put(first_number, events, first_ms, last_ms, priority)
 
-    def _put(
-        self, first_number: int, events: Sequence[bytes], first_ms: int, last_ms: int, reported: Sequence[Loss]
+    def _put(  # noqa: PLR0917  each `put` passes here
+        self,
+        first_number: int,
+        events: Sequence[bytes],
+        first_ms: int,
+        last_ms: int,
+        priority: Priority,
+        reported: Sequence[Loss] = (),
     ) -> None:
         if self._closed:
             raise RuntimeError("the queue is closed")
@@ -127,77 +153,92 @@ class Queue:
         count, payload = len(events), b"\n".join(events)
         if payload.count(b"\n") != count - 1:
             raise ValueError("an event must not hold a newline")
-        backlog = self._keeper.backlog
-        self._keeper.record(journal.put_frame(backlog.next_seq, count, payload, first_ms, last_ms, reported=reported))
+        lanes, keeper = self._state.lanes, self._keeper
+        backlog = lanes.all[priority]
+        seq = backlog.next_seq
+        keeper.record(journal.put_frame(seq, count, payload, first_ms, last_ms, reported=reported))
         backlog.put(events, len(payload) - count + 1, first_ms, last_ms)
-        self._keeper.ledger.subtract(reported)
+        lanes.given += count
+        if reported:
+            self._state.books.report(seq, reported)
         self.accepted += count
-        self._ready.set()
-        if self._keeper.full:
+        if not self._ready[priority].is_set():
+            for ready in self._ready[priority:]:
+                ready.set()
+        if keeper.full:
             self._relieve()
 
     def _relieve(self) -> None:
         """Bound the memory, and the journal, where they grow faster than the ticks come."""
         if not self._keeper.waiting_to_retry:
             self._pressure.set()
-        excess = self._keeper.backlog.memory - self._keeper.memory_limit
+        excess = self._state.lanes.memory - self._keeper.retention.bounds.memory
         if excess > 0:
-            spans, first_ms, last_ms = self._keeper.backlog.drop_fresh(excess)
-            if count := sum(end - start for start, end in spans):
-                self._keeper.lose(Loss("queue_full", count, first_ms, last_ms), spans)
+            self._keeper.lose_runs(QUEUE_FULL, self._state.lanes.drop_fresh(excess))
 
     # -- losses
 
     def losses(self) -> list[Loss]:
         """Return what was lost and is not reported yet, one entry for each cause."""
-        return self._keeper.ledger.entries()
+        return self._state.books.ledger.entries()
 
     def count_loss(self, cause: str, count: int, first_ms: int, last_ms: int) -> None:
         """Count something that never became an event of this queue."""
         self._keeper.note_loss(Loss(cause, count, first_ms, last_ms), [])
 
     def report_losses(self, build: Callable[[int, Sequence[Loss]], Sequence[bytes]], now_ms: int) -> int:
-        """Put one event for each loss and strike the losses off, in one step. Return how many.
+        """Put one event for each loss, with the priority NOTICE, and strike the losses off, in one step.
 
-        `build` gets the number of the first event and the losses, and returns an event for each. Call it when
-        events get through: in a queue that is full the report would only be lost itself.
+        `build` gets the number of the first event and the losses, and returns an event for each. Returns how many
+        there were. Call it as often as you like: while nothing gets through, the losses stay in the ledger and add
+        up there, so that a month without a network ends in one event for each cause. Should such an event be
+        dropped itself, what it tells of goes back to the ledger.
         """
+        if self.depth and self.acked == self._acked_at_report:
+            return 0
         losses = self.losses()
-        events = build(self.next_number, losses) if losses else []
+        if not losses:
+            return 0
+        events = build(self.next_number, losses)
         if len(events) != len(losses):
             raise ValueError(f"{len(losses)} losses need as many events, not {len(events)}")
-        self._put(self.next_number, events, now_ms, now_ms, losses)
+        self._put(self.next_number, events, now_ms, now_ms, Priority.NOTICE, losses)
+        self._acked_at_report = self.acked
         return len(losses)
 
     # -- out
 
-    async def wait(self) -> None:
-        """Return when there may be something to take."""
-        await self._ready.wait()
+    async def wait(self, least: Priority = Priority.RESULT) -> None:
+        """Return when there may be something to take that is at least as important as `least`."""
+        await self._ready[least].wait()
 
-    async def take(self, max_events: int, max_bytes: int) -> Batch | None:
-        """Hand out the oldest events, at most so many, and at least one; None if there are none.
+    async def take(self, max_events: int, max_bytes: int, least: Priority = Priority.RESULT) -> Batch | None:
+        """Hand out the oldest of the most important events, at most so many, and at least one; None if there are none.
 
-        Until the batch comes back by `ack` or `release` nobody else gets them. After a restart they are
-        handed out again.
+        All of a batch have one priority, never one less important than `least`. Until it comes back by `ack` or
+        `release` nobody else gets them. After a restart they are handed out again.
         """
-        if self._keeper.backlog.wants(max_events, max_bytes):
-            await self._whole(self._keeper.load(max_events, max_bytes))
-        batch = self._keeper.backlog.take(max_events, max_bytes)
-        if batch is None or not self._keeper.backlog.available:
-            self._ready.clear()
+        batch = None
+        for priority in list(Priority)[: least + 1]:
+            backlog = self._state.lanes[priority]
+            if backlog.wants(max_events, max_bytes):
+                await self._whole(self._keeper.load(priority, max_events, max_bytes))
+            batch = backlog.take(max_events, max_bytes)
+            if batch is not None:
+                break
+        self._calm(least if batch is None else None)
         return batch
 
     def ack(self, batch: Batch) -> None:
         """Finish a batch that has arrived. Raises ValueError if it was handed back before."""
-        spans = self._keeper.backlog.ack(batch)
+        spans = self._state.lanes[batch.priority].ack(batch)
         if spans:
-            self._keeper.record(journal.frame(Done(spans)))
+            self._keeper.finish(spans)
         self.acked += sum(end - start for start, end in spans)
 
     def release(self, batch: Batch) -> None:
         """Put the batch back in its place. Raises ValueError if it was handed back before."""
-        self._keeper.backlog.release(batch)
+        self._state.lanes[batch.priority].release(batch)
         self._wake()
 
     def reject(self, batch: Batch, index: int, reason: str) -> None:
@@ -205,13 +246,20 @@ class Queue:
 
         The batch stays out. Raises ValueError if it is not, or the event was rejected before.
         """
-        run = self._keeper.backlog.reject(batch, index)
+        run = self._state.lanes[batch.priority].reject(batch, index)
         self._keeper.rejected.add(run.events[0], reason)
-        self._keeper.lose(Loss("rejected", 1, run.first_ms, run.last_ms), [(run.seq, run.end)])
+        self._keeper.lose(Loss(REJECTED, 1, run.first_ms, run.last_ms), [(run.seq, run.end)])
 
     def _wake(self) -> None:
-        if self._keeper.backlog.available:
-            self._ready.set()
+        for least in Priority:
+            if self._state.lanes.available(least):
+                self._ready[least].set()
+
+    def _calm(self, nothing: Priority | None) -> None:
+        """Let `wait` wait. Of events as important as `nothing` none could be had, whatever the store may hold."""
+        for least in Priority:
+            if (nothing is not None and least <= nothing) or not self._state.lanes.available(least):
+                self._ready[least].clear()
 
     # -- ticks
 
@@ -242,12 +290,22 @@ class Queue:
     @property
     def depth(self) -> int:
         """Events that are neither acknowledged nor lost."""
-        return self._keeper.backlog.depth
+        return self._state.lanes.depth
+
+    @property
+    def depths(self) -> dict[Priority, int]:
+        """The same by priority."""
+        return dict(zip(Priority, self._state.lanes.depths, strict=True))
 
     @property
     def dropped(self) -> int:
         """Events of the queue that were lost, whatever the cause, since the start."""
-        return self._keeper.dropped
+        return self._state.dropped.total()
+
+    @property
+    def dropped_by_cause(self) -> dict[str, int]:
+        """The same by cause, named as in the loss events."""
+        return dict(self._state.dropped)
 
     @property
     def size(self) -> int:
@@ -264,8 +322,16 @@ class Queue:
         """What is wrong with the disk, in words, or None."""
         return self._keeper.trouble
 
-    def configure(self, *, max_size: int, commit_interval: float) -> None:
+    def configure(
+        self,
+        *,
+        max_size: int,
+        commit_interval: float,
+        commit_size: int = COMMIT_SIZE,
+        reserve: int = 0,
+        max_age: float = math.inf,
+    ) -> None:
         """Take over changed settings. They count from the next tick on."""
-        self._keeper.limit(max_size)
+        self._keeper.bound(Bounds(max_size=max_size, commit_size=commit_size, reserve=reserve, max_age=max_age))
         self._commit_interval = commit_interval
         self._keeper.unsaved.set()

@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 
 import msgspec
+import structlog
 
 _REJECTED_SIZE = 512 * 1024  # of the file in use and of the one before it
 _EVENT_SIZE = 64 * 1024
+
+log = structlog.get_logger()
 
 
 class QueueLocked(Exception):  # it is a state of the folder, and the name is part of the interface
@@ -23,7 +26,7 @@ class Lock:
         self._fd: int | None = None
 
     def take(self) -> None:
-        """Raises `QueueLocked`, naming the process. Where no lock file can be made nothing can be written at all."""
+        """Raises `QueueLocked`, naming the process. A file system that can have no locks is no reason not to start."""
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -38,6 +41,8 @@ class Lock:
                 f"{self._path.parent} is used by another edge-agent (process {holder}): "
                 "stop it, or give this one a --state-dir of its own"
             ) from None
+        except OSError as error:
+            log.warning("the queue's directory cannot be locked", path=str(self._path), error=error.strerror)
         with contextlib.suppress(OSError):  # the number is only for people
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)

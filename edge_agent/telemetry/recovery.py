@@ -6,35 +6,42 @@ in its header counts. Numbers that a later record proves to have been given out 
 found are a loss with the cause `damaged`.
 """
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from edge_agent.telemetry import journal
 from edge_agent.telemetry.groups import Group
 from edge_agent.telemetry.intervals import Intervals, Span
 from edge_agent.telemetry.journal import Committed, Done, Header, JournalFile, Put, Sealed
-from edge_agent.telemetry.losses import Ledger, Loss
-from edge_agent.telemetry.store import Damage, Meta, Store
+from edge_agent.telemetry.losses import DAMAGED, Books, Loss
+from edge_agent.telemetry.priority import Priority
+from edge_agent.telemetry.seqs import given_out, lane, priority_of
+from edge_agent.telemetry.store import Damage, Store
+from edge_agent.telemetry.store_file import Meta
+
+log = structlog.get_logger()
 
 
 class Replay(msgspec.Struct):
-    """State of the queue, to which journal files are applied one after the other.
+    """State of the queue, to which journal files are applied one after the other. Lists are by priority.
 
     `puts` are the events that only the journal has, `done` the seqs that are finished, of both kinds. The store
-    should have `stored` unsent events below `saved_end`.
+    should have `stored` unsent events below `saved_ends`.
     """
 
     meta: Meta
     damage: Damage | None
-    ledger: Ledger
+    books: Books
     done: Intervals
-    next_seq: int
+    next_seqs: list[int]
     number: int
-    stored: int
-    saved_end: int
+    stored: list[int]
+    saved_ends: list[int]
     puts: list[Put]
     missing: Intervals
     clean: bool = True
@@ -53,12 +60,12 @@ class Replay(msgspec.Struct):
 
     def _jump(self, file: JournalFile) -> None:
         if file.header is not None:
-            self.ledger = Ledger(file.header.losses)
+            self.books = Books(file.header.losses, file.header.reports)
             self.done = Intervals([*self.done, *file.header.done])
-            self.stored, self.saved_end = file.header.stored, file.header.saved_end
+            self.stored, self.saved_ends = file.header.stored.copy(), file.header.saved_ends.copy()
         if not self.replayed:  # the files before were not needed any more: nothing is missing
-            seqs = (r.next_seq if isinstance(r, Header) else r.seq for r in file.records if isinstance(r, Header | Put))
-            self.next_seq = max(self.next_seq, next(seqs, 0))
+            for priority, seq in _first_seqs(file.records).items():
+                self.next_seqs[priority] = max(self.next_seqs[priority], seq)
 
     def _apply_record(self, record: journal.Record) -> None:
         match record:
@@ -68,46 +75,53 @@ class Replay(msgspec.Struct):
                 self._put(record)
             case Done(spans=spans, loss=loss):
                 self._finish(spans)
-                if loss is not None:
-                    self.ledger.add(loss)
+                self.books.finish(spans, loss)
             case Committed():
-                self.stored, self.saved_end = record.stored, record.saved_end
+                self.stored, self.saved_ends = record.stored.copy(), record.saved_ends.copy()
 
     def _begin(self, header: Header) -> None:
-        if header.next_seq == header.base:  # a new epoch: the numbers between were never given out
-            self.next_seq = max(self.next_seq, header.next_seq)
-        self._reach(header.next_seq)
+        new_epoch = given_out(header.next_seqs) == header.base  # the numbers between were never given out
+        for priority, seq in zip(Priority, header.next_seqs, strict=True):
+            if new_epoch:
+                self.next_seqs[priority] = max(self.next_seqs[priority], seq)
+            self._reach(priority, seq)
 
     def _finish(self, spans: Sequence[Span]) -> None:
         for start, end in spans:
-            self.stored -= sum(b - a for a, b in self.done.gaps(start, min(end, self.saved_end)))
+            priority = priority_of(start)
+            saved = min(end, self.saved_ends[priority])
+            self.stored[priority] -= sum(b - a for a, b in self.done.gaps(start, saved))
             self.done.add(start, end)
 
-    def _reach(self, seq: int) -> None:
+    def _reach(self, priority: Priority, seq: int) -> None:
         """Go on at `seq`. What is skipped was given out, so it is missing unless it turns out to be finished."""
-        self.missing.add(self.next_seq, seq)
-        self.next_seq = max(self.next_seq, seq)
+        self.missing.add(self.next_seqs[priority], seq)
+        self.next_seqs[priority] = max(self.next_seqs[priority], seq)
 
     def _put(self, put: Put) -> None:
-        self.ledger.subtract(put.reported)
-        if put.seq + len(put.events) <= self.meta.next_seq:
+        priority, end = priority_of(put.seq), put.seq + len(put.events)
+        self.books.report(put.seq, put.reported)
+        if end <= self.meta.next_seqs[priority]:
             return  # the store has had it already
-        self._reach(put.seq)
-        self.missing.remove(put.seq, put.seq + len(put.events))
+        self._reach(priority, put.seq)
+        self.missing.remove(put.seq, end)
         self.puts.append(put)
-        self.next_seq = max(self.next_seq, put.seq + len(put.events))
+        self.next_seqs[priority] = max(self.next_seqs[priority], end)
 
     def live(self) -> list[Group]:
         """Return the events that only the journal has and that are not finished."""
         pieces: list[Group] = []
         taken = Intervals()
         for put in sorted(self.puts, key=lambda put: put.seq):
-            for a, b in self.done.gaps(max(put.seq, self.meta.next_seq), put.seq + len(put.events)):
+            for a, b in self.done.gaps(max(put.seq, self._stored_end(put.seq)), put.seq + len(put.events)):
                 for start, end in taken.gaps(a, b):
                     events = put.events[start - put.seq : end - put.seq]
                     pieces.append(Group(start, len(events), put.first_ms, put.last_ms, events))
             taken.add(put.seq, put.seq + len(put.events))
         return pieces
+
+    def _stored_end(self, seq: int) -> int:
+        return self.meta.next_seqs[priority_of(seq)]
 
     def missing_spans(self) -> list[Span]:
         return [gap for a, b in self.missing for gap in self.done.gaps(a, b)]
@@ -122,17 +136,27 @@ class Replay(msgspec.Struct):
         return self.clean and same
 
 
+def _first_seqs(records: Sequence[journal.Record]) -> dict[Priority, int]:
+    """Return the first seq that the records name, for each priority of which they name any."""
+    first: dict[Priority, int] = {}
+    for record in records:
+        seqs = record.next_seqs if isinstance(record, Header) else [record.seq] if isinstance(record, Put) else []
+        for seq in seqs:
+            first.setdefault(priority_of(seq), seq)
+    return first
+
+
 def replay(meta: Meta, damage: Damage | None, files: Sequence[JournalFile]) -> Replay:
     """Apply the files that are newer than `meta`, oldest first."""
     state = Replay(
         meta=meta,
         damage=damage,
-        ledger=Ledger(meta.losses),
+        books=Books(meta.losses, meta.reports),
         done=Intervals(meta.done),
-        next_seq=meta.next_seq,
+        next_seqs=meta.next_seqs.copy(),
         number=meta.journal,
-        stored=damage.expected if damage else meta.depth,
-        saved_end=meta.next_seq,
+        stored=(damage.expected if damage else meta.depths).copy(),
+        saved_ends=meta.next_seqs.copy(),
         puts=[],
         missing=Intervals(),
     )
@@ -141,33 +165,34 @@ def replay(meta: Meta, damage: Damage | None, files: Sequence[JournalFile]) -> R
     return state
 
 
-def count_lost(state: Replay, depth: int) -> Loss | None:
-    """Return what is known to be gone: from the store, which has `depth` unsent events, and from the journal."""
-    count = max(0, state.stored - depth) + sum(end - start for start, end in state.missing_spans())
+def count_lost(state: Replay, depths: Sequence[int]) -> Loss | None:
+    """Return what is known to be gone: from the store, which has `depths` unsent events, and from the journal."""
+    count = sum(max(0, should - has) for should, has in zip(state.stored, depths, strict=True))
+    count += sum(end - start for start, end in state.missing_spans())
     if not count:
         return None
     times = [ms for put in state.puts for ms in (put.first_ms, put.last_ms)]
     if state.damage is not None:
         times += [state.damage.first_ms, state.damage.last_ms]
-    return Loss("damaged", count, min(times, default=0), max(times, default=0))
+    return Loss(DAMAGED, count, min(times, default=0), max(times, default=0))
 
 
 class Recovered(msgspec.Struct, frozen=True, kw_only=True):
-    """What the queue goes on with.
+    """What the queue goes on with. Lists are by priority.
 
-    `depth` unsent events are in the store, below `stored_end`; `fresh` ones only in the journal files `files`.
+    `depths` unsent events are in the store, below `stored_ends`; `fresh` ones only in the journal files `files`.
     `fault` is set where the store could be read but not written: it does not know the epoch then.
     """
 
     store: Store
-    stored_end: int
-    depth: int
+    stored_ends: list[int]
+    depths: list[int]
     oldest_ms: int | None
     done: Intervals
     fresh: list[Group]
-    losses: list[Loss]
+    books: Books
     lost: Loss | None
-    next_seq: int
+    next_seqs: list[int]
     epoch: int
     base: int
     files: list[Sealed]
@@ -189,41 +214,62 @@ def recover(
     store = Store(directory)
     found = [(number, path) for number, path in journal.find(journal_directories) if number < before]
     covered = store.meta.journal
-    journal.remove(Sealed(number, path, 0) for number, path in found if number <= covered)
+    with contextlib.suppress(OSError):  # they are not needed, and will be found again at the next start
+        journal.remove(Sealed(number, path, []) for number, path in found if number <= covered)
     left = [(number, path) for number, path in found if number > covered]
-    files = [journal.read(number, path) for number, path in left if path.stat().st_size]
-    state, depth = _compare(store, files)
+    files = [file for number, path in left if (file := _read(number, path)) is not None]
+    state, depths = _compare(store, files)
     if state.damage is not store.damage:  # it was the comparison that found the damage
-        state, depth = _compare(store, files)
+        state, depths = _compare(store, files)
     damage, store.damage = store.damage, None
-    lost = count_lost(state, depth)
+    lost = count_lost(state, depths)
     if lost is not None:
-        state.ledger.add(lost)
+        state.books.ledger.add(lost)
+        state.books.restore(_lost_reports(store, state))
     goes_on = damage is None and state.goes_on(boot_id)
     epoch, base, fault = _settle_epoch(store, state, boot_id, next_epoch, goes_on=goes_on)
     return Recovered(
         store=store,
-        stored_end=state.meta.next_seq,
-        depth=depth,
+        stored_ends=state.meta.next_seqs,
+        depths=depths,
         oldest_ms=store.oldest_ms(),
         done=state.done,
         fresh=state.live(),
-        losses=state.ledger.entries(),
+        books=state.books,
         lost=lost,
-        next_seq=state.next_seq,
+        next_seqs=state.next_seqs,
         epoch=epoch,
         base=base,
-        files=[Sealed(number, path, state.next_seq) for number, path in left],
+        files=[Sealed(number, path, state.next_seqs) for number, path in left],
         fault=fault,
     )
 
 
-def _compare(store: Store, files: Sequence[JournalFile]) -> tuple[Replay, int]:
-    """Replay the files, and return also how many unsent events the store has after that."""
+def _read(number: int, path: Path) -> JournalFile | None:
+    """Read a journal file, or None if it is empty. One that the disk does not give back counts as wholly damaged."""
+    try:
+        return journal.read(number, path) if path.stat().st_size else None
+    except OSError as error:
+        log.error("a journal file of the queue cannot be read and is lost", path=str(path), error=error.strerror)
+        return JournalFile(number, path, [], clean=False)
+
+
+def _compare(store: Store, files: Sequence[JournalFile]) -> tuple[Replay, list[int]]:
+    """Replay the files, and return also how many unsent events of each priority the store has after that."""
     meta = store.meta
     state = replay(meta, store.damage, files)
-    finished = [gap for a, b in state.done.clip(0, meta.next_seq) for gap in Intervals(meta.done).gaps(a, b)]
-    return state, meta.depth - store.overlap(finished)
+    known, depths = Intervals(meta.done), meta.depths.copy()
+    for priority, end in zip(Priority, meta.next_seqs, strict=True):
+        finished = [gap for a, b in state.done.clip(lane(priority)[0], end) for gap in known.gaps(a, b)]
+        depths[priority] -= store.overlap(finished)
+    return state, depths
+
+
+def _lost_reports(store: Store, state: Replay) -> list[Span]:
+    """Return the seqs of the reports that neither the store nor the journal has."""
+    stored = state.books.reports_in([(lane(Priority.NOTICE)[0], state.saved_ends[Priority.NOTICE])])
+    gone = [(seq, seq + 1) for seq in stored if not store.overlap([(seq, seq + 1)])]
+    return [*state.missing_spans(), *gone]
 
 
 def _settle_epoch(
@@ -233,12 +279,12 @@ def _settle_epoch(
     epoch, base = store.meta.epoch, store.meta.base
     known = max(epoch, state.header.epoch if state.header else 0)
     if not goes_on:
-        epoch, base = next_epoch(known), state.next_seq
+        epoch, base = next_epoch(known), given_out(state.next_seqs)
     meta = msgspec.structs.replace(store.meta, epoch=epoch, base=base, boot_id=boot_id, running=True)
     if meta == store.meta:
         return epoch, base, None
     try:
         store.note(meta)
     except sqlite3.Error as error:
-        return next_epoch(max(known, epoch)), state.next_seq, error
+        return next_epoch(max(known, epoch)), given_out(state.next_seqs), error
     return epoch, base, None

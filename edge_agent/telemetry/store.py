@@ -1,7 +1,6 @@
 """The store: unsent events on the card, in one SQLite file. All methods run in the queue's store thread.
 
-Two tables. `groups` holds up to 1000 consecutive events a row (`groups.py`). `meta` holds the state of the
-queue as of the last transaction, twice, each with a CRC-32. Invariants:
+`store_file.py` says what the file looks like. Invariants:
 
 - A transaction (WAL, synchronous=FULL) holds all that the journal files up to `meta.journal` say, whole.
 - An event has a `seq`; seqs go on for as long as the file lives, across epochs. The key of a group is the seq
@@ -11,7 +10,6 @@ queue as of the last transaction, twice, each with a CRC-32. Invariants:
 
 import contextlib
 import sqlite3
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -19,79 +17,63 @@ from typing import TypeVar
 import msgspec
 
 from edge_agent.durable import sync
-from edge_agent.telemetry import salvage
+from edge_agent.telemetry import salvage, store_file
 from edge_agent.telemetry.groups import MAX_EVENTS, Group, parse, to_row
 from edge_agent.telemetry.intervals import Intervals, Span
-from edge_agent.telemetry.losses import Ledger, Loss
+from edge_agent.telemetry.losses import EXPIRED, Books, Loss
+from edge_agent.telemetry.priority import Priority
+from edge_agent.telemetry.seqs import lane, priority_of
+from edge_agent.telemetry.store_file import Meta, Position
 
 NAME = "queue.db"
 
 T = TypeVar("T")
 _FREE_PAGES = 256  # pages of 4 KiB; fewer are not worth giving back
-_PRAGMAS = (
-    "locking_mode=EXCLUSIVE",  # before the first access: the index of the WAL stays off the card
-    "cell_size_check=ON",
-    "journal_mode=WAL",
-    "synchronous=FULL",
-    "secure_delete=OFF",  # Debian's default is to overwrite what is deleted
-    "journal_size_limit=4194304",
-    "cache_size=-1024",
-    "temp_store=MEMORY",
-)
-_SCHEMA = (
-    "CREATE TABLE meta (id INTEGER PRIMARY KEY, body BLOB NOT NULL, crc INTEGER NOT NULL)",
-    """CREATE TABLE groups (seq INTEGER PRIMARY KEY, count INTEGER NOT NULL, first_ms INTEGER NOT NULL,
-       last_ms INTEGER NOT NULL, crc INTEGER NOT NULL, data BLOB NOT NULL)""",
-)
 # A damaged page may hold any type and any number. Only `parse` sees the CRC, so elsewhere they are bounded.
 _COUNT = f"min(max(CAST(count AS INTEGER), 1), {MAX_EVENTS})"
 _FIRST, _LAST = "CAST(first_ms AS INTEGER)", "CAST(last_ms AS INTEGER)"
 _SIZE = "coalesce(length(data), 0)"
-
-
-class Meta(msgspec.Struct, frozen=True, kw_only=True):
-    """State of the queue as of the last transaction.
-
-    `depth` events in groups are unsent, `size` is the bytes of all groups, the epoch's number 1 has seq `base`.
-    """
-
-    epoch: int = 0
-    base: int = 1
-    next_seq: int = 1
-    journal: int = 0
-    depth: int = 0
-    size: int = 0
-    running: bool = False
-    boot_id: str = ""
-    losses: list[Loss] = []
-    done: list[Span] = []
+_Row = tuple[int, int, int, int, int]
+"""Seq, count, first_ms, last_ms and size of a group."""
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True):
     """One transaction. `meta` is the state before what the transaction itself drops or finds to be gone.
 
-    `droppable` are the seqs of which the oldest groups may be dropped until `max_size` holds, except those
-    that overlap `out`. `damaged` are groups that were found unreadable and counted.
+    `expired` are seqs whose groups are dropped, `droppable` those of which the first groups are dropped until the
+    store holds at most `limit` bytes, for the reason `cause`; except those that overlap `out`. Groups that are
+    written now make no room for each other: a later transaction drops them. `damaged` are groups that were found
+    unreadable and counted.
     """
 
     meta: Meta
+    positions: list[Position]
     groups: Sequence[Group]
     damaged: Sequence[int]
-    droppable: Span
+    expired: Sequence[Span]
+    droppable: Sequence[Span]
     out: Intervals
-    max_size: int
+    limit: int
+    cause: str
+
+
+class Dropped(msgspec.Struct, frozen=True):
+    """What a transaction gave up: unsent events by priority and cause, and all seqs of the groups."""
+
+    losses: list[tuple[Priority, Loss]]
+    spans: list[Span]
 
 
 class Damage(msgspec.Struct, frozen=True):
-    """A file was damaged. It should have had `expected` unsent events; the times are of those that are left."""
+    """A file was damaged. It should have had `expected` unsent events, by priority; the times are of what is left."""
 
-    expected: int
+    expected: list[int]
     first_ms: int
     last_ms: int
 
 
 class Store:
-    """`meta` is what the last transaction wrote.
+    """`meta` and `positions` are what the last transaction wrote.
 
     `damage` is set where the file had to be replaced; `meta` counts only what is left then.
     """
@@ -100,6 +82,7 @@ class Store:
         """Open or create the file. Raises OSError or sqlite3.Error where the directory cannot be used."""
         self.path = directory / NAME
         self.meta = Meta()
+        self.positions: list[Position] = []
         self.damage: Damage | None = None
         self._db: sqlite3.Connection | None = None
         salvage.finish(self.path)
@@ -114,11 +97,11 @@ class Store:
     def note(self, meta: Meta) -> None:
         """Write the state alone, durably."""
         with self._transaction():
-            _write_meta(self._connection, meta)
+            store_file.write_meta(self._connection, meta)
         self.meta = meta
 
-    def commit(self, commit: Commit) -> Loss | None:
-        """Run one transaction and return what was dropped to hold `max_size`. After an error nothing has changed."""
+    def commit(self, commit: Commit) -> Dropped:
+        """Run one transaction and return what it dropped. After an error nothing has changed."""
         return self._repaired(self._commit, commit)
 
     def load(self, start: int, end: int, max_events: int, max_bytes: int) -> list[Group]:
@@ -172,24 +155,29 @@ class Store:
             if self._connection.in_transaction:  # SQLite has rolled back by itself after some errors
                 self._execute("ROLLBACK")
 
-    def _commit(self, commit: Commit) -> Loss | None:
+    def _commit(self, commit: Commit) -> Dropped:
         meta = commit.meta
         with self._transaction():
             size = self.meta.size - self._delete(meta.done, commit.damaged)
             size += self._insert(commit.groups)
-            freed, dropped = self._drop(commit, size - commit.max_size)
-            ledger = Ledger(meta.losses)
-            if dropped is not None:
-                ledger.add(dropped)
+            freed, dropped = self._drop(commit, size)
+            books, depths = Books(meta.losses, meta.reports), meta.depths.copy()
+            for priority, loss in dropped.losses:
+                books.ledger.add(loss)
+                depths[priority] -= loss.count
+            books.restore(dropped.spans)
             meta = msgspec.structs.replace(
                 meta,
                 size=max(0, size - freed) if self._any() else 0,
-                depth=meta.depth - (dropped.count if dropped else 0),
-                losses=ledger.entries(),
+                depths=depths,
+                losses=books.ledger.entries(),
+                reports=books.reports,
                 done=self._remaining(meta.done),
             )
-            _write_meta(self._connection, meta)
-        self.meta = meta
+            store_file.write_meta(self._connection, meta)
+            if commit.positions != self.positions:
+                store_file.write_positions(self._connection, commit.positions)
+        self.meta, self.positions = meta, commit.positions
         self._give_back()
         return dropped
 
@@ -211,21 +199,45 @@ class Store:
             size += len(row[5])
         return size
 
-    def _drop(self, commit: Commit, excess: int) -> tuple[int, Loss | None]:
-        """Drop the oldest groups until `excess` bytes are free. Return what that freed and what was lost."""
-        done, freed, ledger = Intervals(commit.meta.done), 0, Ledger()
-        dropped: list[int] = []
-        for seq, count, first_ms, last_ms, size in self._groups_within(*commit.droppable):
-            if freed >= excess:
-                break
-            if not commit.out.overlap(seq, seq + count):
-                dropped.append(seq)
-                freed += size
-                if lost := count - done.overlap(seq, seq + count):
-                    ledger.add(Loss("queue_full", lost, first_ms, last_ms))
-        for seq in dropped:
+    def _drop(self, commit: Commit, size: int) -> tuple[int, Dropped]:
+        """Drop what has expired, then the first groups until `limit` holds. Return the bytes that are free by that."""
+        expired = [
+            row
+            for a, b in commit.expired
+            for row in self._groups_within(a, b)
+            if row[0] + row[1] <= b and not commit.out.overlap(row[0], row[0] + row[1])
+        ]
+        freed = self._remove(expired)
+        surplus = list(self._surplus(commit, size - freed))
+        freed += self._remove(surplus)
+        done = Intervals(commit.meta.done)
+        losses = [
+            (priority_of(seq), Loss(cause, lost, first_ms, last_ms))
+            for cause, rows in ((EXPIRED, expired), (commit.cause, surplus))
+            for seq, count, first_ms, last_ms, _ in rows
+            if (lost := count - done.overlap(seq, seq + count))
+        ]
+        return freed, Dropped(losses, [(row[0], row[0] + row[1]) for row in (*expired, *surplus)])
+
+    def _surplus(self, commit: Commit, size: int) -> Iterator[_Row]:
+        limit = commit.limit
+        for a, b in commit.droppable:
+            spared = 0
+            for row in self._groups_within(a, b):
+                if size <= limit:
+                    break
+                if commit.out.overlap(row[0], row[0] + row[1]):
+                    spared += row[4]
+                else:
+                    size -= row[4]
+                    yield row
+            # What is out, or new here, goes before anything more important does.
+            limit += spared + sum(row[4] for row in self._groups_within(b, lane(priority_of(b))[1]))
+
+    def _remove(self, rows: Sequence[_Row]) -> int:
+        for seq, *_ in rows:
             self._execute("DELETE FROM groups WHERE seq = ?", (seq,))
-        return freed, next(iter(ledger.entries()), None)
+        return sum(row[4] for row in rows)
 
     def _remaining(self, done: Sequence[Span]) -> list[Span]:
         """Return what of the finished seqs still stands in a group with others that are not finished."""
@@ -235,7 +247,7 @@ class Store:
                 left.add(max(a, seq), min(b, seq + count))
         return list(left)
 
-    def _groups_within(self, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+    def _groups_within(self, start: int, end: int) -> Iterator[_Row]:
         """Yield seq, count, first_ms, last_ms and size of the groups that have events in `[start, end)`."""
         query = (
             f"SELECT seq, {_COUNT}, {_FIRST}, {_LAST}, {_SIZE} FROM groups WHERE seq < ?2"  # noqa: S608
@@ -257,8 +269,9 @@ class Store:
         return sum(min(b, seq + count) - max(a, seq) for a, b in spans for seq, count, *_ in self._groups_within(a, b))
 
     def _oldest_ms(self) -> int | None:
-        row = self._execute(f"SELECT {_FIRST} FROM groups ORDER BY seq LIMIT 1").fetchone()  # noqa: S608
-        return None if row is None else row[0]
+        query = f"SELECT {_FIRST} FROM groups WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT 1"  # noqa: S608
+        rows = [self._execute(query, lane(priority)).fetchone() for priority in Priority]
+        return min((row[0] for row in rows if row is not None), default=None)
 
     def _check(self) -> None:
         if self._execute("PRAGMA quick_check(1)").fetchone()[0] not in {"ok", b"ok"}:
@@ -287,19 +300,21 @@ class Store:
     # -- creation and damage
 
     def _open(self) -> Meta:
-        self._db = _connect(self.path)
-        if _is_empty(self._db):
-            _create(self._db)
+        self._db = store_file.connect(self.path)
+        if store_file.is_empty(self._db):
+            store_file.create(self._db)
             sync(self.path.parent)
         for edge in ("min", "max"):
             self._execute(f"SELECT {edge}(seq) FROM groups").fetchall()  # noqa: S608
-        return _read_meta(self._db)
+        meta = store_file.read_meta(self._db)
+        self.positions = store_file.read_positions(self._db)
+        return meta
 
     def _rebuild(self, known: Meta | None) -> None:
         """Go on with a new file that holds what could be read of the damaged one, which is set aside."""
         self.close()
-        with contextlib.closing(salvage.Reader(self.path, _first_page())) as reader:
-            known = known if known is not None else reader.meta(_read_meta)
+        with contextlib.closing(salvage.Reader(self.path, store_file.first_page())) as reader:
+            known = known if known is not None else reader.meta(store_file.read_meta)
             try:
                 found = self._copy(reader, known)
             except sqlite3.OperationalError:
@@ -309,8 +324,7 @@ class Store:
         salvage.replace(self.path)
         sync(self.path.parent)
         self.meta = self._open()
-        expected = known.depth if known else found.depth + max(1, found.holes())
-        self.damage = Damage(expected, found.first_ms, found.last_ms)
+        self.damage = Damage(known.depths if known else found.expected(), found.first_ms, found.last_ms)
 
     def _copy(self, reader: salvage.Reader | None, known: Meta | None) -> "_Found":
         """Write the file that will replace the damaged one, with all rows whose CRC is right."""
@@ -320,99 +334,49 @@ class Store:
             db.execute("PRAGMA auto_vacuum=INCREMENTAL")
             db.execute("PRAGMA journal_mode=OFF").fetchall()  # the file counts only once it is complete
             db.execute("PRAGMA synchronous=OFF")
-            _create(db)
+            store_file.create(db)
             db.execute("BEGIN")
             for row in reader.rows() if reader is not None else ():
                 group = parse(row)
                 if group.events and not found.spans.overlap(group.seq, group.end):
                     db.execute("INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?)", row)
                     found.add(group, len(row[5]), done)
-            _write_meta(db, found.meta(known))
+            store_file.write_meta(db, found.meta(known))
+            store_file.write_positions(db, self.positions)
             db.execute("COMMIT")
         sync(path)
         return found
 
 
 class _Found:
-    """What was salvaged."""
+    """What was salvaged. Lists are by priority."""
 
     def __init__(self) -> None:
         self.spans = Intervals()
-        self.depth = self.size = self.first_ms = self.last_ms = 0
+        self.depths = [0] * len(Priority)
+        self.size = self.first_ms = self.last_ms = 0
 
     def add(self, group: Group, size: int, done: Intervals) -> None:
         self.first_ms = min(self.first_ms, group.first_ms) if self.spans else group.first_ms
         self.last_ms = max(self.last_ms, group.last_ms)
         self.spans.add(group.seq, group.end)
-        self.depth += group.count - done.overlap(group.seq, group.end)
+        self.depths[priority_of(group.seq)] += group.count - done.overlap(group.seq, group.end)
         self.size += size
 
-    def _edges(self) -> Span:
-        spans = list(self.spans)
-        return (spans[0][0], spans[-1][1]) if spans else (1, 1)
+    def _edges(self, priority: Priority) -> Span:
+        start, end = lane(priority)
+        spans = self.spans.clip(start, end)
+        return (spans[0][0], spans[-1][1]) if spans else (start + 1, start + 1)
 
-    def holes(self) -> int:
-        """Count the seqs between groups: without the state, the best estimate of what is gone."""
-        return sum(end - start for start, end in self.spans.gaps(*self._edges()))
+    def expected(self) -> list[int]:
+        """Return how many events there were, without the state: those between the groups are gone, but at least one."""
+        missing = [sum(b - a for a, b in self.spans.gaps(*self._edges(priority))) for priority in Priority]
+        missing[Priority.RESULT] += not any(missing)
+        return [here + gone for here, gone in zip(self.depths, missing, strict=True)]
 
     def meta(self, known: Meta | None) -> Meta:
+        next_seqs = [self._edges(priority)[1] for priority in Priority]
         if known is None:
-            return Meta(next_seq=self._edges()[1], depth=self.depth, size=self.size, running=True)
-        next_seq = max(self._edges()[1], known.next_seq)
-        return msgspec.structs.replace(known, next_seq=next_seq, depth=self.depth, size=self.size)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    fresh = not path.exists() or not path.stat().st_size
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
-    try:
-        if fresh:  # later it would be a write, which must not be needed to read a full disk
-            db.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        db.text_factory = bytes  # damaged text must not raise
-        for pragma in _PRAGMAS:
-            db.execute(f"PRAGMA {pragma}").fetchall()
-    except sqlite3.Error:
-        db.close()
-        raise
-    return db
-
-
-def _is_empty(db: sqlite3.Connection) -> bool:
-    return not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-
-
-def _first_page() -> bytes:
-    """Return the first page of every file of this schema: SQLite's header, and where the tables are."""
-    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        db.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        _create(db)
-        return db.serialize()[:4096]
-
-
-def _create(db: sqlite3.Connection) -> None:
-    db.execute("BEGIN")
-    for statement in _SCHEMA:
-        db.execute(statement)
-    _write_meta(db, Meta())
-    db.execute("COMMIT")
-
-
-def _write_meta(db: sqlite3.Connection, meta: Meta) -> None:
-    body = msgspec.json.encode(meta)
-    for copy in (1, 2):
-        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (copy, body, zlib.crc32(body)))
-
-
-def _read_meta(db: sqlite3.Connection) -> Meta:
-    """Raises sqlite3.DatabaseError where it is damaged, or the tables are not those of this format."""
-    try:
-        db.execute("SELECT seq, count, first_ms, last_ms, crc, data FROM groups LIMIT 0").fetchall()
-        copies = db.execute("SELECT body, crc FROM meta ORDER BY id").fetchall()
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # no such table or column
-            raise salvage.damage(str(error)) from error
-        raise
-    for body, crc in copies:
-        if isinstance(body, bytes) and zlib.crc32(body) == crc:
-            return msgspec.json.decode(body, type=Meta)
-    raise salvage.damage("the state is damaged")
+            return Meta(next_seqs=next_seqs, depths=self.depths, size=self.size, running=True)
+        next_seqs = list(map(max, next_seqs, known.next_seqs))
+        return msgspec.structs.replace(known, next_seqs=next_seqs, depths=self.depths, size=self.size)

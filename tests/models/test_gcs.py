@@ -60,6 +60,21 @@ def test_just_the_announced_generation_is_fetched(
     assert _fetch(store, tmp_path / "m", remote) == MODEL
 
 
+@pytest.mark.parametrize("ahead", [0, 7200, -7200])
+def test_every_answer_tells_what_time_it_is(
+    gcs_server: GcsServer, uploaded: StoredObject, tmp_path: Path, ahead: float
+) -> None:
+    heard: list[tuple[str, float]] = []
+    store = GcsStore("bucket", NAME, on_skew=lambda server, skew: heard.append((server, skew)))
+    gcs_server.ahead = ahead
+    assert _fetch(store, tmp_path / "m") == MODEL
+    gcs_server.fault("status", status=503)
+    with pytest.raises(StoreUnavailable):
+        store.stat()
+    assert [server for server, _ in heard] == ["127.0.0.1"] * 3
+    assert all(abs(skew - ahead) < 10 for _, skew in heard), heard
+
+
 def test_an_empty_object(store: GcsStore, gcs_server: GcsServer, tmp_path: Path) -> None:
     gcs_server.upload("bucket", NAME, b"", {"version": "v0"})
     assert _fetch(store, tmp_path / "m") == b""

@@ -260,6 +260,7 @@ def well(tmp_path: Path) -> Snapshot:
         uploads=UploadsState(),
         reload_problem=None,
         time_source="synchronized",
+        device_problems=[],
         now=0.0,
     )
 

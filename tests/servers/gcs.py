@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -118,6 +119,7 @@ class GcsServer:
         self.buckets: dict[str, Bucket] = {}
         self.requests: list[Request] = []
         self.stalled = threading.Event()
+        self.ahead = 0.0  # seconds, of its clock
         self.uploads: dict[str, dict[str, Any]] = {}
         self._resume = threading.Event()
         self._faults: list[Fault] = []
@@ -328,6 +330,12 @@ def _ignored(*errors: type[Exception]) -> Iterator[None]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The header `Date`."""
+        now = time.time() if timestamp is None else timestamp
+        return super().date_time_string(now + self.server.gcs.ahead)
+
     server: _HttpServer
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name is the base class's
@@ -558,5 +566,7 @@ def _multipart(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
     _, first, rest = body.split(b"--" + boundary, 2)
     end = b"\r\n" if first.startswith(b"\r\n") else b"\n"  # gcloud writes bare newlines
     second = rest[: rest.rindex(end + b"--" + boundary)]
-    resource, media = first.partition(end * 2)[2], second.partition(end * 2)[2]
-    return json.loads(resource), media
+    resource, (head, _, media) = first.partition(end * 2)[2], second.partition(end * 2)
+    kind = re.search(rb"^content-type: *(\S+)", head, re.IGNORECASE | re.MULTILINE)
+    given = {"contentType": kind[1].decode()} if kind else {}
+    return {**given, **json.loads(resource)}, media

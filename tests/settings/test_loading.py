@@ -9,6 +9,7 @@ import pytest
 from edge_agent.settings.faults import NotSetUp, SettingsError
 from edge_agent.settings.loading import load
 from edge_agent.settings.location import Destination, Location
+from edge_agent.settings.publish import Publish
 from edge_agent.settings.schema import InferenceSettings, Limits
 from edge_agent.settings.when import When
 
@@ -78,6 +79,38 @@ def test_a_full_file(settings_file: Write) -> None:
     assert settings.actions[0].when == When(label="failure", min_confidence=0.8, hold=2)
     assert settings.actions[0].run == ["/usr/local/bin/trigger-alarm", "-v"]
     assert settings.actions[0].cooldown == 60
+
+
+@pytest.mark.parametrize(
+    ("text", "publish"),
+    [
+        ("", Publish("all")),
+        ('publish = "all"', Publish("all")),
+        ('publish = "change"', Publish("change")),
+        ("publish = { one_in = 30 }", Publish("one_in", one_in=30)),
+        ('publish = { summary = "90s" }', Publish("summary", window=90.0)),
+        ("publish = { summary = 60 }", Publish("summary", window=60.0)),
+        ("[telemetry.publish]\none_in = 1", Publish("one_in", one_in=1)),
+        ('publish = "change"\n[inference]\ntask = "regression"\nlimits = { high = 5.0 }', Publish("change")),
+    ],
+)
+def test_which_results_are_published(settings_file: Write, complete: str, text: str, publish: Publish) -> None:
+    assert load(settings_file(complete + text + "\n"), {}).telemetry.publish == publish
+
+
+@pytest.mark.parametrize("publish", [Publish(), Publish("change"), Publish("one_in", 7), Publish("summary", 1, 90.0)])
+def test_which_results_are_published_can_be_written_as_it_is_shown(
+    settings_file: Write, complete: str, publish: Publish
+) -> None:
+    assert load(settings_file(f"{complete}publish = {publish}\n"), {}).telemetry.publish == publish
+
+
+@pytest.mark.parametrize(("text", "mode"), [("change", "change"), ('{"one_in": 30}', "one_in")])
+def test_which_results_are_published_from_the_environment(
+    settings_file: Write, complete: str, text: str, mode: str
+) -> None:
+    settings = load(settings_file(complete), {"EDGE_AGENT_TELEMETRY__PUBLISH": text})
+    assert settings.telemetry.publish.mode == mode
 
 
 def test_the_same_file_gives_equal_settings(settings_file: Write) -> None:
@@ -368,7 +401,8 @@ def test_an_empty_file_tells_what_is_needed(faults: Faults) -> None:
         ("[inference]\nimage_mean = true", ":10: [inference].image_mean: expected a number, not true"),
         ('[device]\nid = ""', ':10: [device].id: may hold 1 to 128 letters, digits and . _ ~ % + - only, not ""'),
         ("options = 5",
-         ":9: [telemetry].options: unknown key; known here: health_interval, linger, queue, raw_data, sink"),
+         (":9: [telemetry].options: unknown key; known here: bandwidth, daily_budget, health_interval, linger, "
+          "publish, queue, raw_data, sink")),
         ("[inference]\nimage_std = 0", ":10: [inference].image_std: must be more than 0, not 0"),
         ("[inference]\ndevice = 0", ":10: [inference].device: expected text in quotes, not 0"),
         ('[inference]\naccelerator = "gpu"',
@@ -389,6 +423,22 @@ def test_an_empty_file_tells_what_is_needed(faults: Faults) -> None:
         ("[inference.limits]\n\nhigh = inf", ":11: [inference.limits].high: expected a finite number, not Infinity"),
         ("[inference.limits]\nlow = 5\nhigh = 5", ":9: [inference.limits]: low 5 must be less than high 5"),
         ("[inference.limits]\nmax = 5", ":10: [inference.limits].max: unknown key; known here: high, low"),
+        ('publish = "changes"', (':9: [telemetry].publish: expected "all", "change", { one_in = 30 } or '
+         '{ summary = "1m" }, not "changes"')),
+        ("publish = { one_in = 30, summary = 5 }", (':9: [telemetry].publish: expected "all", "change", '
+         '{ one_in = 30 } or { summary = "1m" }, not {"one_in": 30, "summary": 5}')),
+        ("publish = { one_in = 0 }",
+         ":9: [telemetry].publish: one_in must be a whole number from 1 to 1000000, not 0"),
+        ("publish = { one_in = true }",
+         ":9: [telemetry].publish: one_in must be a whole number from 1 to 1000000, not true"),
+        ('[telemetry.publish]\nsummary = "10 parsecs"', (':9: [telemetry].publish: "10 parsecs" is no duration; '
+         'write for instance "200ms", "10s" or "1h30m"')),
+        ('publish = { summary = "500ms" }',
+         ':9: [telemetry].publish: summary must be from "1s" to "1d", not "500ms"'),
+        ('publish = "change"\n[inference]\ntask = "raw"', (":9: [telemetry].publish: the task raw has no prediction "
+         'that could change; write { one_in = 30 } or { summary = "1m" }')),
+        ('publish = "change"\n[inference]\ntask = "anomaly"', (":9: [telemetry].publish: without [inference.limits] a "
+         'value has no prediction that could change; set one, or write { one_in = 30 } or { summary = "1m" }')),
         ('health_interval = "9s"', ':9: [telemetry].health_interval: must be at least 10s, not "9s"'),
         ("[inference]\nlabels = []", ":10: [inference].labels: expected a list of names or the path of a file, not []"),
         ('[inference]\ndeadline = "10 parsecs"', (':10: [inference].deadline: "10 parsecs" is no duration; '

@@ -18,7 +18,7 @@ LIBRARY_NAME = "libedgetpu.so.1"
 
 def why_not() -> str | None:
     """Why the stand-in cannot be built on this machine; None if it can."""
-    if _compiler() is None:
+    if compiler() is None:
         return "no C compiler: install one, or name it in CC"
     if platform.architecture()[0] != "64bit":
         return "the stand-in knows the layouts of 64-bit systems only"
@@ -29,7 +29,7 @@ def build(folder: Path) -> Path:
     """Builds `libedgetpu.so.1` in this folder; returns its path. RuntimeError with what the compiler said."""
     library = folder / LIBRARY_NAME
     flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-fvisibility=hidden"]
-    command = [str(_compiler()), *flags, f"-Wl,-soname,{LIBRARY_NAME}", "-o", str(library), str(SOURCE), "-ldl"]
+    command = [str(compiler()), *flags, f"-Wl,-soname,{LIBRARY_NAME}", "-o", str(library), str(SOURCE), "-ldl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{SOURCE.name} cannot be built: {done.stderr}")
@@ -67,5 +67,6 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _compiler() -> str | None:
+def compiler() -> str | None:
+    """The C compiler, if there is one."""
     return shutil.which(os.environ.get("CC") or "cc")

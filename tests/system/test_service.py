@@ -132,3 +132,13 @@ def test_an_action_runs_in_the_sandbox_with_its_event(service: Service) -> None:
     service.wait_for_journal("action done")
     assert json.loads(service.machine.read("/run/edge-agent/alarm.json")) == events.of("alarm")[0]
     service.nothing_lost()
+
+
+def test_the_board_can_be_asked_in_the_sandbox(service: Service) -> None:
+    service.work(settings())
+    device = service.wait_for_report(lambda report: report["device"], "the board's figures")["device"]
+    # Also of the worker, another process, how much of the memory is its own.
+    processes = {f"{process}_{kind}_bytes" for process in ("agent", "worker") for kind in ("rss", "pss")}
+    board = {"uptime_s", "load_5m", "processors", "memory_total_bytes", "memory_available_bytes"}
+    assert {*processes, *board, "disk_total_bytes", "disk_free_bytes"} <= set(device)
+    assert "a sensor cannot be read" not in service.journal()

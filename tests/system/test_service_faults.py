@@ -2,6 +2,7 @@
 
 import signal
 import time
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 # A sensor whose driver begins to eat memory when somebody puts food before it.
 GREEDY = """
 import time
+from typing import Any
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,11 +81,16 @@ def test_a_killed_agent_is_restarted_and_goes_on_with_what_waits(service: Servic
     assert service.worker != worker
 
 
+def deaths(service: Service) -> list[dict[str, Any]]:
+    """Wait until the service tells of a worker's death. It may also tell of the disk of the machine with the tests."""
+    return service.wait_for_events(lambda events: events.health("worker", "died"), "the death").health("worker", "died")
+
+
 def test_a_killed_worker_is_replaced_within_the_same_service(service: Service) -> None:
     service.work(settings())
     agent, worker = service.pid, service.worker
     service.machine.kill(worker)
-    [died] = service.wait_for_events(lambda events: events.health("worker", "died"), "the death").of("health")
+    [died] = deaths(service)
     assert "killed by SIGKILL" in died["detail"]
     service.nothing_lost()
     assert service.worker != worker
@@ -94,7 +101,7 @@ def test_a_hanging_worker_is_replaced_within_its_deadline(service: Service) -> N
     service.work(settings())
     agent, worker = service.pid, service.worker
     service.machine.kill(worker, signal.SIGSTOP)
-    [died] = service.wait_for_events(lambda events: events.health("worker", "died"), "the death").of("health")
+    [died] = deaths(service)
     assert "hangs" in died["detail"]
     service.nothing_lost()
     assert not service.is_alive(worker)
@@ -129,7 +136,7 @@ def test_the_worker_goes_first_when_memory_runs_out(service: Service) -> None:
     # The worker is the greedy one here; the kernel's choice must not depend on that.
     assert oom_score_adj(service, agent) < oom_score_adj(service, worker)
     service.machine.run("touch", "/run/edge-agent/food")  # eaten at once
-    [died] = service.wait_for_events(lambda events: events.health("worker", "died"), "the death").of("health")
+    [died] = deaths(service)
     assert "killed by SIGKILL" in died["detail"]
     service.nothing_lost()
     assert oom_kills(service) == 1

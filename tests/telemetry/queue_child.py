@@ -11,7 +11,7 @@ import random
 import sys
 from pathlib import Path
 
-from edge_agent.telemetry.queue import Queue
+from edge_agent.telemetry.queue import Priority, Queue
 
 
 def say(verb: str, events: list[bytes]) -> None:
@@ -27,7 +27,7 @@ async def main(state: str, runtime: str, seed: str) -> None:
     while not ticking.done():
         first, count = queue.next_number, dice.randint(1, 30)
         events = [f"{queue.epoch}/{number}".encode() for number in range(first, first + count)]
-        queue.put(first, events, 1, 2)
+        queue.put(first, events, 1, 2, dice.choices(list(Priority), (1, 1, 2, 20))[0])
         say("accepted", events)
         if dice.random() < 0.5:
             batch = await queue.take(dice.randint(1, 50), 1 << 20)

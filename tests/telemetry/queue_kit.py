@@ -2,14 +2,15 @@
 
 import asyncio
 import base64
+import math
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from edge_agent.telemetry.queue import Queue
+from edge_agent.telemetry.queue import Loss, Priority, Queue
 
 T = TypeVar("T")
 MB = 1024 * 1024
@@ -36,15 +37,21 @@ class Disk:
         *,
         boot_id: str = "boot-1",
         max_size: int = 256 * MB,
+        reserve: int = 0,
+        max_age: float = math.inf,
         clock: Callable[[], float] = lambda: 1_700_000_000.0,
+        monotonic: Callable[[], float] = lambda: 0.0,
     ) -> Queue:
         return Queue(
             self.state,
             runtime_directory=self.runtime,
             max_size=max_size,
             commit_interval=1.0,
+            reserve=reserve,
+            max_age=max_age,
             boot_id=boot_id,
             clock=clock,
+            monotonic=monotonic,
         )
 
     def copy(self, *, journals: bool = True) -> "Disk":
@@ -86,12 +93,20 @@ async def left_for_dead(queue: Queue) -> AsyncIterator[Queue]:
         end(queue)
 
 
-def put(queue: Queue, count: int, *, ms: int = 1000, size: int = 0, noise: int = 0) -> list[bytes]:
+def put(
+    queue: Queue,
+    count: int,
+    *,
+    ms: int = 1000,
+    size: int = 0,
+    noise: int = 0,
+    priority: Priority = Priority.RESULT,
+) -> list[bytes]:
     """Put events that begin with their id, and return them. `noise` bytes of it cannot be compressed."""
     first = queue.next_number
     ids = [f"{queue.epoch}/{first + i}".encode() for i in range(count)]
     events = [(event + base64.b85encode(os.urandom(noise * 4 // 5))).ljust(size, b".") for event in ids]
-    queue.put(first, events, ms, ms)
+    queue.put(first, events, ms, ms, priority)
     return events
 
 
@@ -111,3 +126,8 @@ async def ticks(queue: Queue, count: int = 2) -> None:
 
 def lost(queue: Queue) -> dict[str, int]:
     return {loss.cause: loss.count for loss in queue.losses()}
+
+
+def tell(number: int, losses: Sequence[Loss]) -> list[bytes]:
+    """Build what `report_losses` asks for."""
+    return [f"{number + i} {loss.cause} {loss.count}".encode() for i, loss in enumerate(losses)]

@@ -7,9 +7,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+from msgspec import UNSET
 
-from edge_agent.records import Result, Score, TimeSource
+from edge_agent.records import Chosen, Quantiles, Result, Score, TimeSource
 from edge_agent.telemetry.envelope import Envelope, ModelFacts
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.schema import event_schema, schema_text
 
 SCHEMA = Path(__file__).parents[2] / "docs/event.schema.json"
@@ -19,11 +21,13 @@ FACTS = ModelFacts("vibration-classifier", "v1.3", "cpu", None)
 class Clock:
     """A board whose clock says 2026-01-01 at the 100th second after boot."""
 
+    is_set = True
+
     def wall_ms(self, captured_ns: int) -> int:
         return 1_767_225_600_000 + (captured_ns - 100_000_000_000) // 1_000_000
 
     def time_source(self) -> TimeSource:
-        return "synchronized"
+        return "synchronized" if self.is_set else "unverified"
 
 
 class Numbers:
@@ -35,12 +39,21 @@ class Numbers:
     def __init__(self) -> None:
         self.lines: list[bytes] = []
         self.ranges: list[tuple[int, int]] = []
+        self.priorities: list[Priority] = []
 
-    def put(self, first_number: int, events: Sequence[bytes], first_ms: int, last_ms: int) -> None:
+    def put(
+        self,
+        first_number: int,
+        events: Sequence[bytes],
+        first_ms: int,
+        last_ms: int,
+        priority: Priority = Priority.RESULT,
+    ) -> None:
         assert first_number == self.next_number
         self.next_number += len(events)
         self.lines += events
         self.ranges.append((first_ms, last_ms))
+        self.priorities.append(priority)
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -88,6 +101,19 @@ def test_a_result_keeps_the_keys_that_consumers_know(queue: Numbers, envelope: E
     ]
 
 
+def test_a_chosen_sample_says_by_which_rule_and_where_its_picture_will_be(queue: Numbers, envelope: Envelope) -> None:
+    url = "gs://bucket/retraining/edge-001/2026-05-01/100000.000-ff.jpg"
+    chosen = [result(100, chosen=Chosen("one_in", url)), result(101, chosen=Chosen("max_margin"), raw_data=[1.0])]
+    [event, _] = envelope.put_results(chosen, FACTS)
+    envelope.put_alarm(event, "stop-the-line")
+    kept = [{name: value for name, value in event.items() if name.startswith("raw_data")} for event in queue.events]
+    assert kept == [
+        {"raw_data_url": url, "raw_data_rule": "one_in"},
+        {"raw_data_rule": "max_margin", "raw_data": [1.0]},
+        {"raw_data_url": url, "raw_data_rule": "one_in"},
+    ]
+
+
 def test_a_batch_is_numbered_in_order_and_stamped_with_its_captures(queue: Numbers, envelope: Envelope) -> None:
     envelope.put_results([result(99), result(99.5), result(101)], FACTS)
     envelope.put_health(102_000_000_000, component="worker", state="died", detail="SIGABRT")
@@ -99,19 +125,59 @@ def test_a_batch_is_numbered_in_order_and_stamped_with_its_captures(queue: Numbe
     assert queue.ranges == [(base - 1000, base + 1000), (base + 2000, base + 2000)]
 
 
+def test_a_result_tells_of_those_that_were_left_out_before_it(queue: Numbers, envelope: Envelope) -> None:
+    envelope.put_results([result(1), result(2)], FACTS, [(7, 3), (UNSET, UNSET)])
+    assert [(event.get("unpublished"), event.get("changes")) for event in queue.events] == [(7, 3), (None, None)]
+
+
+def test_the_event_of_a_result_that_is_not_published_has_no_number(queue: Numbers, envelope: Envelope) -> None:
+    event = envelope.describe(result(100), FACTS)
+    assert (event.prediction, event.timestamp) == ("normal", 1_767_225_600_000)
+    assert event.event_id.endswith("/000000000000")
+    assert queue.lines == []
+
+
+def test_what_is_made_before_the_clock_is_set_can_be_dated_later(queue: Numbers) -> None:
+    clock = Clock()
+    clock.is_set = False
+    envelope = Envelope("edge-001", {}, clock, queue, boot_id="3f0c")
+    [event, _] = envelope.put_results([result(99.5), result(100)], FACTS)
+    envelope.put_health(101_000_000_000, component="worker", state="died")
+    queue.lines.append(envelope.encode_loss(99, 102_000_000_000, cause="queue_full", count=3))
+    clock.is_set = True
+    envelope.put_alarm(event, "stop-the-line")
+    envelope.put_results([result(103)], FACTS)
+    *undated, dated = queue.events
+    assert [each["monotonic_ms"] for each in undated] == [99_500, 100_000, 101_000, 102_000, 99_500]
+    assert {each["boot_id"] for each in undated} == {"3f0c"}
+    assert {each["time_source"] for each in undated} == {"unverified"}
+    assert undated[-1]["kind"] == "alarm"
+    assert dated["time_source"] == "synchronized"
+    assert not {"boot_id", "monotonic_ms"} & dated.keys()
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    for each in queue.events:
+        validator.validate(each)
+
+
 def test_every_kind_of_event_fits_the_committed_schema(queue: Numbers, envelope: Envelope) -> None:
     [event] = envelope.put_results([result(100)], ModelFacts("m", "v1", "edgetpu", "the device is gone"))
     envelope.put_alarm(event, "stop-the-line")
     envelope.put_model(1, model_name="m", model_version="v1", state="committed", accelerator="cpu", accuracy=0.94)
     envelope.put_model(1, model_name="m", model_version="v2", state="rejected", reason="no model", accuracy=None)
     envelope.put_health(1, component="source", state="trouble", detail="unplugged")
+    envelope.put_summary(
+        1, FACTS, window_ms=60_000, count=7, inference_time=Quantiles(1.0, 2.0, 3.0, 4.0), clipped=0.25
+    )
     envelope.describe_device("edge-002", {})
     queue.lines.append(envelope.encode_loss(99, 1, cause="queue_full", count=3, first_timestamp=1, last_timestamp=2))
 
     validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
     for each in queue.events:
         validator.validate(each)
-    assert [each["kind"] for each in queue.events] == ["result", "alarm", "model", "model", "health", "loss"]
+    assert [each["kind"] for each in queue.events] == ["result", "alarm", "model", "model", "health", "summary", "loss"]
+    assert queue.priorities == [
+        Priority.RESULT, Priority.ALARM, Priority.NOTICE, Priority.NOTICE, Priority.HEALTH, Priority.RESULT
+    ]  # fmt: skip
     assert queue.events[1]["action"] == "stop-the-line"
     assert "device_labels" not in queue.events[-1]
     assert queue.events[-1]["event_id"] == "edge-002/0000000000003/000000000099"

@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,15 +9,17 @@ from hypothesis import strategies as st
 from edge_agent.telemetry import journal
 from edge_agent.telemetry.journal import Committed, Done, Header, Journal, Put
 from edge_agent.telemetry.losses import Loss
+from edge_agent.telemetry.seqs import first_seqs
 
 HEADER = Header(
     boot_id="boot-1",
     epoch=7,
-    base=1,
-    next_seq=1,
-    stored=9,
-    saved_end=1,
+    base=0,
+    next_seqs=first_seqs(),
+    stored=[0, 0, 4, 5],
+    saved_ends=first_seqs(),
     losses=[Loss("damaged", 2, -1, 1)],
+    reports=[(3, Loss("expired", 2, 1, 2))],
     done=[(4, 6)],
 )
 
@@ -37,7 +40,7 @@ def test_what_is_written_can_be_read(tmp_path: Path) -> None:
     writer = begin(tmp_path)
     put(writer, 1, [b"a", b"", b"c"], reported=(Loss("expired", 1, 2, 3),))
     writer.append(journal.frame(Done([(1, 2)], Loss("rejected", 1, 10, 20))))
-    writer.append(journal.frame(Committed(4, 5)))
+    writer.append(journal.frame(Committed([0, 0, 1, 4], first_seqs(5))))
     writer.close()
     [(number, path)] = journal.find([tmp_path, tmp_path / "missing"])
     file = journal.read(number, path)
@@ -46,7 +49,7 @@ def test_what_is_written_can_be_read(tmp_path: Path) -> None:
         HEADER,
         Put(1, [b"a", b"", b"c"], 10, 20, [Loss("expired", 1, 2, 3)]),
         Done([(1, 2)], Loss("rejected", 1, 10, 20)),
-        Committed(4, 5),
+        Committed([0, 0, 1, 4], first_seqs(5)),
     ]
 
 
@@ -112,14 +115,13 @@ def test_files_are_given_up_oldest_first_and_only_when_not_needed(tmp_path: Path
     for next_seq in (1, 10, 20, 30):
         fd = writer.prepare()
         assert fd is not None
-        writer.begin(
-            fd, Header(boot_id="", epoch=1, base=1, next_seq=next_seq, stored=0, saved_end=1, losses=[], done=[])
-        )
-    assert writer.take_sealed(9) == []
-    given = writer.take_sealed(20)
+        writer.begin(fd, msgspec.structs.replace(HEADER, next_seqs=[*first_seqs()[:3], next_seq]))
+    assert writer.take_sealed([None, None, None, 9]) == []
+    assert writer.take_sealed([first_seqs()[0] - 1, None, None, None]) == []
+    given = writer.take_sealed([None, first_seqs(7)[1], None, 20])
     assert [sealed.number for sealed in given] == [1, 2]
     journal.remove(given)
-    journal.remove(writer.take_sealed(None))
+    journal.remove(writer.take_sealed([None] * 4))
     assert [path.name for path in tmp_path.iterdir()] == ["journal-4"]
     writer.close()
 
@@ -127,7 +129,7 @@ def test_files_are_given_up_oldest_first_and_only_when_not_needed(tmp_path: Path
 def test_an_ended_journal_shows_whether_numbers_follow(tmp_path: Path) -> None:
     for torn in (True, False):
         writer = begin(tmp_path)
-        writer.end(1, torn=torn)
+        writer.end(first_seqs(), torn=torn)
         put(writer, 1, [b"not written"])
         file = journal.read(1, tmp_path / "journal-1")
         assert (file.clean, file.records) == (not torn, [HEADER])

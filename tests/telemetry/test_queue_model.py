@@ -11,24 +11,26 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edge_agent.telemetry.queue import Batch, Queue
+from edge_agent.telemetry.queue import Batch, Priority, Queue
 from tests.telemetry.queue_kit import Disk, end
 
 T = TypeVar("T")
+PRIORITIES = st.sampled_from(Priority)
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """`waiting` holds (order, event); `out` the batches with what is left of them."""
+    """`waiting` holds (order, event) of each priority; `out` the batches with what is left of them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.loop = asyncio.new_event_loop()
-        self.waiting: list[tuple[int, bytes]] = []
+        self.waiting: dict[Priority, list[tuple[int, bytes]]] = {priority: [] for priority in Priority}
         self.out: list[tuple[Batch, list[tuple[int, bytes] | None]]] = []
         self.losses: Counter[str] = Counter()
         self.order = 0
         self.number = 1
+        self.acked_at_report = 0
 
     def do(self, coroutine: Coroutine[object, object, T]) -> T:
         return self.loop.run_until_complete(coroutine)
@@ -44,32 +46,38 @@ class QueueMachine(RuleBasedStateMachine):
         self.do(queue.open())
         return queue
 
-    @rule(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12))
-    def put(self, lengths: list[int]) -> None:
+    @rule(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12), priority=PRIORITIES)
+    def put(self, lengths: list[int], priority: Priority) -> None:
         events = [b"%d" % (self.order + i) + b"." * length for i, length in enumerate(lengths)]
-        self.queue.put(self.number, events, 1, 2)
-        self.accepted(events)
+        self.queue.put(self.number, events, 1, 2, priority)
+        self.accepted(events, priority)
 
-    def accepted(self, events: list[bytes]) -> None:
-        self.waiting += [(self.order + i, event) for i, event in enumerate(events)]
+    def accepted(self, events: list[bytes], priority: Priority) -> None:
+        self.waiting[priority] += [(self.order + i, event) for i, event in enumerate(events)]
         self.order += len(events)
         self.number += len(events)
 
-    @rule(count=st.integers(900, 2500))
-    def put_many(self, count: int) -> None:
-        self.put([1] * count)
+    @rule(count=st.integers(900, 2500), priority=PRIORITIES)
+    def put_many(self, count: int, priority: Priority) -> None:
+        self.put([1] * count, priority)
 
-    @rule(max_events=st.integers(1, 30) | st.just(5000), max_bytes=st.integers(1, 500) | st.just(1 << 20))
-    def take(self, max_events: int, max_bytes: int) -> None:
-        batch = self.do(self.queue.take(max_events, max_bytes))
+    @rule(
+        max_events=st.integers(1, 30) | st.just(5000),
+        max_bytes=st.integers(1, 500) | st.just(1 << 20),
+        least=PRIORITIES,
+    )
+    def take(self, max_events: int, max_bytes: int, least: Priority) -> None:
+        batch = self.do(self.queue.take(max_events, max_bytes, least))
+        waiting = next((self.waiting[p] for p in Priority if p <= least and self.waiting[p]), [])
         expected: list[tuple[int, bytes]] = []
-        for order, event in self.waiting[:max_events]:
+        for order, event in waiting[:max_events]:
             if expected and sum(len(e) for _, e in expected) + len(event) > max_bytes:
                 break
             expected.append((order, event))
-        del self.waiting[: len(expected)]
+        del waiting[: len(expected)]
         assert [event for _, event in expected] == (list(batch.events) if batch else [])
         if batch:
+            assert self.waiting[batch.priority] is waiting
             self.out.append((batch, list(expected)))
 
     @precondition(lambda self: self.out)
@@ -83,10 +91,11 @@ class QueueMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         batch, events = self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
         self.queue.release(batch)
-        self.back(events)
+        self.back(batch, events)
 
-    def back(self, events: list[tuple[int, bytes] | None]) -> None:
-        self.waiting = sorted([*self.waiting, *(event for event in events if event)])
+    def back(self, batch: Batch, events: list[tuple[int, bytes] | None]) -> None:
+        waiting = self.waiting[batch.priority]
+        waiting[:] = sorted([*waiting, *(event for event in events if event)])
 
     @precondition(lambda self: self.out)
     @rule(data=st.data())
@@ -105,10 +114,13 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule()
     def report(self) -> None:
-        built = [b"%r" % loss for loss in self.queue.losses()]
+        due = self.queue.acked > self.acked_at_report or not self.queue.depth
+        built = [b"%r" % loss for loss in self.queue.losses()] if due else []
         assert self.queue.report_losses(lambda _, losses: [b"%r" % loss for loss in losses], 1) == len(built)
-        self.losses.clear()
-        self.accepted(built)
+        if built:
+            self.losses.clear()
+            self.accepted(built, Priority.NOTICE)
+            self.acked_at_report = self.queue.acked
 
     @rule()
     def tick(self) -> None:
@@ -120,16 +132,17 @@ class QueueMachine(RuleBasedStateMachine):
 
         steps: int = data.draw(st.integers(1, 4))
         release: bool = data.draw(st.booleans())
+        priority: Priority = data.draw(PRIORITIES)
 
         async def body() -> None:
             tick = asyncio.create_task(self.queue.tick())
             for _ in range(steps):
                 await asyncio.sleep(0)
-            self.put([1, 2, 3])
+            self.put([1, 2, 3], priority)
             if self.out and release:
                 batch, events = self.out.pop()
                 self.queue.release(batch)
-                self.back(events)
+                self.back(batch, events)
             elif self.out:
                 self.queue.ack(self.out.pop()[0])
             await tick
@@ -148,17 +161,21 @@ class QueueMachine(RuleBasedStateMachine):
         self.begin_again()
 
     def begin_again(self) -> None:
-        for _, events in self.out:
-            self.back(events)
+        for batch, events in self.out:
+            self.back(batch, events)
         self.out.clear()
+        self.acked_at_report = 0
         self.queue = self.opened()
 
     @invariant()
     def agrees(self) -> None:
         if not hasattr(self, "queue"):
             return
-        out = sum(event is not None for _, events in self.out for event in events)
-        assert self.queue.depth == len(self.waiting) + out
+        depths = Counter({priority: len(waiting) for priority, waiting in self.waiting.items()})
+        for batch, events in self.out:
+            depths[batch.priority] += sum(event is not None for event in events)
+        assert self.queue.depths == depths
+        assert self.queue.depth == depths.total()
         assert self.queue.next_number == self.number
         assert self.queue.epoch == self.epoch
         assert self.queue.trouble is None

@@ -1,6 +1,8 @@
+import contextlib
 import os
 import random
 import sqlite3
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,11 @@ import pytest
 from edge_agent.telemetry import salvage
 from edge_agent.telemetry.groups import Group, parse, to_row
 from edge_agent.telemetry.intervals import Intervals, Span
-from edge_agent.telemetry.losses import Loss
-from edge_agent.telemetry.store import Commit, Meta, Store
+from edge_agent.telemetry.losses import Loss, Report
+from edge_agent.telemetry.priority import Priority
+from edge_agent.telemetry.seqs import lane, priority_of
+from edge_agent.telemetry.store import Commit, Store
+from edge_agent.telemetry.store_file import Meta, Position
 from tests.telemetry.queue_kit import BIG, Disk, drain, left_for_dead, lost, put, run, ticks
 
 
@@ -31,28 +36,35 @@ def commit(
     groups: list[Group],
     *,
     done: list[Span] | None = None,
-    damaged: list[int] | None = None,
-    droppable: Span = (0, 0),
+    expired: list[Span] | None = None,
+    droppable: list[Span] | None = None,
     out: list[Span] | None = None,
-    max_size: int = BIG,
-) -> Loss | None:
-    depth = store.meta.depth + sum(g.count for g in groups)
-    end = max([store.meta.next_seq, *(g.end for g in groups)])
-    meta = msgspec.structs.replace(store.meta, depth=depth, next_seq=end, done=done or [])
+    limit: int = BIG,
+    reports: list[Report] | None = None,
+    positions: list[Position] | None = None,
+) -> list[tuple[Priority, Loss]]:
+    depths, ends = store.meta.depths.copy(), store.meta.next_seqs.copy()
+    for new in groups:
+        depths[priority_of(new.seq)] += new.count
+        ends[priority_of(new.seq)] = max(ends[priority_of(new.seq)], new.end)
+    meta = msgspec.structs.replace(store.meta, depths=depths, next_seqs=ends, done=done or [], reports=reports or [])
     return store.commit(
         Commit(
             meta=meta,
+            positions=positions or [],
             groups=groups,
-            damaged=damaged or [],
-            droppable=droppable,
+            damaged=[],
+            expired=expired or [],
+            droppable=droppable or [],
             out=Intervals(out or []),
-            max_size=max_size,
+            limit=limit,
+            cause="queue_full",
         )
-    )
+    ).losses
 
 
 def seqs(store: Store) -> list[Span]:
-    return [(g.seq, g.end) for g in store.load(0, BIG, BIG, BIG)]
+    return [(g.seq, g.end) for g in store.load(0, 1 << 62, BIG, BIG)]
 
 
 def test_groups_come_back_in_order_and_only_those_asked_for(store: Store) -> None:
@@ -82,10 +94,13 @@ def test_finished_groups_are_deleted_and_parts_of_others_remembered(store: Store
 def test_the_oldest_groups_are_dropped_but_not_those_that_are_out(store: Store) -> None:
     commit(store, [group(1, 10, ms=5), group(11, 10, ms=6), group(21, 10, ms=7), group(31, 10, ms=8)])
     size = store.meta.size
-    dropped = commit(store, [], done=[(22, 25)], droppable=(1, 41), out=[(15, 16)], max_size=size * 6 // 10)
-    assert dropped == Loss("queue_full", 10 + 7, 5, 7)
+    dropped = commit(store, [], done=[(22, 25)], droppable=[(1, 41)], out=[(15, 16)], limit=size * 6 // 10)
+    assert dropped == [
+        (Priority.RESULT, Loss("queue_full", 10, 5, 5)),
+        (Priority.RESULT, Loss("queue_full", 7, 7, 7)),
+    ]
     assert seqs(store) == [(11, 21), (31, 41)]
-    assert store.meta.losses == [dropped]
+    assert store.meta.losses == [Loss("queue_full", 17, 5, 7)]
     assert (store.meta.size <= size * 6 // 10, store.meta.done) == (True, [])
 
 
@@ -283,7 +298,7 @@ def test_a_store_that_keeps_failing_is_looked_through_for_damage(tmp_path: Path)
             new = put(queue, 10)
             await ticks(queue)
             assert not aside.exists()  # a transaction touches other pages only
-            queue._keeper._failures = 8
+            queue._keeper._trouble._failures = 8
             new += put(queue, 10)
             await ticks(queue)
             assert aside.exists()
@@ -340,6 +355,93 @@ def test_an_old_state_means_that_something_is_missing(tmp_path: Path) -> None:
             assert (lost(queue), queue.depth, queue.next_number) == ({"damaged": 100}, 0, 101)
 
     run(body())
+
+
+def test_a_journal_that_cannot_be_read_costs_only_itself(tmp_path: Path) -> None:
+    async def body() -> None:
+        events, disk = await backlog(Disk(tmp_path), groups=3)
+        assert disk.runtime is not None
+        (disk.runtime / "journal-1").mkdir()  # older than the state, and cannot be deleted
+        (disk.runtime / "journal-9999").mkdir()
+        async with disk.queue(clock=lambda: 1_700_000_001.0) as queue:
+            assert not set(put(queue, 1)) & set(events)
+            assert (await drain(queue))[:-1] == events
+
+    run(body())
+
+
+def test_a_state_of_another_version_is_salvaged(tmp_path: Path) -> None:
+    async def body() -> None:
+        events, disk = await backlog(Disk(tmp_path), groups=3)
+        with contextlib.closing(sqlite3.connect(disk.database)) as db:
+            body = b'{"depth": 7, "next_seqs": "other"}'
+            db.execute("UPDATE meta SET body = ?, crc = ?", (body, zlib.crc32(body)))
+            db.commit()
+        async with disk.queue(boot_id="boot-2") as queue:
+            assert await drain(queue) == events
+            assert lost(queue) == {"damaged": 1}  # how many there were is not known
+
+    run(body())
+
+
+def test_what_a_damaged_file_held_is_counted_in_each_lane(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+
+    async def body() -> None:
+        async with left_for_dead(disk.queue()) as queue:
+            for number in range(30):
+                put(queue, 10, noise=300, priority=Priority(number % 4))
+                await ticks(queue)
+            before = queue.depths
+            copy = disk.copy()
+        (copy.state / "queue.db-wal").unlink()
+        flip(copy.database, random.Random(1), 400)
+        async with copy.queue() as queue:
+            delivered = await drain(queue)
+            assert queue.depths == dict.fromkeys(Priority, 0)
+            assert sum(before.values()) == len(delivered) + sum(lost(queue).values())
+
+    run(body())
+
+
+def test_the_least_important_make_room_for_what_is_new_and_what_is_out_is_spared(store: Store) -> None:
+    alarm, result = lane(Priority.ALARM)[0], lane(Priority.RESULT)[0]
+    commit(store, [group(alarm + 1, 10), group(result + 1, 10), group(result + 11, 10)])
+    both = [(result, result + 21), (alarm, alarm + 11)]
+    limit = store.meta.size
+    dropped = commit(store, [group(result + 21, 10)], droppable=both, out=[(result + 1, result + 2)], limit=limit)
+    assert [(priority, loss.count) for priority, loss in dropped] == [(Priority.RESULT, 10)]
+    assert seqs(store) == [(result + 1, result + 11), (result + 21, result + 31), (alarm + 1, alarm + 11)]
+    # Results that are new or out are no reason to drop an alarm: they go first, a transaction later.
+    dropped = commit(store, [group(result + 31, 10)], droppable=both, out=[(result + 1, result + 2)], limit=10)
+    assert [priority for priority, _ in dropped] == [Priority.ALARM]
+
+
+def test_expired_groups_and_the_reports_in_them(store: Store) -> None:
+    notice = lane(Priority.NOTICE)[0]
+    told = Loss("rejected", 3, 1, 2)
+    commit(store, [group(notice + 1, 10, ms=5), group(notice + 11, 10)])
+    dropped = commit(
+        store, [], expired=[(notice, notice + 15)], reports=[(notice + 2, told), (notice + 12, told)], done=[]
+    )
+    assert dropped == [(Priority.NOTICE, Loss("expired", 10, 5, 5))]
+    assert store.meta.losses == [Loss("expired", 10, 5, 5), told]
+    assert store.meta.reports == [(notice + 12, told)]
+    assert store.meta.depths == [0, 10, 0, 0]
+
+
+def test_positions_are_kept_and_may_be_damaged(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    positions = [Position(1.5, [1, 2, 3, 4])]
+    commit(store, [group(1, 10)], positions=positions)
+    store.close()
+    store = Store(tmp_path)
+    assert store.positions == positions
+    store._execute("UPDATE meta SET crc = 7 WHERE id = 3")
+    store.close()
+    store = Store(tmp_path)
+    assert (store.positions, seqs(store)) == ([], [(1, 11)])
+    store.close()
 
 
 def test_the_state_of_a_new_file_is_empty(store: Store) -> None:

@@ -147,8 +147,8 @@ def _release(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from edge_agent.agent import Directories  # noqa: PLC0415  see the top
     from edge_agent.daemon import run  # noqa: PLC0415
+    from edge_agent.directories import Directories  # noqa: PLC0415  see the top
 
     # systemd may give several directories; the first is the agent's.
     state = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]

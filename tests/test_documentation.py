@@ -39,7 +39,7 @@ KINDS = {
 }
 
 # Who tells of what has happened, by component and state; and which states those come to that are computed.
-TELLERS = {"_on_health", "_report_health", "put_health"}
+TELLERS = {"_on_health", "health", "put_health"}
 COMPUTED = {
     ("worker", "state"): {"died", "failing"},
     ("source", "message.state"): {"trouble"},

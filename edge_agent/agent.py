@@ -8,16 +8,16 @@ import asyncio
 import os
 import time
 from collections.abc import Coroutine
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
 
 from edge_agent import __version__
 from edge_agent.actions.rules import RuleSet, rules_of
 from edge_agent.actions.runner import ActionRunner
+from edge_agent.announcer import Announcer
 from edge_agent.configuration import Configuration, load_configuration
 from edge_agent.device.boots import Boots
 from edge_agent.device.clock import Clock
@@ -25,26 +25,33 @@ from edge_agent.device.identity import boot_id, device_id
 from edge_agent.device.monitor import DeviceMonitor
 from edge_agent.device.sensors import Sensors
 from edge_agent.device.timekeeper import Timekeeper
+from edge_agent.directories import Directories
 from edge_agent.housekeeping import Housekeeping
 from edge_agent.inference.accelerators.devices import find_library, list_devices
 from edge_agent.inference.accelerators.recovery import Recovery
 from edge_agent.inference.accelerators.watch import DeviceWatch
 from edge_agent.inference.runtime.choice import RuntimeChoice
+from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.latency import Histogram
 from edge_agent.lifecycle import Lifecycle
-from edge_agent.models.open import open_store, open_twins
-from edge_agent.models.rollout import Rollout, RolloutChange
+from edge_agent.models.open import open_model, open_twins
+from edge_agent.models.rollout import Rollout
 from edge_agent.models.slots import Slots
 from edge_agent.pipeline import Pipeline
+from edge_agent.raw_data.destinations import Destination as PictureDestination
+from edge_agent.raw_data.open import open_images
+from edge_agent.raw_data.spool import Spool
+from edge_agent.raw_data.uploads import Uploads
 from edge_agent.records import Counters, Latency
 from edge_agent.report import Reloaded, StatusReport
-from edge_agent.service.control_client import CONTROL_SOCKET
 from edge_agent.service.logs import configure as configure_logs
 from edge_agent.settings.faults import SettingsError
 from edge_agent.settings.location import Destination
+from edge_agent.settings.schema import Settings
 from edge_agent.status import Snapshot, make_report, status_line
 from edge_agent.telemetry.envelope import Envelope
+from edge_agent.telemetry.metering import Meter
 from edge_agent.telemetry.open import open_sink
 from edge_agent.telemetry.publishing import make_publisher
 from edge_agent.telemetry.queue import Queue
@@ -58,25 +65,15 @@ log = structlog.get_logger()
 # rest shares what is left; systemd's TimeoutStopSec lies far above.
 ACTIONS_DEADLINE = 0.1
 SENDER_DEADLINE = 0.2
+UPLOADS_DEADLINE = 0.2
 QUEUE_DEADLINE = 1.0
 # Which runtime gets along with the Edge TPU's driver, in the state directory.
 RUNTIMES_FILE = "runtimes.json"
+# What the day has sent, where [telemetry] daily_budget is set, in the state directory.
+METER_FILE = "sent-today.json"
 # What the clock was worth in each boot, there too.
 BOOTS_FILE = "boots.json"
-LONGEST_DETAIL = 1000
 OLD_GO_ON = "the old settings go on"
-
-
-class Directories(msgspec.Struct, frozen=True):
-    """Where the agent keeps its state, and where what need not outlive the boot."""
-
-    state: Path
-    runtime: Path | None = None
-
-    @property
-    def control_socket(self) -> Path:
-        """Where `edge-agent status` finds the agent."""
-        return (self.runtime or self.state) / CONTROL_SOCKET
 
 
 class Agent:
@@ -100,7 +97,7 @@ class Agent:
             self._clock,
             Boots(directories.state / BOOTS_FILE),
             boot_id=self._boot_id,
-            on_change=self._report_clock,
+            on_change=self._tell_clock,
         )
         self._queue = Queue(
             directories.state / "queue",
@@ -110,28 +107,41 @@ class Agent:
         )
         name = device_id(settings.device.id, state_dir=directories.state)
         self._envelope = Envelope(name, settings.device.labels, self._clock, self._queue, boot_id=self._boot_id)
-        self._actions = ActionRunner(self._report_health)
+        self._announcer = Announcer(
+            self._envelope, self._boot_id, lambda: self._configuration.settings.model.model_name
+        )
+        self._actions = ActionRunner(self._announcer.health)
         self._rules = RuleSet(rules_of(settings))
         publisher = make_publisher(settings.telemetry, self._envelope)
         self._pipeline = Pipeline(self._envelope, self._rules, self._actions.submit, publisher)
-        self._sender = Sender(self._queue, self._open_sink(settings.telemetry.sink), linger=settings.telemetry.linger)
+        self._meter = Meter(
+            directories.state / METER_FILE,
+            bandwidth=settings.telemetry.bandwidth,
+            daily_budget=settings.telemetry.daily_budget,
+            wall=lambda: self._clock.now_ms() / 1000 if self._clock.is_set else None,
+        )
+        sink = self._open_sink(settings.telemetry.sink)
+        self._sender = Sender(self._queue, sink, linger=settings.telemetry.linger, meter=self._meter)
+        self._uploads = Uploads(self._queue.count_loss)
+        spool, destination = self._open_images(settings)
+        self._uploads.use(spool, destination)
         self._runtimes = RuntimeChoice(directories.state / RUNTIMES_FILE)
         self._recovery = Recovery(
             self._runtimes,
-            on_health=self._report_health,
-            on_alarm=self._report_device_alarm,
+            on_health=self._announcer.health,
+            on_alarm=self._announcer.device_alarm,
         )
         self._supervisor = Supervisor(
-            configuration.worker(),
+            configuration.worker(name, spool.handover),
             settings.inference.deadline,
             guard=self._recovery,
-            on_results=self._pipeline.take,
-            on_health=self._report_health,
+            on_results=self._take_results,
+            on_health=self._announcer.health,
         )
         self._rollout = self._make_rollout(configuration)
         self._monitor = DeviceMonitor(
             Sensors(directories.state),
-            on_health=self._report_health,
+            on_health=self._announcer.health,
             worker_pid=lambda: self._supervisor.worker_pid,
         )
         self._housekeeping = Housekeeping(
@@ -168,6 +178,7 @@ class Agent:
             "clock": self._timekeeper.run(),
             "queue": self._queue.run(),
             "sender": self._sender.run(),
+            "uploads": self._uploads.run(),
             "worker": self._supervisor.run(),
             "models": self._run_rollout(self._rollout),
             "devices": self._device_watch.run(),
@@ -201,66 +212,38 @@ class Agent:
         log.info("events go to", sink=str(telemetry.sink), publish=telemetry.publish.words, waiting=self._queue.depth)
 
     def _open_sink(self, destination: Destination) -> Sink:
-        return StampingSink(open_sink(destination, os.environ), self._timekeeper)
+        return StampingSink(open_sink(destination, os.environ, self._meter), self._timekeeper)
+
+    def _open_images(self, settings: Settings) -> tuple[Spool, PictureDestination | None]:
+        return open_images(settings.telemetry, self._directories.state, self._directories.runtime)
 
     # -- what happens
+
+    def _tell_clock(self, state: str, detail: str) -> None:
+        self._announcer.clock(state, detail)
+
+    def _take_results(self, batch: ResultBatch) -> None:
+        self._pipeline.take(batch)
+        self._uploads.note(batch.results)
 
     def _make_rollout(self, configuration: Configuration) -> Rollout:
         model = configuration.settings.model
         slots = Slots(self._directories.state / "models", str(model.url))
+        store = open_model(model.url, model.keys, on_skew=self._timekeeper.compare_soon)
         return Rollout(
             slots,
-            open_store(model.url, on_skew=self._timekeeper.compare_soon),
+            store,
             self._supervisor,
-            twins=open_twins(slots, model.url, model.cpu_url),
+            twins=open_twins(slots, model.url, model.cpu_url, store),
             model_name=model.model_name,
             poll_interval=model.poll_interval,
-            on_change=self._report_model,
+            on_change=self._announcer.model,
         )
 
     async def _run_rollout(self, rollout: Rollout) -> None:
         log.info("looking for a model", url=str(self._configuration.settings.model.url))
         await rollout.start()
         await rollout.run()
-
-    def _report_model(self, change: RolloutChange) -> None:
-        release, previous, report = change.release, change.previous, change.report
-        committed = change.state == "committed"
-        if change.part == "twin":
-            detail = release.version if committed else f"{release.version}: {report.reason}"
-            self._report_health("model", f"twin {change.state}", detail)
-            return
-        self._envelope.put_model(
-            time.monotonic_ns(),
-            model_name=self._configuration.settings.model.model_name,
-            model_version=release.version,
-            state=change.state,
-            accelerator=report.accelerator if committed else None,
-            previous_version=previous.version if previous else None,
-            accuracy=release.accuracy,
-            reason=None if committed else report.reason,
-        )
-
-    def _report_health(
-        self, component: str, state: str, detail: str, *, exit_status: str = "", stage: str = ""
-    ) -> None:
-        self._envelope.put_health(
-            time.monotonic_ns(),
-            component=component,
-            state=state,
-            detail=detail[:LONGEST_DETAIL],
-            exit_status=exit_status or None,
-            stage=stage or None,
-        )
-
-    def _report_clock(self, state: str, detail: str) -> None:
-        now_ns = time.monotonic_ns()
-        # Always with the boot: whoever has got events of it with a wrong time can tell the right one.
-        boot = {"boot_id": self._boot_id, "monotonic_ms": now_ns // 1_000_000}
-        self._envelope.put_health(now_ns, component="clock", state=state, detail=detail, **boot)
-
-    def _report_device_alarm(self, detail: str) -> None:
-        self._envelope.put_device_alarm(time.monotonic_ns(), action="accelerator", detail=detail[:LONGEST_DETAIL])
 
     def _wanted_device(self) -> str | None:
         """Which Edge TPU is wanted and not in use."""
@@ -329,6 +312,7 @@ class Agent:
             queue_size=self._queue.size,
             dropped=self._queue.dropped,
             queue_trouble=self._queue.trouble,
+            uploads=self._uploads.state,
             reload_problem=self._reload_problem,
             time_source=self._clock.time_source(),
             device_problems=self._monitor.problems,
@@ -359,23 +343,28 @@ class Agent:
         return []
 
     async def _apply(self, new: Configuration) -> None:
-        old = self._configuration
+        old, settings = self._configuration, new.settings
+        name = device_id(settings.device.id, state_dir=self._directories.state)
         await self._runtimes.forget()
         # The worker is the one part that can refuse; it goes first, so that nothing has to be taken back.
-        refused = await self._supervisor.reconfigure(new.worker(), new.settings.inference.deadline)
+        spool, destination = self._open_images(settings)
+        worker = new.worker(name, spool.handover)
+        refused = await self._supervisor.reconfigure(worker, settings.inference.deadline)
         if refused is not None:
             raise ReloadRefused(f"{self._config_file}: the worker cannot work with them: {refused}")
         self._configuration = new
-        settings = new.settings
         configure_logs(settings.log.level, settings.log.format)
+        self._uploads.use(spool, destination)
         # Before the device gets another name: what has been gathered is of the old one.
         self._pipeline.publish_by(make_publisher(settings.telemetry, self._envelope))
-        name = device_id(settings.device.id, state_dir=self._directories.state)
         self._envelope.describe_device(name, settings.device.labels)
         self._rules.replace(rules_of(settings))
         self._queue.configure(**asdict(settings.telemetry.queue))
         self._housekeeping.health_interval = settings.telemetry.health_interval
-        self._sender.linger = settings.telemetry.linger
+        telemetry = settings.telemetry
+        self._sender.configure(
+            linger=telemetry.linger, bandwidth=telemetry.bandwidth, daily_budget=telemetry.daily_budget
+        )
         # A sink that waits for a person may have been mended: whoever reloads wants it tried now.
         if settings.telemetry.sink != old.settings.telemetry.sink or self._sender.state.status == "needs_person":
             await self._sender.replace_sink(self._open_sink(settings.telemetry.sink))
@@ -387,7 +376,7 @@ class Agent:
 
     async def _apply_model(self, old: Configuration, new: Configuration) -> None:
         before, after = old.settings.model, new.settings.model
-        if (before.url, before.cpu_url, before.model_name) == (after.url, after.cpu_url, after.model_name):
+        if replace(before, poll_interval=after.poll_interval) == after:
             self._rollout.configure(poll_interval=after.poll_interval)
             self._rollout.poll_now()
             return
@@ -407,6 +396,7 @@ class Agent:
         self._pipeline.close()
         await self._actions.stop(ACTIONS_DEADLINE)
         await self._sender.stop(SENDER_DEADLINE)
+        await self._uploads.stop(UPLOADS_DEADLINE)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

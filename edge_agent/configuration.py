@@ -13,8 +13,9 @@ import structlog
 
 from edge_agent.inference.checks.throwaway import NoAnswerError, ask
 from edge_agent.inference.child import child_environment
-from edge_agent.inference.protocol import Configure, ModelOptions
+from edge_agent.inference.protocol import Configure, ModelOptions, RawDataOptions
 from edge_agent.settings.faults import Fault, NotSetUp, SettingsError
+from edge_agent.settings.raw_data import RawDataSettings
 from edge_agent.settings.schema import PREFIX, Settings
 
 log = structlog.get_logger()
@@ -39,9 +40,9 @@ class Configuration:
     source: str
     labels: list[str] | None
 
-    def worker(self) -> Configure:
-        """Return what the worker has to know."""
-        inference = self.settings.inference
+    def worker(self, device: str, handover: Path) -> Configure:
+        """Return what the worker of this device has to know. `handover` is the folder for pictures that are kept."""
+        inference, raw_data = self.settings.inference, self.settings.telemetry.raw_data
         model = ModelOptions(
             accelerator=inference.accelerator,
             device=inference.device,
@@ -57,11 +58,29 @@ class Configuration:
             image_mean=inference.image_mean,
             image_std=inference.image_std,
             labels=self.labels,
-            raw_data=self.settings.telemetry.raw_data,
+            raw_data=0 if raw_data.chooses else raw_data.values,
         )
         return Configure(
-            plugin=self.source, options=self.settings.source.options, model=model, runtime=inference.runtime
+            plugin=self.source,
+            options=self.settings.source.options,
+            model=model,
+            runtime=inference.runtime,
+            raw_data=_raw_data_options(raw_data, device, handover) if raw_data.chooses else None,
         )
+
+
+def _raw_data_options(raw_data: RawDataSettings, device: str, handover: Path) -> RawDataOptions:
+    return RawDataOptions(
+        device=device,
+        handover=str(handover),
+        daily_budget=raw_data.daily_budget,
+        values=raw_data.values,
+        images=str(raw_data.images) if raw_data.images is not None else "",
+        max_confidence=raw_data.max_confidence,
+        max_margin=raw_data.max_margin,
+        min_clipped=raw_data.min_clipped,
+        one_in=raw_data.one_in,
+    )
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.agent import Agent, Directories
+from edge_agent.agent import Agent
 from edge_agent.configuration import Configuration, load_configuration
 from edge_agent.device.identity import IdentityError
+from edge_agent.directories import Directories
 from edge_agent.idle import Idle
 from edge_agent.lifecycle import Lifecycle
 from edge_agent.service.logs import configure as configure_logs

@@ -93,6 +93,7 @@ class Housekeeping:
             ("sample_failed", status.failed),
             ("source_skipped", status.skipped),
             ("sample_set_aside", status.set_aside),
+            ("raw_data_dropped", status.unkept),
         ):
             count = total - self._lost_samples[cause]
             self._lost_samples[cause] = total
@@ -100,6 +101,8 @@ class Housekeeping:
                 self._queue.count_loss(cause, count, now, now)
                 if cause == "source_overrun":
                     log.warning("the model is too slow for the source, samples were dropped", count=count)
+                if cause == "raw_data_dropped":
+                    log.warning("pictures could not be kept", count=count, reason=status.unkept_reason)
 
     async def _tell_health(self) -> None:
         now = self._monotonic()

@@ -158,6 +158,12 @@ class _ModelOutput(_EventBase, frozen=True, kw_only=True, omit_defaults=True):
     outputs: Annotated[list[Tensor] | UnsetType, Meta(description="what the model put out, for the task raw")] = UNSET
     degraded: Annotated[str | UnsetType, Meta(description="why it did not run as asked")] = UNSET
     raw_data: Annotated[list[float] | UnsetType, Meta(description="the first values of the input")] = UNSET
+    raw_data_url: Annotated[
+        str | UnsetType, Meta(description="where the picture is, as a JPEG file, once it has been uploaded")
+    ] = UNSET
+    raw_data_rule: Annotated[
+        str | UnsetType, Meta(description="setting of [telemetry.raw_data] by which the input was chosen")
+    ] = UNSET
 
 
 class ResultEvent(_ModelOutput, frozen=True, kw_only=True, omit_defaults=True, tag="result"):

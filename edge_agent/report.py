@@ -109,6 +109,17 @@ class SendingReport(msgspec.Struct, frozen=True, kw_only=True):
     sent: int
 
 
+class RawDataReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of the input. The counts of pictures and of samples are since the start; `trouble` is in words."""
+
+    images: str | None
+    uploaded: int
+    waiting: int
+    dropped: int
+    over_budget: int
+    trouble: str
+
+
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     """The process that reads the source and runs the model."""
 
@@ -138,6 +149,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     results: ResultsReport | None = None
     queue: QueueReport | None = None
     sending: SendingReport | None = None
+    raw_data: RawDataReport | None = None
     worker: WorkerReport | None = None
 
 
@@ -170,10 +182,7 @@ def _lines(report: StatusReport) -> Iterator[tuple[str, str]]:
         yield from _accelerator_lines(report.accelerator)
     if report.results:
         yield from _results_lines(report.results)
-    if report.queue:
-        yield "queue", "; ".join(_queue(report.queue))
-    if report.sending:
-        yield "sending", "; ".join(_sending(report.sending))
+    yield from _outgoing_lines(report)
     if report.worker:
         yield "worker", "; ".join(_worker(report.worker))
     yield from _machine_lines(report)
@@ -263,6 +272,15 @@ def _latency(latency: Latency) -> str:
     return f"{latency.stage} {latency.p50_ms:g} ms (p99 {latency.p99_ms:g})"
 
 
+def _outgoing_lines(report: StatusReport) -> Iterator[tuple[str, str]]:
+    if report.queue:
+        yield "queue", "; ".join(_queue(report.queue))
+    if report.sending:
+        yield "sending", "; ".join(_sending(report.sending))
+    if report.raw_data:
+        yield "raw_data", "; ".join(_raw_data(report.raw_data))
+
+
 def _queue(queue: QueueReport) -> Iterator[str]:
     waiting = "1 event waits" if queue.waiting == 1 else f"{queue.waiting} events wait"
     yield f"{waiting}, the oldest for {format_duration(round(queue.oldest))}" if queue.waiting else "empty"
@@ -278,6 +296,21 @@ def _sending(sending: SendingReport) -> Iterator[str]:
     if sending.reason:
         yield sending.reason
     yield f"{_counted(sending.sent, 'event')} sent since the start"
+
+
+def _raw_data(raw_data: RawDataReport) -> Iterator[str]:
+    if raw_data.images is None:
+        yield "values of chosen samples, no pictures"
+    else:
+        yield f"{raw_data.images}: {_counted(raw_data.uploaded, 'picture')} uploaded since the start"
+    if raw_data.waiting:
+        yield "1 waits" if raw_data.waiting == 1 else f"{raw_data.waiting} wait"
+    if raw_data.dropped:
+        yield f"{raw_data.dropped} dropped"
+    if raw_data.over_budget:
+        yield f"{_counted(raw_data.over_budget, 'sample')} left out for the daily budget"
+    if raw_data.trouble:
+        yield raw_data.trouble
 
 
 def _machine_lines(report: StatusReport) -> Iterator[tuple[str, str]]:

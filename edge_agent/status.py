@@ -11,12 +11,14 @@ from edge_agent.inference.accelerators.devices import Device, absent, matching
 from edge_agent.inference.accelerators.owners import THIS_SERVICE
 from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
+from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import Latency, ResultEvent, TimeSource
 from edge_agent.report import (
     AcceleratorReport,
     DeviceReport,
     ModelReport,
     QueueReport,
+    RawDataReport,
     ResultsReport,
     SendingReport,
     SourceReport,
@@ -32,7 +34,7 @@ T = TypeVar("T")
 FRESH = 5.0
 # In the line; `edge-agent status` has all of it. What runs and what waits must have room behind two or three of them.
 LONGEST_PROBLEM = 320
-BLOCKED = ("offline", "needs_person")
+BLOCKED = ("offline", "needs_person", "over_budget")
 _NOT_SET = "the clock is not set yet"
 
 
@@ -56,6 +58,7 @@ class Snapshot:
     queue_size: int
     dropped: int
     queue_trouble: str | None
+    uploads: UploadsState
     reload_problem: str | None
     time_source: TimeSource
     device_problems: Sequence[str]
@@ -74,7 +77,7 @@ def _short(problem: str) -> str:
 
 def problems(now: Snapshot) -> list[str]:
     """Return what is wrong, most important first."""
-    sending = f"events are not sent: {now.sender.reason}" if now.sender.status in BLOCKED else ""
+    sending = _sending_problem(now.sender)
     found = [
         *_model_problem(now.model),
         *_worker_problems(now.worker),
@@ -82,11 +85,18 @@ def problems(now: Snapshot) -> list[str]:
         f"degraded: {degraded}" if (degraded := _degraded(now)) else "",
         sending,
         f"queue: {now.queue_trouble}" if now.queue_trouble else "",
+        f"pictures are not uploaded: {now.uploads.trouble}" if now.uploads.trouble else "",
         f"reload refused: {now.reload_problem}" if now.reload_problem else "",
         _NOT_SET if now.time_source == "unverified" and _NOT_SET not in sending else "",
         now.skew,
     ]
     return [problem for problem in found if problem]
+
+
+def _sending_problem(sender: SenderState) -> str:
+    if sender.status == "over_budget":
+        return f"only alarms and notices are sent: {sender.reason}"
+    return f"events are not sent: {sender.reason}" if sender.status in BLOCKED else ""
 
 
 def _degraded(now: Snapshot) -> str | None:
@@ -159,6 +169,7 @@ def make_report(
         results=_report_results(now),
         queue=_report_queue(now),
         sending=_report_sending(now),
+        raw_data=_report_raw_data(now) if now.settings.telemetry.raw_data.chooses else None,
         worker=WorkerReport(state=now.worker.state, deaths=now.worker.deaths, last_death=now.worker.last_death),
     )
 
@@ -243,4 +254,16 @@ def _report_sending(now: Snapshot) -> SendingReport:
         reason=now.sender.reason,
         since=max(0.0, now.now - now.sender.since),
         sent=now.sender.sent_events,
+    )
+
+
+def _report_raw_data(now: Snapshot) -> RawDataReport:
+    images = now.settings.telemetry.raw_data.images
+    return RawDataReport(
+        images=None if images is None else str(images),
+        uploaded=now.uploads.uploaded,
+        waiting=now.uploads.waiting,
+        dropped=now.uploads.dropped + now.worker.unkept,
+        over_budget=now.worker.over_budget,
+        trouble=now.uploads.trouble,
     )

@@ -7,13 +7,16 @@ nothing after `--option=`.)
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from edge_agent import cli
 
 # What completes the value of an option or an operand, by the word that stands for it in the help; see compopt in
 # bash(1).
-COMPLETERS = {"FILE": "compopt -o default", "DIR": "compopt -o dirnames"}
+COMPLETERS = {"FILE": "compopt -o default", "DIR": "compopt -o dirnames", "FOLDER": "compopt -o dirnames"}
+# What no file can complete.
+COMPLETERS |= dict.fromkeys(("NAME", "VERSION", "SHARE", "TIME", "URL"), ":")
 SCRIPT = """\
 # bash completion for edge-agent; packaging/completion.py in its sources writes this file.
 
@@ -66,8 +69,8 @@ def script(parser: argparse.ArgumentParser) -> str:
         values="\n".join(line for name, command in commands.items() for line in _values(name, command)),
         choices="\n".join(
             [
-                f'        "") choices="{" ".join(commands)} {_flags(parser)}" ;;',
-                *(f'        {name}) choices="{_flags(command)}" ;;' for name, command in commands.items()),
+                f'        "") choices="{" ".join(commands)} {_flags(parser._actions)}" ;;',
+                *(f'        {name}) choices="{_flags(_actions(command))}" ;;' for name, command in commands.items()),
             ]
         ),
         operands="\n".join(line for name, command in commands.items() for line in _operands(name, command)),
@@ -80,13 +83,21 @@ def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPar
     return dict(commands.choices)
 
 
-def _flags(parser: argparse.ArgumentParser) -> str:
-    return " ".join(flag for action in parser._actions for flag in action.option_strings if flag.startswith("--"))
+def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Return the options and operands of a command, and those of the steps below it that it does not have itself."""
+    found = list(parser._actions)
+    for steps in [action for action in found if isinstance(action, argparse._SubParsersAction)]:
+        found += [action for step in steps.choices.values() for action in _actions(step) if action.option_strings]
+    return list({tuple(action.option_strings) or (action.dest,): action for action in reversed(found)}.values())[::-1]
+
+
+def _flags(actions: Iterable[argparse.Action]) -> str:
+    return " ".join(flag for action in actions for flag in action.option_strings if flag.startswith("--"))
 
 
 def _values(name: str, command: argparse.ArgumentParser) -> list[str]:
     """Return the lines that complete what follows an option."""
-    taking = [action for action in command._actions if action.option_strings and action.nargs != 0]
+    taking = [action for action in _actions(command) if action.option_strings and action.nargs != 0]
     return [
         f"        {'|'.join(f'{name}:{flag}' for flag in action.option_strings)}) {_completer(action)}; return ;;"
         for action in taking
@@ -95,7 +106,7 @@ def _values(name: str, command: argparse.ArgumentParser) -> list[str]:
 
 def _operands(name: str, command: argparse.ArgumentParser) -> list[str]:
     """Return the line that completes the operand of a command, if it takes one."""
-    taking = [action for action in command._actions if not action.option_strings]
+    taking = [action for action in _actions(command) if not action.option_strings]
     return [f"        {name}) {_completer(action)} ;;" for action in taking]
 
 

@@ -110,15 +110,24 @@ def common_facts() -> Facts:
 def command_facts(parser: argparse.ArgumentParser) -> Facts:
     """Return the commands and their options, from the parser that the program itself uses."""
     found = {f"option {name}": entry for name, entry in options(parser)}
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     synopsis = [f".Nm\n.{markup(action)}" for action in own_actions(parser)]
-    for choice in commands._choices_actions:
-        inner = commands.choices[choice.dest]
-        command = f"Cm {escaped(choice.dest)}"
-        synopsis.append("\n.".join([".Nm", command, *map(usage, own_actions(inner))]))
-        found[f"command {choice.dest}"] = item(command, choice.help or "")
-        found |= {f"option {choice.dest} {name}": entry for name, entry in options(inner)}
+    for path, text, inner in commands(parser):
+        command = f"Cm {escaped(path)}"
+        if not list(commands(inner)):
+            synopsis.append("\n.".join([".Nm", command, *map(usage, own_actions(inner))]))
+        found[f"command {path}"] = item(command, text)
+        found |= {f"option {path} {name}": entry for name, entry in options(inner)}
     return {**found, "synopsis": "\n".join(synopsis)}
+
+
+def commands(parser: argparse.ArgumentParser, path: str = "") -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
+    """Yield name, help and parser of each command, and of those below it: "release", "release build"."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for choice in action._choices_actions:
+                inner = action.choices[choice.dest]
+                yield path + choice.dest, choice.help or "", inner
+                yield from commands(inner, f"{path}{choice.dest} ")
 
 
 def own_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.configuration import CHECK_DEADLINE, Configuration, load_configuration
+from edge_agent.inference.protocol import RawDataOptions
 from edge_agent.settings.faults import NotSetUp, SettingsError
 from edge_agent.settings.loading import load
 from tests.settings.distributions import install
@@ -38,8 +39,28 @@ def test_a_good_file_gives_settings_and_options(tmp_path: Path) -> None:
     assert loaded.labels is None
     assert loaded.settings.source.options == {"path": f"{tmp_path}/samples.csv", "rate": 10.0, "repeat": True}
     assert loaded.source == "edge_agent.sources.recording:Recording"
-    worker = loaded.worker()
+    worker = loaded.worker("edge-001", tmp_path)
     assert (worker.plugin, worker.options) == (loaded.source, loaded.settings.source.options)
+    assert (worker.model.raw_data, worker.raw_data) == (0, None)
+
+
+def test_without_a_rule_the_model_gives_values_of_every_sample_and_with_one_the_worker_chooses(tmp_path: Path) -> None:
+    file = tmp_path / "edge-agent.toml"
+    start = '[source]\nplugin = "vibration"\n[model]\nurl = "m.tflite"\n[telemetry]\nsink = "e.jsonl"\n'
+    file.write_text(f"{start}raw_data = 5\n")
+    worker = asyncio.run(load_configuration(file, {})).worker("edge-001", tmp_path)
+    assert (worker.model.raw_data, worker.raw_data) == (5, None)
+    file.write_text(f'{start}[telemetry.raw_data]\nvalues = 5\none_in = 7\nimages = "pictures/"\n')
+    worker = asyncio.run(load_configuration(file, {})).worker("edge-001", tmp_path)
+    assert worker.model.raw_data == 0
+    assert worker.raw_data == RawDataOptions(
+        device="edge-001",
+        handover=str(tmp_path),
+        daily_budget=5_000_000,
+        values=5,
+        images=(tmp_path / "pictures").as_uri(),
+        one_in=7,
+    )
 
 
 def test_all_settings_arrive_as_they_were_checked(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from edge_agent.settings.faults import NotSetUp
 from edge_agent.settings.loading import load
 from edge_agent.settings.schema import InferenceSettings, keys
 from edge_agent.settings.units import format_duration
-from edge_agent.telemetry import publishing
+from edge_agent.telemetry import losses, publishing
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -39,7 +39,7 @@ KINDS = {
 }
 
 # Who tells of what has happened, by component and state; and which states those come to that are computed.
-TELLERS = {"_on_health", "_report_health", "put_health"}
+TELLERS = {"_on_health", "health", "put_health"}
 COMPUTED = {
     ("worker", "state"): {"died", "failing"},
     ("source", "message.state"): {"trouble"},
@@ -115,7 +115,8 @@ def test_every_counter_stage_and_cause_is_explained() -> None:
     counters = list(Counters.__struct_fields__)
     stages = [*StageLatencies()._stages, "action"]
     assert told[-len(counters) - len(stages) :] == stages + counters
-    causes = set(re.findall(r'Loss\("(\w+)"', code())) | set(re.findall(r'\("(\w+)", status\.\w+\)', code()))
+    causes = {losses.QUEUE_FULL, losses.DISK_RESERVE, losses.EXPIRED, losses.DAMAGED, losses.REJECTED}
+    causes |= set(re.findall(r'\("(\w+)", status\.\w+\)', code()))
     assert {"queue_full", "source_overrun"} < causes
     assert set(first_cells(EVENTS, "Losses")) == causes
 

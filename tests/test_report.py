@@ -13,6 +13,7 @@ from edge_agent.report import (
     DeviceReport,
     ModelReport,
     QueueReport,
+    RawDataReport,
     ResultsReport,
     SendingReport,
     SourceReport,
@@ -106,6 +107,9 @@ FULL = StatusReport(
     sending=SendingReport(
         sink="pubsub://project/topic", state="needs_person", reason="no permission", since=61.2, sent=100
     ),
+    raw_data=RawDataReport(
+        images="gs://bucket/retraining", uploaded=12, waiting=3, dropped=2, over_budget=40, trouble="no permission"
+    ),
     worker=WorkerReport(state="restarting", deaths=3, last_death="killed by SIGKILL"),
 )
 
@@ -124,6 +128,7 @@ results      10.0/s; now normal (0.99); 4000 since the start; 7 samples dropped 
   latency    median capture 1.25 ms (p99 3.5); invoke 2 ms (p99 3)
 queue        4711 events wait, the oldest for 2h; 1.23 MB of 256 MB; 5 events dropped; the disk is full
 sending      pubsub://project/topic: needs person for 1m1s; no permission; 100 events sent since the start
+raw_data     gs://bucket/retraining: 12 pictures uploaded since the start; 3 wait; 2 dropped; 40 samples left out for the daily budget; no permission
 worker       restarting; died 3 times since the start, the last time: killed by SIGKILL
 device       Raspberry Pi 5 Model B Rev 1.0; 82 °C, slowed down; voltage right; load 0.42; memory 7.01 GB of 8.26 GB free; disk 988 MB of 31 GB free; 20 % of the disk's life used; battery 81 %
   network    eth0 ethernet up 1000 Mbit/s; wlan0 wifi up -58 dBm; wwan0 cellular down

@@ -13,10 +13,12 @@ from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, DeviceState
 from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
+from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import Latency, LoadReport, ResultEvent, Score
-from edge_agent.report import StatusReport, render
+from edge_agent.report import RawDataReport, StatusReport, render
 from edge_agent.settings.location import Destination, Location
 from edge_agent.settings.publish import Publish
+from edge_agent.settings.raw_data import RawDataSettings
 from edge_agent.settings.schema import (
     InferenceSettings,
     ModelSettings,
@@ -88,6 +90,7 @@ def snapshot(**more: Any) -> Snapshot:
         "waiting": 3,
         "oldest": 0.2,
         "queue_trouble": None,
+        "uploads": UploadsState(),
         "queue_size": 2048,
         "dropped": 0,
         "reload_problem": None,
@@ -160,6 +163,14 @@ def test_samples_that_all_fail_are_told_of() -> None:
 def test_events_that_are_offline_wait_however_young_they_are() -> None:
     now = snapshot(sender=SenderState("needs_person", "no permission", 0.0, 0, 0, 1), waiting=3, oldest=0.2)
     assert status_line(now).endswith("3 events wait, the oldest for 0s")
+
+
+def test_used_up_budget_says_what_still_goes_out() -> None:
+    reason = "the daily budget of 20MB is used up until 2026-11-27 08:15 UTC"
+    now = snapshot(sender=SenderState("over_budget", reason, 0.0, 0, 0, 0), waiting=3, oldest=0.2)
+
+    assert problems(now) == [f"only alarms and notices are sent: {reason}"]
+    assert status_line(now).endswith("; 3 events wait, the oldest for 0s")
 
 
 # ------------------------------------------------------------------------------------------ problems
@@ -315,6 +326,7 @@ def test_the_report_holds_what_the_agent_knows() -> None:
             "sent": 100,
         },
         "worker": {"state": "running", "deaths": 2, "last_death": "killed by SIGKILL"},
+        "raw_data": None,
     }
 
 
@@ -386,3 +398,16 @@ def test_the_device_of_this_service_is_in_use_even_before_a_model_runs_on_it() -
     made = report(snapshot(), [msgspec.structs.replace(STICK, owner="this service")])
     assert made.accelerator is not None
     assert made.accelerator.devices[0].in_use
+
+
+def test_what_becomes_of_the_input_is_reported_where_it_is_kept() -> None:
+    raw_data = RawDataSettings(images=Location("gs", "bucket", "retraining"), one_in=10)
+    telemetry = dataclasses.replace(SETTINGS.telemetry, raw_data=raw_data)
+    settings = dataclasses.replace(SETTINGS, telemetry=telemetry)
+    worker = WorkerStatus(state="running", source="open", over_budget=7, unkept=2)
+    now = snapshot(settings=settings, worker=worker, uploads=UploadsState(12, 3, 1, "no permission"))
+    assert report(now).raw_data == RawDataReport(
+        images="gs://bucket/retraining", uploaded=12, waiting=3, dropped=3, over_budget=7, trouble="no permission"
+    )
+    assert problems(now) == ["pictures are not uploaded: no permission"]
+    assert status_line(now).startswith("pictures are not uploaded: no permission; ")

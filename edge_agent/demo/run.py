@@ -7,8 +7,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from edge_agent.agent import Directories
 from edge_agent.daemon import run as run_daemon
+from edge_agent.directories import Directories
 
 HERE = Path(__file__).parent
 SETTINGS = HERE / "demo.toml"

@@ -39,6 +39,24 @@ class ModelOptions(msgspec.Struct, frozen=True):
     raw_data: int = 0
 
 
+class RawDataOptions(msgspec.Struct, frozen=True):
+    """Which samples' inputs are kept, and how much a day (bytes); see `edge_agent.settings.raw_data`.
+
+    `images` is the URL of the folder that the pictures will be in, or empty for none; the part below it begins with
+    `device`. The worker puts them into `handover` as files, from where the agent takes them.
+    """
+
+    device: str
+    handover: str
+    daily_budget: int
+    values: int = 0
+    images: str = ""
+    max_confidence: float | None = None
+    max_margin: float | None = None
+    min_clipped: float | None = None
+    one_in: int | None = None
+
+
 class Configure(msgspec.Struct, frozen=True, tag="configure"):
     """Agent to worker, first message: what to read, and how to run a model on it.
 
@@ -46,7 +64,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     of the settings needs. `runtime` is one that `edge_agent.inference.runtime` knows, or "auto". `resume` is the
     position of the last sample that a worker before this one has finished. `avoid` are the keys (`Source.key`) of
     samples that have killed workers in the model, `pass_over` those of samples behind which reading the next one has
-    killed them. `root` is where /sys and /dev are looked for.
+    killed them. `root` is where /sys and /dev are looked for. `raw_data` is None where no rule chooses samples.
     """
 
     plugin: str
@@ -57,6 +75,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     avoid: list[str] = []
     pass_over: list[str] = []
     root: str = "/"
+    raw_data: RawDataOptions | None = None
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
@@ -105,11 +124,15 @@ class Figures(msgspec.Struct, frozen=True, tag="figures"):
     """Worker to agent, now and then: what has come together since the message before.
 
     `latencies` has what `edge_agent.latency.Histogram.take` gives for each stage; `clipped` counts samples with values
-    outside the model's range.
+    outside the model's range. `over_budget` counts samples that a rule chose when the day's budget was used up,
+    `unkept` chosen pictures that could not be kept (`unkept_reason` is the last reason).
     """
 
     latencies: dict[str, Tally]
     clipped: int = 0
+    over_budget: int = 0
+    unkept: int = 0
+    unkept_reason: str = ""
 
 
 class SourceState(msgspec.Struct, frozen=True, tag="source"):

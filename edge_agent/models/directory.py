@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 from edge_agent.models.releases import RemoteObject, as_facts, describe
-from edge_agent.models.stores import Forbidden, Missing, StoreNeedsPerson, StoreUnavailable, write_all
+from edge_agent.models.stores import Forbidden, Missing, StoreNeedsPerson, StoreUnavailable, too_long, write_all
 
 _CHUNK = 1 << 18
 _SIDECAR_LIMIT = 1 << 20
@@ -54,6 +54,18 @@ class FileStore:
             raise self._explained(error) from error
         if (digest, _generation(status)) != (remote.checksum, remote.generation):
             raise StoreUnavailable(f"{self._path} changed while it was being copied")
+
+    def read(self, limit: int) -> tuple[bytes, str]:
+        """Return the file, of which no more than `limit` bytes are read, and its generation."""
+        try:
+            with self._path.open("rb") as file:
+                data = file.read(limit + 1)
+                status = os.fstat(file.fileno())
+        except OSError as error:
+            raise self._explained(error) from error
+        if len(data) > limit:
+            raise too_long(self.url, status.st_size, limit)
+        return data, _generation(status)
 
     def _checksum(self, status: os.stat_result) -> str:
         """SHA-256 of the file, read again only after a change."""

@@ -1,4 +1,4 @@
-"""Models from Google Cloud Storage, the only module that knows its client library.
+"""Models from Google Cloud Storage, and pictures to it: the only module that knows its client library.
 
 The library is imported at the first call: it takes 0.3 s and 48 MiB, which nobody pays who uses a file. Its
 own retries are off, since each would hide up to two minutes: the roll-out tries again, where it can be seen.
@@ -7,10 +7,12 @@ own retries are off, since each would hide up to two minutes: the roll-out tries
 
 import base64
 import functools
+import mimetypes
 import os
 import threading
 import time
-from io import FileIO
+from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +29,7 @@ from edge_agent.models.stores import (
     StoreError,
     StoreNeedsPerson,
     StoreUnavailable,
+    too_long,
     write_all,
 )
 
@@ -53,6 +56,7 @@ class GcsStore:
         self._timeout = timeout
         self._on_skew = on_skew
         self._client: Any = None
+        self._read = (b"", "")
 
     def stat(self) -> RemoteObject:
         """Read the object's metadata."""
@@ -69,18 +73,33 @@ class GcsStore:
         """Download just the generation of `remote`."""
         try:
             with destination.open("wb", buffering=0) as file:
-                sink = _Sink(file, remote, stop)
-                self._download(remote, sink)
-                sink.check()
+                self._download(remote, _Sink(functools.partial(write_all, file), remote, stop))
         except Exception as error:
             raise self._failed(error, fetching=True) from error
         finally:
             self._hang_up()
 
+    def read(self, limit: int) -> tuple[bytes, str]:
+        """Return the object, of which no more than `limit` bytes are read, and its generation."""
+        remote = self.stat()
+        if remote.generation != self._read[1]:
+            if remote.size > limit:
+                raise too_long(self.url, remote.size, limit)
+            data = bytearray()
+            try:
+                self._download(remote, _Sink(data.extend, remote, threading.Event()))
+            except Exception as error:
+                raise self._failed(error, fetching=True) from error
+            finally:
+                self._hang_up()
+            self._read = bytes(data), remote.generation
+        return self._read
+
     def _download(self, remote: RemoteObject, sink: "_Sink") -> None:
         blob = self._blob(generation=int(remote.generation))
         # Raw and without the library's checksum: it would compare with what this answer says of itself.
         blob.download_to_file(sink, raw_download=True, checksum=None, timeout=self._timeout, retry=None)
+        sink.check()
 
     def _blob(self, generation: int | None = None) -> Any:
         if self._client is None:
@@ -123,6 +142,88 @@ class GcsStore:
             self._client.close()
 
 
+class GcsFolder:
+    """The objects below `prefix` in `bucket`; `setting` is what named it.
+
+    The role Storage Object Creator is enough to `put`. `publishing` is whether a person does it, and no device.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        *,
+        setting: str,
+        timeout: tuple[float, float] = TIMEOUT,
+        publishing: bool = False,
+    ) -> None:
+        self._publishing = publishing
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._setting = setting
+        self._timeout = timeout
+        self._client: Any = None
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        """Store an object, or a file. Raises `StoreError`, but not if the name is there: it tells it from all others.
+
+        Blocks until the bucket has it, or does not answer in time.
+        """
+        try:
+            self._upload(name, data, replacing=0)
+        except Exception as error:
+            if not _is_there(error):
+                raise self._failed(error) from error
+
+    def replace(self, name: str, data: bytes, *, replacing: int) -> None:
+        """Store an object in the place of the generation `replacing`; 0 is none. Raises `StoreError`.
+
+        That is `StoreUnavailable` where another generation is there.
+        """
+        try:
+            self._upload(name, data, replacing=replacing)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _upload(self, name: str, data: bytes | Path, *, replacing: int) -> None:
+        try:
+            if self._client is None:
+                self._client = _connect()
+            blob = self._client.bucket(self._bucket).blob(self._prefix + name)
+            upload = blob.upload_from_filename if isinstance(data, Path) else blob.upload_from_string
+            upload(
+                data,
+                content_type=mimetypes.guess_type(name)[0] or "application/octet-stream",
+                if_generation_match=replacing,
+                checksum="crc32c",
+                timeout=self._timeout,
+                retry=None,
+            )
+        finally:
+            if self._client is not None:
+                self._client.close()  # uploads are rare: an idle connection would hardly live until the next one
+
+    def _failed(self, error: Exception) -> StoreError:
+        from edge_agent.models.gcs_errors import PUBLISH, WRITE, explain  # noqa: PLC0415  # heavy, and seldom needed
+
+        access = PUBLISH if self._publishing else WRITE
+        explained = explain(error, f"gs://{self._bucket}/{self._prefix}", setting=self._setting, access=access)
+        if isinstance(explained, StoreNeedsPerson):
+            self._client = None  # credentials are read anew once somebody has put them right
+        return explained
+
+
+def _is_there(error: Exception) -> bool:
+    """Whether an upload was refused because it had arrived before, with the answer lost.
+
+    Who may create objects but not replace them is told that he may not delete the one that is there.
+    """
+    code = getattr(error, "code", None)
+    return code == HTTPStatus.PRECONDITION_FAILED or (
+        code == HTTPStatus.FORBIDDEN and "storage.objects.delete" in str(error)
+    )
+
+
 def _connect() -> Any:
     # Unasked, the client asks for the bucket itself in a thread of its own, for traces that nobody collects: a
     # request that the role Storage Object Viewer does not allow, and a thread at every new client.
@@ -142,10 +243,10 @@ def _compare_clocks(on_skew: OnSkew, response: Any, **_: object) -> None:
 
 
 class _Sink:
-    """The file that a download is written to; it keeps count and checksum of what was written."""
+    """Where a download goes; it keeps count and checksum of what it passes on to `take`."""
 
-    def __init__(self, file: FileIO, remote: RemoteObject, stop: threading.Event) -> None:
-        self._file = file
+    def __init__(self, take: Callable[[bytes], None], remote: RemoteObject, stop: threading.Event) -> None:
+        self._take = take
         self._remote = remote
         self._stop = stop
         self._checksum = google_crc32c.Checksum()
@@ -160,7 +261,7 @@ class _Sink:
         if self._written > self._remote.size:
             raise self._mismatch("more bytes than announced")
         self._checksum.update(data)
-        write_all(self._file, data)
+        self._take(data)
         return len(data)
 
     def check(self) -> None:

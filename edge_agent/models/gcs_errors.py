@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -22,12 +23,39 @@ from google.auth import exceptions as auth
 from edge_agent.models.releases import clean_version
 from edge_agent.models.stores import PORTAL, Forbidden, Missing, StoreError, StoreNeedsPerson, StoreUnavailable
 
-_GIVE_KEY = (
-    "put the key of a service account that may read the bucket into "
-    "/etc/credstore/edge-agent.google-credentials.json and restart the service, or let GOOGLE_APPLICATION_CREDENTIALS "
-    "name it"
-)
-_GRANT = "grant roles/storage.objectViewer on the bucket to the device's service account"
+
+@dataclass(frozen=True)
+class Access:
+    """What was wanted of the bucket, the role that allows it, and what to do about something missing."""
+
+    verb: str
+    role: str
+    missing: str
+    supply: str
+    on_device: bool = True
+
+    @property
+    def give_key(self) -> str:
+        if not self.on_device:
+            return "gcloud auth application-default login, or let GOOGLE_APPLICATION_CREDENTIALS name a key"
+        return (
+            f"put the key of a service account that may {self.verb} the bucket into "
+            "/etc/credstore/edge-agent.google-credentials.json and restart the service, or let "
+            "GOOGLE_APPLICATION_CREDENTIALS name it"
+        )
+
+    @property
+    def who(self) -> str:
+        return "the device's service account" if self.on_device else "whoever publishes"
+
+    @property
+    def grant(self) -> str:
+        return f"grant {self.role} on the bucket to {self.who}"
+
+
+READ = Access("read", "roles/storage.objectViewer", "object", "upload the model there")
+WRITE = Access("write to", "roles/storage.objectCreator", "bucket", "make the bucket")
+PUBLISH = Access("publish to", "roles/storage.objectUser", "bucket", "make the bucket", on_device=False)
 _TRY_AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 _NETWORK_REASONS: list[tuple[tuple[type[BaseException], ...], str]] = [
     ((urllib3.exceptions.NameResolutionError, socket.gaierror), "the host name cannot be resolved"),
@@ -37,13 +65,15 @@ _NETWORK_REASONS: list[tuple[tuple[type[BaseException], ...], str]] = [
 ]
 
 
-def explain(error: Exception, url: str, *, fetching: bool, setting: str = "[model].url") -> StoreError:
+def explain(
+    error: Exception, url: str, *, fetching: bool = False, setting: str = "[model].url", access: Access = READ
+) -> StoreError:
     """Turn whatever the client library raised into one of the three ways a store fails; `setting` named the URL."""
     match error:
         case api.GoogleAPICallError():
-            return _explain_status(error, url, fetching=fetching, setting=setting)
+            return _explain_status(error, url, fetching=fetching, setting=setting, access=access)
         case auth.GoogleAuthError():
-            return _explain_auth(error, url)
+            return _explain_auth(error, url, access)
         case requests.exceptions.JSONDecodeError():
             return StoreUnavailable(f"{url}: {PORTAL}")
         case ssl.SSLError():
@@ -53,7 +83,9 @@ def explain(error: Exception, url: str, *, fetching: bool, setting: str = "[mode
     return StoreUnavailable(f"{url}: {_network_reason(error)}")
 
 
-def _explain_status(error: api.GoogleAPICallError, url: str, *, fetching: bool, setting: str) -> StoreError:
+def _explain_status(
+    error: api.GoogleAPICallError, url: str, *, fetching: bool, setting: str, access: Access
+) -> StoreError:
     status, said = HTTPStatus(error.code or HTTPStatus.BAD_GATEWAY), _said(error.response)
     answer = f"{status.value}: {said or status.phrase}"
     if status in _TRY_AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -62,19 +94,20 @@ def _explain_status(error: api.GoogleAPICallError, url: str, *, fetching: bool, 
         return StoreUnavailable(f"{url}: {PORTAL}")
     if status == HTTPStatus.PRECONDITION_FAILED or (status == HTTPStatus.NOT_FOUND and fetching):
         return StoreUnavailable(f"{url} was replaced while it was being fetched")
-    return _refusal(status, url, answer, setting)
+    return _refusal(status, url, answer, setting, access)
 
 
-def _refusal(status: HTTPStatus, url: str, answer: str, setting: str) -> StoreNeedsPerson:
+def _refusal(status: HTTPStatus, url: str, answer: str, setting: str, access: Access) -> StoreNeedsPerson:
     match status:
         case HTTPStatus.UNAUTHORIZED:
-            return StoreNeedsPerson(f"{url}: the credentials are not accepted ({answer})", _GIVE_KEY)
+            return StoreNeedsPerson(f"{url}: the credentials are not accepted ({answer})", access.give_key)
         case HTTPStatus.FORBIDDEN:
-            what = "the credentials of this device do not give the right to read it"
-            return Forbidden(f"{url}: {what} ({answer})", _GRANT)
+            whose = "the credentials of this device" if access.on_device else "the credentials"
+            what = f"{whose} do not give the right to {access.verb} it"
+            return Forbidden(f"{url}: {what} ({answer})", access.grant)
         case HTTPStatus.NOT_FOUND:
             return Missing(
-                f"{url}: there is no such object ({answer})", f"upload the model there, or correct {setting}"
+                f"{url}: there is no such {access.missing} ({answer})", f"{access.supply}, or correct {setting}"
             )
     return StoreNeedsPerson(f"{url}: the server refuses the request ({answer})", f"check {setting}")
 
@@ -87,18 +120,18 @@ def _said(response: Any) -> str:
     return clean_version(str(text))
 
 
-def _explain_auth(error: auth.GoogleAuthError, url: str) -> StoreError:
+def _explain_auth(error: auth.GoogleAuthError, url: str, access: Access) -> StoreError:
     said = clean_version(str(error.args[0]) if error.args else "")
     if isinstance(error, auth.DefaultCredentialsError):
         # Google's advice for developers would push our own out of the status line.
         why = "" if said.startswith("Your default credentials were not found") else f": {said}"
-        return StoreNeedsPerson(f"{url}: there are no usable Google credentials{why}", _GIVE_KEY)
+        return StoreNeedsPerson(f"{url}: there are no usable Google credentials{why}", access.give_key)
     if not isinstance(error, auth.RefreshError) or error.retryable:
         return StoreUnavailable(f"{url}: no access token: {_network_reason(error)}")
     # What Google's token service says to a device that believes it is 1970.
     if " iat " in str(error) or "timeframe" in str(error):
         return StoreUnavailable(f"{url}: no access token, as the clock of this device is wrong")
-    return StoreNeedsPerson(f"{url}: Google refuses the credentials: {said}", _GIVE_KEY)
+    return StoreNeedsPerson(f"{url}: Google refuses the credentials: {said}", access.give_key)
 
 
 def _network_reason(error: BaseException) -> str:

@@ -29,7 +29,7 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
     `generation` changes with every upload: the GCS generation, or size and mtime of a file. `size` in bytes.
     `checksum` is `crc32c:BASE64` or `sha256:HEX`. `remarks` says which metadata could not be understood.
     `version_given` is whether the uploader named the version, `uploaded` the time of the upload by the store's clock,
-    in seconds since the epoch.
+    in seconds since the epoch. `sequence` is that of the manifest, 0 where there is none.
     """
 
     url: str
@@ -42,6 +42,7 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
     remarks: tuple[str, ...] = ()
     version_given: bool = False
     uploaded: float | None = None
+    sequence: int = 0
 
     @property
     def id(self) -> str:
@@ -50,7 +51,7 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:16]
 
 
-_Id = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+_Id = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 
 
 class Twin(msgspec.Struct, frozen=True, kw_only=True):

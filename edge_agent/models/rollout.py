@@ -220,6 +220,11 @@ class Rollout:
         """Find out what the store offers, and have it on disk. Raises `StoreError` or `OSError`."""
         await self._commit()
         remote = await self._calls.stat(self._store)
+        if remote.sequence < self._slots.sequence:
+            again = "publish it again if devices shall go back to it"
+            self._found("warning", f"{remote.version} is offered by an older manifest than before: {again}")
+            return
+        await self._calls.run(lambda _: self._slots.note_sequence(remote.sequence))
         rejection = self._slots.rejection(remote)
         if rejection is not None:
             await self._withdraw()

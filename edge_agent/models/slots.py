@@ -55,7 +55,7 @@ class Rejected(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """What `state.json` holds."""
+    """What `state.json` holds. `sequence` is the highest of all manifests that were believed."""
 
     format: int = _FORMAT
     url: str
@@ -63,6 +63,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     previous: Release | None = None
     candidate: Release | None = None
     rejected: tuple[Rejected, ...] = ()
+    sequence: int = 0
 
     def releases(self) -> list[Release]:
         """All that are named."""
@@ -97,6 +98,17 @@ class Slots:
     def candidate(self) -> Release | None:
         """A model that is whole on disk and waits to be accepted."""
         return self._state.candidate
+
+    @property
+    def sequence(self) -> int:
+        """The highest sequence of a manifest so far: a lower one is an old manifest that somebody shows again."""
+        return self._state.sequence
+
+    def note_sequence(self, sequence: int) -> None:
+        """Take nothing lower from now on. Raises `OSError`."""
+        with self._lock:
+            if sequence > self.sequence:
+                self._change(sequence=sequence)
 
     def rejection(self, remote: RemoteObject, *, of: Release | None = None) -> Rejected | None:
         """Why this very upload was refused, if it was; a twin is refused as that `of` a release."""

@@ -69,6 +69,21 @@ class Store(Protocol):
         """
 
 
+class Readable(Store, Protocol):
+    """A store whose object can be read whole, where that is small."""
+
+    def read(self, limit: int) -> tuple[bytes, str]:
+        """Return the object, checked as by `fetch`, and its generation.
+
+        Raises `StoreError`, also where it has more than `limit` bytes.
+        """
+
+
+def too_long(url: str, size: int, limit: int) -> StoreNeedsPerson:
+    """The error of `read`."""
+    return StoreNeedsPerson(f"{url} has {size} bytes, and at most {limit} are read", "see that it is the right object")
+
+
 def write_all(file: FileIO, data: bytes) -> None:
     """Write to an unbuffered file, so that a full disk shows here and not when the file is closed."""
     rest = memoryview(data)

@@ -14,12 +14,14 @@ from typing import Any
 from edge_agent.settings.environment import read_environment
 from edge_agent.settings.faults import VARIABLE, Fault, SettingsError
 from edge_agent.settings.lines import KeyPath, key_lines, line_of
-from edge_agent.settings.location import absolute
-from edge_agent.settings.schema import tables
+from edge_agent.settings.location import absolute, without_slash
+from edge_agent.settings.schema import SHORT_FORMS, tables
 from edge_agent.settings.showing import show
 
 # Values that may be paths, relative to the folder of the file.
 _PATHS = (("model", "url"), ("model", "cpu_url"), ("inference", "labels"), ("telemetry", "sink"))
+_PATH_LISTS = (("model", "keys"),)
+_FOLDERS = (("telemetry", "raw_data", "images"),)
 
 _SYNTAX = {
     "Invalid value": 'the value is not understood; text needs quotes, as in plugin = "vibration"',
@@ -83,6 +85,8 @@ class Document:
         if len(path) == 1 and (path in tables() or isinstance(self.at(path), dict)):
             return f"[{path[0]}]"
         length = next((size for size in (2, 1) if path[:size] in tables()), 0)
+        if path[:length] in SHORT_FORMS and not isinstance(self.at(path[:length]), dict):
+            length -= 1
         table, key = ".".join(map(str, path[:length])), ".".join(map(str, path[length:]))
         return ".".join(part for part in (f"[{table}]" if table else "", key) if part)
 
@@ -103,9 +107,14 @@ def read(file: Path, environ: Mapping[str, str] = os.environ) -> Document:
         raise SettingsError([_syntax_fault(file, text, str(error))]) from error
     overrides, variables, faults = read_environment(environ)
     document = Document(file, _merged(values, overrides), key_lines(text), variables, faults)
-    for table, key in _PATHS:
-        if isinstance(value := document.at((table, key)), str):
-            document.values[table][key] = absolute(value, document.folder)
+    for path in (*_PATHS, *_FOLDERS):
+        if isinstance(value := document.at(path), str):
+            text = without_slash(value) if path in _FOLDERS else value
+            document.at(path[:-1])[path[-1]] = absolute(text, document.folder)
+    for path in _PATH_LISTS:
+        if isinstance(value := document.at(path), list):
+            paths = [absolute(each, document.folder) if isinstance(each, str) else each for each in value]
+            document.at(path[:-1])[path[-1]] = paths
     return document
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from edge_agent.settings.conditions import unmet
+from edge_agent.settings import conditions, raw_data
 from edge_agent.settings.document import Document, read
 from edge_agent.settings.faults import MISSING, Fault, NotSetUp, SettingsError
 from edge_agent.settings.lines import KeyPath
@@ -40,7 +40,8 @@ def check(document: Document) -> Settings:
             raise NotSetUp(found) from None
         faults += found
     else:
-        faults += [document.fault(path, message) for path, message in (*unmet(settings), *unchanging(settings))]
+        unmet = (*conditions.unmet(settings), *unchanging(settings), *raw_data.unmet(settings))
+        faults += [document.fault(path, message) for path, message in unmet]
     if faults:
         raise SettingsError(faults)
     return settings

@@ -12,13 +12,14 @@ from edge_agent.settings.showing import show
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{0,221}")
 _PROJECT = re.compile(r"[a-z][a-z0-9.:-]{0,100}")
 _TOPIC = re.compile(r"[A-Za-z][A-Za-z0-9._~%+-]{2,254}")
-_GENERIC = frozenset({"model", "models", "latest"})
+_GENERIC = frozenset({"model", "models", "latest", "release.json"})
+_LAST_SLASH = re.compile(r"(?<=[^/:])/+$")
 _SUFFIX = re.compile(r"(?:_edgetpu|_quant)+$")
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a model file is: an object in a bucket, or a file, for which `bucket` is empty."""
+    """An object in a bucket, or a file, for which `bucket` is empty; or a folder of either kind."""
 
     scheme: Literal["gs", "file"]
     bucket: str
@@ -65,6 +66,19 @@ def parse_location(text: object) -> Location:
     return Location("gs", bucket, path)
 
 
+def parse_folder(text: object) -> Location:
+    """Read "gs://BUCKET/PREFIX", "gs://BUCKET", "file:///FOLDER" or a plain path. Raises ValueError."""
+    scheme, rest = _split(without_slash(text) if isinstance(text, str) else text, others="gs://BUCKET/PREFIX")
+    if scheme == "file":
+        return Location("file", "", rest)
+    bucket, _, prefix = rest.partition("/")
+    if scheme != "gs":
+        raise ValueError(f"{show(text)} must begin with gs:// or file:///, or be a path")
+    if not _BUCKET.fullmatch(bucket):
+        raise ValueError(f"{show(text)} names no bucket; write gs://BUCKET/PREFIX")
+    return Location("gs", bucket, prefix)
+
+
 def parse_destination(text: object) -> Destination:
     """Read "pubsub://PROJECT/TOPIC", "file:///PATH" or a plain path. Raises ValueError."""
     scheme, rest = _split(text, others="pubsub://PROJECT/TOPIC")
@@ -76,6 +90,11 @@ def parse_destination(text: object) -> Destination:
     if not _PROJECT.fullmatch(project) or not _TOPIC.fullmatch(topic):
         raise ValueError(f"{show(text)} names no topic; write pubsub://PROJECT/TOPIC")
     return Destination("pubsub", project=project, topic=topic)
+
+
+def without_slash(text: str) -> str:
+    """Return the name of a folder without the slash at its end."""
+    return _LAST_SLASH.sub("", text)
 
 
 def absolute(text: str, folder: Path) -> str:

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import DocInfo, Ge, Gt, Le, MaxLen, MinLen, doc
 
-from edge_agent.settings.checks import After, Parse
+from edge_agent.settings.checks import After, Before, Parse
 from edge_agent.settings.device_options import check_device_options
 from edge_agent.settings.kinds import Number, Table, Text, Whole
 from edge_agent.settings.location import Destination, Location, parse_destination, parse_location
 from edge_agent.settings.publish import ALL, Publish, parse_publish
+from edge_agent.settings.raw_data import RawDataSettings, as_table, complete
 from edge_agent.settings.showing import show
 from edge_agent.settings.units import Duration, Size, parse_duration, parse_size
 from edge_agent.settings.when import When, consistent
@@ -26,6 +27,8 @@ PREFIX = "EDGE_AGENT_"
 
 # The id goes into Pub/Sub attributes and into event ids, where "/" separates.
 _SAFE_ID = re.compile(r"[A-Za-z0-9._~%+-]{1,128}")
+# Tables that may also be written as a key with one value.
+SHORT_FORMS = {("telemetry", "raw_data")}
 _NO_KEY = {"no key": True}
 # As libedgetpu has them, or a bus and a stable place on it: a USB port path or a PCI address.
 _DEVICE = re.compile(
@@ -112,6 +115,13 @@ class ModelSettings(Table):
             "the model without _edgetpu is tried."
         ),
     ] = None
+    keys: Annotated[
+        list[Text],
+        doc(
+            "Public keys (PEM files, Ed25519) of those who may release models; with one, only a release.json that one "
+            "of them has signed is used."
+        ),
+    ] = field(default_factory=list)
     poll_interval: Annotated[Duration, Ge(1), doc("How often to look for a new version of the model.")] = (
         parse_duration("1h")
     )
@@ -266,13 +276,29 @@ class TelemetrySettings(Table):
         Parse(parse_publish),
         doc("Which results become events of their own; an alarm always does, with the whole result in it."),
     ] = ALL
-    raw_data: Annotated[Whole, Ge(0), Le(1000), doc("How many of the first input values go into each event.")] = 0
+    raw_data: Annotated[
+        RawDataSettings,
+        After(complete),
+        Before(as_table),
+        doc("What of the input is kept for retraining; a number means so many values of every sample."),
+    ] = field(default_factory=RawDataSettings)
     health_interval: Annotated[
         Duration, Ge(10), doc("How often an event tells how it all goes: latencies and counts.")
     ] = parse_duration("5m")
     linger: Annotated[Duration, Ge(0), Le(60), doc("How long events gather before they are sent together.")] = (
         parse_duration("250ms")
     )
+    bandwidth: Annotated[
+        Annotated[Size, Ge(parse_size("100B"))] | None,
+        doc("How many bytes per second sending may take, on average; without it as many as the line carries."),
+    ] = None
+    daily_budget: Annotated[
+        Annotated[Size, Ge(parse_size("100kB"))] | None,
+        doc(
+            "How many bytes a day sending may take, with what comes on top of the events; once they are used up, only "
+            "alarms, losses and changes of the model go out until the next day; without it as many as there are."
+        ),
+    ] = None
     queue: QueueSettings = QueueSettings()
 
 

@@ -140,6 +140,8 @@ class Envelope:
                 degraded=degraded,
                 clipped=round(result.clipped, 4) if result.clipped else 0.0,
                 raw_data=UNSET if result.raw_data is None else result.raw_data,
+                raw_data_url=UNSET if result.chosen is None else result.chosen.url or UNSET,
+                raw_data_rule=UNSET if result.chosen is None else result.chosen.rule,
             )
             for n, result in enumerate(results, start=number)
         ]

@@ -20,7 +20,7 @@ from edge_agent.telemetry.backlog import Backlog, Run
 from edge_agent.telemetry.groups import Group
 from edge_agent.telemetry.intervals import Intervals, Span
 from edge_agent.telemetry.journal import Committed, Done, Journal, Sealed
-from edge_agent.telemetry.losses import Ledger, Loss
+from edge_agent.telemetry.losses import DAMAGED, EXPIRED, Ledger, Loss
 from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.queue_files import Lock, QueueLocked, RejectedFile
 from edge_agent.telemetry.recovery import Recovered, recover
@@ -221,7 +221,7 @@ class Keeper:
             self._damaged.append(group.seq)
             spans = backlog.unreadable(group)
             if count := sum(end - start for start, end in spans):
-                self.lose(Loss("damaged", count, group.first_ms, group.last_ms), spans)
+                self.lose(Loss(DAMAGED, count, group.first_ms, group.last_ms), spans)
         if not groups:
             backlog.cursor = backlog.region_end
         if backlog.cursor >= backlog.region_end:  # what is left is in memory, so that it can be counted
@@ -256,7 +256,7 @@ class Keeper:
         backlog.depth -= missing
         if missing > 0:
             now = int(self._clock() * 1000)
-            self.lose(Loss("damaged", missing, self._stored_oldest_ms or now, now), [])
+            self.lose(Loss(DAMAGED, missing, self._stored_oldest_ms or now, now), [])
 
     # -- ticks
 
@@ -286,7 +286,7 @@ class Keeper:
         self._older = self.retention.note(self.state.lanes.next_seqs) or self._older
         ends = self.retention.expired_ends()
         if self._older and ends is not None:
-            self.lose_runs("expired", self.state.lanes.drop_older(ends))
+            self.lose_runs(EXPIRED, self.state.lanes.drop_older(ends))
 
     def _measure(self) -> None:
         with contextlib.suppress(OSError):  # the store will say what is wrong

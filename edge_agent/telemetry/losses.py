@@ -6,6 +6,11 @@ import msgspec
 
 from edge_agent.telemetry.intervals import Span
 
+# Why the queue gives events up; docs/events.md explains each.
+QUEUE_FULL = "queue_full"
+DISK_RESERVE = "disk_reserve"
+EXPIRED = "expired"
+DAMAGED = "damaged"
 REJECTED = "rejected"
 """Cause of a loss that the sink has refused. A report that is refused is not repeated: so would be the next one."""
 

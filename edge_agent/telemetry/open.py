@@ -5,12 +5,17 @@ from pathlib import Path
 
 from edge_agent.settings.location import Destination
 from edge_agent.telemetry.filesink import FileSink
+from edge_agent.telemetry.metering import Meter
 from edge_agent.telemetry.pubsub import PubSubSink
 from edge_agent.telemetry.sinks import Sink
 
 
-def open_sink(destination: Destination, environ: Mapping[str, str]) -> Sink:
-    """Make the sink for a destination; nothing is opened or connected before the first batch."""
+def open_sink(destination: Destination, environ: Mapping[str, str], meter: Meter | None = None) -> Sink:
+    """Make the sink for a destination; nothing is opened or connected before the first batch.
+
+    `meter` is told what goes over the network.
+    """
     if destination.scheme == "file":
         return FileSink(Path(destination.path))
-    return PubSubSink(destination.project, destination.topic, emulator=environ.get("PUBSUB_EMULATOR_HOST", ""))
+    emulator = environ.get("PUBSUB_EMULATOR_HOST", "")
+    return PubSubSink(destination.project, destination.topic, emulator=emulator, meter=meter)

@@ -10,22 +10,29 @@ revoked key as "unavailable" and try for ever.
 
 `PUBSUB_EMULATOR_HOST` is honoured (no encryption, no credentials); otherwise Application Default Credentials are
 used, and read again after each failure that needs a person, so that a new key works without a restart.
+
+On a metered line requests are compressed: 50 events of one device to an eighth.
 """
 
 import asyncio
 import functools
 import os
-from collections.abc import Callable, Sequence
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 from urllib.parse import quote
 
 import msgspec
 
+from edge_agent.telemetry.metering import Meter
 from edge_agent.telemetry.pubsub_errors import (
     Target,
     explain_credentials,
     explain_missing,
+    explain_page,
     explain_status,
 )
 from edge_agent.telemetry.sinks import DaemonThread, SinkError, SinkNeedsPerson, SinkUnavailable, post
@@ -40,6 +47,12 @@ _LONGEST_DEADLINE = 60.0
 _TOKEN_TIMEOUT = 10.0
 _CLOSE_WITHIN = 0.8
 _LONGEST_ATTRIBUTE = 1024
+_FRAMING, _SHARE = 300, 1.06
+"""What goes over the line for a request beside its bytes and those of the answer: HTTP/2 and gRPC, and for each byte
+TLS, TCP and IP."""
+_CONNECTING = 6000
+"""Bytes of a TLS handshake with Google's certificates."""
+_LINE_DOWN = ("failed to connect", "errors resolving")
 _LONGEST_ATTRIBUTE_NAME = 256
 _LABEL_BYTES = 512
 """What the labels of an event may take as attributes, names and values together: 1000 events stay below 10 MB with
@@ -63,8 +76,8 @@ _OPTIONS = [
 class PubSubSink:
     """Publishes to one topic.
 
-    `emulator` is the host:port of an emulator, or empty. `patience` is how long an answer may take, in seconds,
-    not counting the upload.
+    `emulator` is the host:port of an emulator, or empty. `meter` is told what goes over the line. `patience` is how
+    long an answer may take, in seconds, not counting the upload.
     """
 
     def __init__(
@@ -73,9 +86,11 @@ class PubSubSink:
         topic: str,
         *,
         emulator: str = "",
+        meter: Meter | None = None,
         endpoint: str = _ENDPOINT,
         patience: float = _PATIENCE,
     ) -> None:
+        self._meter = meter or Meter()
         self._target = Target(project, topic)
         self._emulator = emulator
         self._endpoint = endpoint
@@ -92,8 +107,8 @@ class PubSubSink:
     async def send(self, events: Sequence[bytes]) -> None:
         """Publish at most 1000 events and 9 MB in one request (Pub/Sub takes 10 MB). Raises SinkError."""
         try:
-            call = await self._thread.run(self._start, events)
-            await self._finish(call)
+            call, length = await self._thread.run(self._start, events)
+            await self._finish(call, length)
         except SinkNeedsPerson:
             self._hang_up()
             raise
@@ -104,26 +119,31 @@ class PubSubSink:
         self._hang_up()
         await self._thread.close(_CLOSE_WITHIN)
 
-    def _start(self, events: Sequence[bytes]) -> "_Call":
-        connection = self._connection
+    def _start(self, events: Sequence[bytes]) -> "tuple[_Call, int]":
+        """Start a request; returns the bytes that it sends as well."""
+        connection, connecting = self._connection, 0
         if connection is None:
+            connecting = _CONNECTING
             connection = self._connection = _connect(self._target, self._emulator, self._endpoint)
             self._target = replace(self._target, account=connection.account)
             if self._closed:
                 self._hang_up()
-        return connection.publish(events, self._patience)
+        call, length = connection.publish(events, self._patience, measured=self._meter.limited)
+        return call, length + connecting
 
-    async def _finish(self, call: "_Call") -> None:
+    async def _finish(self, call: "_Call", length: int) -> None:
         answered = asyncio.Event()
         loop = asyncio.get_running_loop()
         call.add_done_callback(lambda _: post(loop, answered.set))
         await answered.wait()
-        code = call.code().name
+        code, details = call.code().name, call.details() or ""
+        if self._meter.limited:
+            self._meter.count(_cost(length, call, details))
         if code == "OK":
             return
         if self._closed:
             raise SinkUnavailable("sending has ended")
-        raise explain_status(code, call.details() or "", self._target)
+        raise explain_status(code, details, self._target, _skew(call))
 
     def _hang_up(self) -> None:
         connection, self._connection = self._connection, None
@@ -137,6 +157,28 @@ class _Call(Protocol):
     def add_done_callback(self, callback: Callable[[Any], None], /) -> None: ...
     def code(self) -> Any: ...
     def details(self) -> str | None: ...
+    def result(self) -> Any: ...
+    def initial_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
+    def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
+
+
+def _cost(length: int, call: _Call, details: str) -> int:
+    """Return how many bytes went over the line, in both directions."""
+    if any(words in details for words in _LINE_DOWN):
+        return _CONNECTING  # most likely a connection that came to nothing
+    if call.code().name == "OK":
+        answer = call.result()
+        length += type(answer).pb(answer).ByteSize()
+    return int((length + len(details) + _FRAMING) * _SHARE)
+
+
+def _skew(call: _Call) -> float | None:
+    """Return how many seconds the device's clock is ahead of the server's, or None where that did not say."""
+    metadata = dict([*(call.initial_metadata() or ()), *(call.trailing_metadata() or ())])
+    try:
+        return time.time() - parsedate_to_datetime(str(metadata["date"])).timestamp()
+    except (KeyError, ValueError):
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +190,22 @@ class _Connection:
     encode: Callable[[Sequence[bytes]], Any]
     authorize: Callable[[], list[tuple[str, str]]]
     account: str
+    gzip: Any
 
-    def publish(self, events: Sequence[bytes], patience: float) -> _Call:
-        """Start one request. Raises SinkError when there is no access token to be had."""
+    def publish(self, events: Sequence[bytes], patience: float, *, measured: bool) -> tuple[_Call, int]:
+        """Start one request. Raises SinkError when there is no access token to be had.
+
+        `measured`: it is compressed, and the bytes that it sends are returned as well, else 0.
+        """
         metadata = self.authorize()
         request = self.encode(events)
         deadline = min(_LONGEST_DEADLINE, patience + request.ByteSize() / _SLOWEST_UPLOAD)
-        return self.stub(request, timeout=deadline, metadata=metadata)
+        if not measured:
+            return self.stub(request, timeout=deadline, metadata=metadata), 0
+        # gRPC does not tell how much it made of it, but does the same.
+        length = len(zlib.compress(request.SerializeToString())) + sum(len(key) + len(value) for key, value in metadata)
+        call = self.stub(request, timeout=deadline, metadata=metadata, compression=self.gzip)
+        return call, length
 
 
 def _connect(target: Target, emulator: str, endpoint: str) -> _Connection:
@@ -168,14 +219,14 @@ def _connect(target: Target, emulator: str, endpoint: str) -> _Connection:
         channel = grpc.insecure_channel(emulator, options=_OPTIONS)
         authorize, account = (lambda: routing), ""
     else:
-        token_request = _token_request()
+        token_request = _token_request(target)
         credentials = _find_credentials(target, token_request)
         channel = grpc.secure_channel(endpoint, grpc.ssl_channel_credentials(), options=_OPTIONS)
         authorize = functools.partial(_authorize, credentials, token_request, endpoint, routing, target)
         account = getattr(credentials, "service_account_email", None) or ""
     transport: Any = PublisherGrpcTransport(channel=channel)  # annotated as plain functions, in fact gRPC stubs
     stub = transport.publish.future
-    return _Connection(channel, stub, _encoder(topic), authorize, account)
+    return _Connection(channel, stub, _encoder(topic), authorize, account, grpc.Compression.Gzip)
 
 
 def _find_credentials(target: Target, token_request: Any) -> Any:
@@ -196,10 +247,18 @@ def _find_credentials(target: Target, token_request: Any) -> Any:
     return credentials
 
 
-def _token_request() -> Any:
+def _token_request(target: Target) -> Callable[..., Any]:
     from google.auth.transport.requests import Request  # noqa: PLC0415
 
-    return functools.partial(Request(), timeout=_TOKEN_TIMEOUT)
+    request = functools.partial(Request(), timeout=_TOKEN_TIMEOUT)
+
+    def ask(*arguments: Any, **options: Any) -> Any:
+        answer = request(*arguments, **options)
+        if "text/html" in answer.headers.get("content-type", ""):
+            raise explain_page(answer.status, target)
+        return answer
+
+    return ask
 
 
 def _authorize(
@@ -212,6 +271,8 @@ def _authorize(
     headers: dict[str, str] = {}
     try:
         credentials.before_request(token_request, "POST", f"https://{endpoint}/google.pubsub.v1.Publisher", headers)
+    except SinkError:
+        raise
     except Exception as error:
         raise _no_token(error, target) from error
     return [*headers.items(), *routing]

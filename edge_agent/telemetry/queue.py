@@ -28,7 +28,7 @@ import structlog
 from edge_agent.telemetry import journal
 from edge_agent.telemetry.backlog import Batch
 from edge_agent.telemetry.keeper import Keeper
-from edge_agent.telemetry.losses import REJECTED, Loss
+from edge_agent.telemetry.losses import QUEUE_FULL, REJECTED, Loss
 from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.queue_files import QueueLocked
 from edge_agent.telemetry.retention import COMMIT_SIZE, Bounds, Retention
@@ -174,7 +174,7 @@ class Queue:
             self._pressure.set()
         excess = self._state.lanes.memory - self._keeper.retention.bounds.memory
         if excess > 0:
-            self._keeper.lose_runs("queue_full", self._state.lanes.drop_fresh(excess))
+            self._keeper.lose_runs(QUEUE_FULL, self._state.lanes.drop_fresh(excess))
 
     # -- losses
 

@@ -18,7 +18,7 @@ from edge_agent.telemetry import journal
 from edge_agent.telemetry.groups import Group
 from edge_agent.telemetry.intervals import Intervals, Span
 from edge_agent.telemetry.journal import Committed, Done, Header, JournalFile, Put, Sealed
-from edge_agent.telemetry.losses import Books, Loss
+from edge_agent.telemetry.losses import DAMAGED, Books, Loss
 from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.seqs import given_out, lane, priority_of
 from edge_agent.telemetry.store import Damage, Store
@@ -174,7 +174,7 @@ def count_lost(state: Replay, depths: Sequence[int]) -> Loss | None:
     times = [ms for put in state.puts for ms in (put.first_ms, put.last_ms)]
     if state.damage is not None:
         times += [state.damage.first_ms, state.damage.last_ms]
-    return Loss("damaged", count, min(times, default=0), max(times, default=0))
+    return Loss(DAMAGED, count, min(times, default=0), max(times, default=0))
 
 
 class Recovered(msgspec.Struct, frozen=True, kw_only=True):

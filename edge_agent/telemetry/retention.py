@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from edge_agent.telemetry.losses import DISK_RESERVE, QUEUE_FULL
 from edge_agent.telemetry.store_file import Position
 
 COMMIT_SIZE: Final = 8_000_000
@@ -101,8 +102,8 @@ class Retention:
     def limit(self) -> tuple[int, str]:
         """How many bytes the store may hold, and the cause of a loss for that."""
         if self._held is not None and self._held < self.bounds.max_size:
-            return self._held, "disk_reserve"
-        return self.bounds.max_size, "queue_full"
+            return self._held, DISK_RESERVE
+        return self.bounds.max_size, QUEUE_FULL
 
     @property
     def shortage(self) -> str | None:

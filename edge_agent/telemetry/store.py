@@ -20,7 +20,7 @@ from edge_agent.durable import sync
 from edge_agent.telemetry import salvage, store_file
 from edge_agent.telemetry.groups import MAX_EVENTS, Group, parse, to_row
 from edge_agent.telemetry.intervals import Intervals, Span
-from edge_agent.telemetry.losses import Books, Loss
+from edge_agent.telemetry.losses import EXPIRED, Books, Loss
 from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.seqs import lane, priority_of
 from edge_agent.telemetry.store_file import Meta, Position
@@ -222,7 +222,7 @@ class Store:
         done = Intervals(commit.meta.done)
         losses = [
             (priority_of(seq), Loss(cause, lost, first_ms, last_ms))
-            for cause, rows in (("expired", expired), (commit.cause, surplus))
+            for cause, rows in ((EXPIRED, expired), (commit.cause, surplus))
             for seq, count, first_ms, last_ms, _ in rows
             if (lost := count - done.overlap(seq, seq + count))
         ]

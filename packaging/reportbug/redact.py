@@ -72,16 +72,28 @@ PLAIN = {
     "source.watch",
     "source.width",
     "source.window",
+    "telemetry.bandwidth",
+    "telemetry.daily_budget",
     "telemetry.health_interval",
     "telemetry.linger",
+    "telemetry.publish",
     "telemetry.queue.commit_interval",
+    "telemetry.queue.commit_size",
+    "telemetry.queue.max_age",
     "telemetry.queue.max_size",
+    "telemetry.queue.reserve",
     "telemetry.raw_data",
+    "telemetry.raw_data.daily_budget",
+    "telemetry.raw_data.max_confidence",
+    "telemetry.raw_data.max_margin",
+    "telemetry.raw_data.min_clipped",
+    "telemetry.raw_data.one_in",
+    "telemetry.raw_data.values",
 }
 # The same of tables whose names the administrator or a driver chooses.
-PLAIN_TABLES = {"device.labels", "inference.device_options"}
+PLAIN_TABLES = {"device.labels", "inference.device_options", "telemetry.publish"}
 # Of these, what could carry a password is cut off.
-ADDRESSES = {"model.cpu_url", "model.url", "telemetry.sink"}
+ADDRESSES = {"model.cpu_url", "model.url", "telemetry.raw_data.images", "telemetry.sink"}
 
 
 def main(file: str) -> int:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,9 @@ from edge_agent.settings.location import Destination
 from edge_agent.settings.publish import Publish
 from edge_agent.settings.schema import TelemetrySettings
 from edge_agent.telemetry.envelope import Envelope
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.publishing import Everything, make_publisher
-from edge_agent.telemetry.queue import Loss, Queue
+from edge_agent.telemetry.queue import Queue
 
 EPOCH = 1_700_000_000_000
 RULE = Rule(name="stop", labels=frozenset({"failure"}), min_confidence=0.8, cooldown=0.001, run=("true",))
@@ -77,21 +77,10 @@ class Device:
 
     def lose(self, at_ms: int, cause: str, count: int) -> None:
         """Something was given up, and is reported."""
-        self.queue.count_loss(cause, count, at_ms - 1000, at_ms)
-        self.queue.report_losses(self._describe, at_ms)
-
-    def _describe(self, first_number: int, losses: Sequence[Loss]) -> list[bytes]:
-        return [
-            self.envelope.encode_loss(
-                number,
-                loss.last_ms * 1_000_000,
-                cause=loss.cause,
-                count=loss.count,
-                first_timestamp=loss.first_ms,
-                last_timestamp=loss.last_ms,
-            )
-            for number, loss in enumerate(losses, start=first_number)
-        ]
+        number = self.queue.next_number
+        facts = {"cause": cause, "count": count, "first_timestamp": at_ms - 1000, "last_timestamp": at_ms}
+        event = self.envelope.encode_loss(number, at_ms * 1_000_000, **facts)
+        self.queue.put(number, [event], at_ms, at_ms, Priority.NOTICE)
 
     def feel(self, at_ms: int, *latencies: Latency) -> None:
         """The regular health event."""

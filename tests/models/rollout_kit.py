@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from edge_agent.models.open import open_store, open_twins
+from edge_agent.models.open import open_model, open_twins
 from edge_agent.models.rollout import Rollout, RolloutChange
 from edge_agent.models.slots import Slots
 from edge_agent.records import LoadReport, ModelFile
@@ -79,6 +79,7 @@ class Device:
         self.server = server
         self.url = Location("gs", "bucket", name)
         self.cpu_url: Location | None = None
+        self.keys: list[str] = []
         self.reserve = 0
         self.worker = Worker()
         self.changes: list[RolloutChange] = []
@@ -93,11 +94,12 @@ class Device:
     async def _live(self, story: Callable[[Rollout, Clock], Awaitable[None]], interval: float) -> None:
         clock = Clock()
         self.slots = Slots(self.directory, str(self.url), reserve=self.reserve)
+        store = open_model(self.url, self.keys)
         rollout = Rollout(
             self.slots,
-            open_store(self.url),
+            store,
             self.worker,
-            twins=open_twins(self.slots, self.url, self.cpu_url),
+            twins=open_twins(self.slots, self.url, self.cpu_url, store),
             model_name="vibration",
             poll_interval=interval,
             on_change=self.changes.append,

@@ -18,6 +18,7 @@ import pytest
 from edge_agent import cli, plugins
 from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.models.rollout import RolloutStatus
+from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import LoadReport, ResultEvent, Score
 from edge_agent.service.control_client import ControlError
 from edge_agent.settings.faults import NotSetUp
@@ -256,6 +257,7 @@ def well(tmp_path: Path) -> Snapshot:
         queue_size=0,
         dropped=0,
         queue_trouble=None,
+        uploads=UploadsState(),
         reload_problem=None,
         time_source="synchronized",
         device_problems=[],

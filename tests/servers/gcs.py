@@ -566,5 +566,7 @@ def _multipart(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
     _, first, rest = body.split(b"--" + boundary, 2)
     end = b"\r\n" if first.startswith(b"\r\n") else b"\n"  # gcloud writes bare newlines
     second = rest[: rest.rindex(end + b"--" + boundary)]
-    resource, media = first.partition(end * 2)[2], second.partition(end * 2)[2]
-    return json.loads(resource), media
+    resource, (head, _, media) = first.partition(end * 2)[2], second.partition(end * 2)
+    kind = re.search(rb"^content-type: *(\S+)", head, re.IGNORECASE | re.MULTILINE)
+    given = {"contentType": kind[1].decode()} if kind else {}
+    return {**given, **json.loads(resource)}, media

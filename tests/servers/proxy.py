@@ -14,12 +14,16 @@ _CHUNK = 65536
 
 
 class Proxy:
-    """Listens on 127.0.0.1 and forwards to `target` ("HOST:PORT"). Keeps its port over `stop` and `start`."""
+    """Listens on 127.0.0.1 and forwards to `target` ("HOST:PORT"). Keeps its port over `stop` and `start`.
+
+    `carried` counts the bytes, in both directions.
+    """
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self._port = 0
+        self.carried = 0
         self._thread: threading.Thread | None = None
         self._wake: socket.socket | None = None
 
@@ -71,7 +75,7 @@ class Proxy:
                     if ready is listener:
                         self._connect(listener, selector, pairs)
                     elif isinstance(ready, socket.socket) and ready in pairs:
-                        _forward(ready, selector, pairs)
+                        self.carried += _forward(ready, selector, pairs)
 
     def _connect(
         self, listener: socket.socket, selector: selectors.BaseSelector, pairs: dict[socket.socket, socket.socket]
@@ -87,7 +91,7 @@ class Proxy:
             selector.register(one, selectors.EVENT_READ)
 
 
-def _forward(ready: socket.socket, selector: selectors.BaseSelector, pairs: dict[socket.socket, socket.socket]) -> None:
+def _forward(ready: socket.socket, selector: selectors.BaseSelector, pairs: dict[socket.socket, socket.socket]) -> int:
     other = pairs[ready]
     data = b""
     with contextlib.suppress(OSError):
@@ -98,3 +102,4 @@ def _forward(ready: socket.socket, selector: selectors.BaseSelector, pairs: dict
             selector.unregister(end)
             del pairs[end]
             end.close()
+    return len(data)

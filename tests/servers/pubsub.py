@@ -51,10 +51,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """Answer with a gRPC status; nothing is stored."""
+    """Answer with a gRPC status and `headers`; nothing is stored."""
 
     code: str
     details: str = "as scripted"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,8 @@ class PubSubServer:
             fault = self._faults.popleft() if self._faults else None
             self._changed.notify_all()
         match fault:
-            case Fail(code, details):
+            case Fail(code, details, headers):
+                context.set_trailing_metadata(headers)
                 _abort(context, code, details)
             case Hang():
                 self._pause(context, None)

@@ -30,6 +30,7 @@ EXAMPLES = {
     "model.url": "gs://your-model-bucket/edge-models/vibration-classifier/latest/model_quant_edgetpu.tflite",
     "model.name": "vibration-classifier",
     "model.cpu_url": "gs://your-model-bucket/edge-models/vibration-classifier/latest/model_quant.tflite",
+    "model.keys": ["/etc/edge-agent/release.pub.pem"],
     "inference.labels": ["normal", "warning", "failure"],
     "inference.limits.low": 10.0,
     "inference.limits.high": 90.0,
@@ -37,6 +38,13 @@ EXAMPLES = {
     "inference.image_mean": 127.5,
     "inference.image_std": 127.5,
     "telemetry.sink": "pubsub://your-project/inference-results",
+    "telemetry.bandwidth": "16kB",
+    "telemetry.daily_budget": "20MB",
+    "telemetry.raw_data.images": "gs://your-data-bucket/retraining",
+    "telemetry.raw_data.max_confidence": 0.6,
+    "telemetry.raw_data.max_margin": 0.1,
+    "telemetry.raw_data.min_clipped": 0.05,
+    "telemetry.raw_data.one_in": 1000,
     "actions.name": "alarm",
     "actions.when.label": "failure",
     "actions.when.min_confidence": 0.8,
@@ -143,7 +151,8 @@ def test_it_shows_every_setting_once(uncommented: str) -> None:
     # A key that stood twice in one table would not load; this finds one in the prose between.
     keys = Counter(re.findall(r"^(\w+) = ", uncommented, re.MULTILINE))
     twice = {key for key, count in keys.items() if count > 1}
-    assert twice == {"labels", "name"}  # of [device] and [inference], and of [model] and [[actions]]
+    # Of [device] and [inference], of [model] and [[actions]], and of [telemetry] and [telemetry.raw_data].
+    assert twice == {"labels", "name", "daily_budget"}
 
 
 def test_every_default_is_the_one_of_the_code(shown: dict[str, Any]) -> None:
@@ -192,6 +201,7 @@ def test_the_alternatives_are_good_with_the_tasks_that_the_file_names(
         task, top_k = ("detection", 4) if "_count" in line else ("regression", 3)
         text = re.sub(r"^when = .*", line, uncommented, flags=re.MULTILINE)
         text = text.replace('task = "classification"', f'task = "{task}"').replace("top_k = 3", f"top_k = {top_k}")
+        text = re.sub(r"^max_(?:confidence|margin) = .*", "", text, flags=re.MULTILINE)  # rules of other tasks
         [action] = load(settings_file(text), {}).actions
         assert action.when != When(label="failure", min_confidence=0.8)
 

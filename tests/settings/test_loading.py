@@ -401,7 +401,8 @@ def test_an_empty_file_tells_what_is_needed(faults: Faults) -> None:
         ("[inference]\nimage_mean = true", ":10: [inference].image_mean: expected a number, not true"),
         ('[device]\nid = ""', ':10: [device].id: may hold 1 to 128 letters, digits and . _ ~ % + - only, not ""'),
         ("options = 5",
-         ":9: [telemetry].options: unknown key; known here: health_interval, linger, publish, queue, raw_data, sink"),
+         (":9: [telemetry].options: unknown key; known here: bandwidth, daily_budget, health_interval, linger, "
+          "publish, queue, raw_data, sink")),
         ("[inference]\nimage_std = 0", ":10: [inference].image_std: must be more than 0, not 0"),
         ("[inference]\ndevice = 0", ":10: [inference].device: expected text in quotes, not 0"),
         ('[inference]\naccelerator = "gpu"',

@@ -53,6 +53,7 @@ FILES = {
     *(f"{DOCUMENTS}examples/{path.relative_to(ROOT / 'config')}" for path in (ROOT / "config/cloud").rglob("*.*")),
     f"{DOCUMENTS}examples/demo.toml",
     f"{DOCUMENTS}models.md.gz",
+    f"{DOCUMENTS}releases.md",
     f"{DOCUMENTS}sandbox.md.gz",
     f"{DOCUMENTS}sbom.cdx.json",
     f"{DOCUMENTS}sources.md.gz",

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 from msgspec import UNSET
 
-from edge_agent.records import Quantiles, Result, Score, TimeSource
+from edge_agent.records import Chosen, Quantiles, Result, Score, TimeSource
 from edge_agent.telemetry.envelope import Envelope, ModelFacts
 from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.schema import event_schema, schema_text
@@ -98,6 +98,19 @@ def test_a_result_keeps_the_keys_that_consumers_know(queue: Numbers, envelope: E
             "clipped": 0.0312,
             "raw_data": [0.5, 0.25],
         }
+    ]
+
+
+def test_a_chosen_sample_says_by_which_rule_and_where_its_picture_will_be(queue: Numbers, envelope: Envelope) -> None:
+    url = "gs://bucket/retraining/edge-001/2026-05-01/100000.000-ff.jpg"
+    chosen = [result(100, chosen=Chosen("one_in", url)), result(101, chosen=Chosen("max_margin"), raw_data=[1.0])]
+    [event, _] = envelope.put_results(chosen, FACTS)
+    envelope.put_alarm(event, "stop-the-line")
+    kept = [{name: value for name, value in event.items() if name.startswith("raw_data")} for event in queue.events]
+    assert kept == [
+        {"raw_data_url": url, "raw_data_rule": "one_in"},
+        {"raw_data_rule": "max_margin", "raw_data": [1.0]},
+        {"raw_data_url": url, "raw_data_rule": "one_in"},
     ]
 
 

@@ -1,14 +1,20 @@
 """The Pub/Sub sink against a real gRPC server: delivery, attributes, and what each failure says."""
 
 import asyncio
+import contextlib
 import datetime
 import http.server
 import json
 import os
+import secrets
+import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +24,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from google.auth import exceptions, jwt
 
+from edge_agent.telemetry.metering import Meter
 from edge_agent.telemetry.pubsub import PubSubSink, _no_token
 from edge_agent.telemetry.pubsub_errors import Target, explain_status
 from edge_agent.telemetry.sinks import SinkError, SinkNeedsPerson, SinkRejected, SinkUnavailable
 from tests.servers.emulator import Emulator, Subscription
+from tests.servers.proxy import Proxy
 from tests.servers.pubsub import Fail, Hang, LoseResponse, Message, PubSubServer
 
 TOPIC = "projects/project/topics/events"
@@ -340,18 +348,35 @@ def test_key_file_is_damaged(no_emulator: pytest.MonkeyPatch, tmp_path: Path, co
     assert "key.json" in error.reason
 
 
+@dataclass
+class TokenServer:
+    """Google's token server, or what is in its place; it gives the one answer."""
+
+    status: int = 400
+    kind: str = "application/json"
+    body: bytes = b""
+    url: str = ""
+
+    def refuse(self, error: str, description: str) -> None:
+        self.body = json.dumps({"error": error, "error_description": description}).encode()
+
+    def show_page(self, status: int) -> None:
+        self.status, self.kind, self.body = status, "text/html; charset=utf-8", b"<html>Please log in</html>"
+
+
 @pytest.fixture
-def token_server() -> Iterator[http.server.HTTPServer]:
-    """Google's token server, with a revoked key."""
+def token_server(no_emulator: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TokenServer]:
+    """Credentials for which the token server is asked first, and that server."""
+    state = TokenServer()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
-            body = b'{"error": "invalid_grant", "error_description": "Invalid JWT Signature."}'
-            self.send_response(400)
-            self.send_header("content-length", str(len(body)))
+            self.send_response(state.status)
+            self.send_header("content-type", state.kind)
+            self.send_header("content-length", str(len(state.body)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(state.body)
 
         def log_message(self, *_: object) -> None:
             return
@@ -359,7 +384,9 @@ def token_server() -> Iterator[http.server.HTTPServer]:
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield server
+        _external_account(tmp_path, f"http://127.0.0.1:{server.server_port}/token")
+        no_emulator.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+        yield state
         server.shutdown()
         thread.join()
 
@@ -376,20 +403,55 @@ def _external_account(path: Path, token_url: str) -> None:
     (path / "key.json").write_text(json.dumps(key))
 
 
-def test_token_server_refuses(
-    no_emulator: pytest.MonkeyPatch, tmp_path: Path, token_server: http.server.HTTPServer
-) -> None:
-    _external_account(tmp_path, f"http://127.0.0.1:{token_server.server_port}/token")
-    no_emulator.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+NEW_KEY = "make a new key (gcloud iam service-accounts keys create); put the key of a service account"
+SET_CLOCK = "set the clock (timedatectl), and see why the network does not (timedatectl timesync-status)"
+LOG_IN = "log in to the network if it asks for that (a captive portal), or let connections to *.googleapis.com:443"
+
+
+@pytest.mark.parametrize(
+    ("description", "reason", "what_to_do"),
+    [
+        ("Invalid JWT Signature.", "the credentials were revoked, or their account was deleted or disabled", NEW_KEY),
+        ("Invalid grant: account not found", "the credentials were revoked, or their account was deleted", NEW_KEY),
+        ("Token has been expired or revoked.", "the credentials have expired or were revoked", NEW_KEY),
+        ("ID Token issued at 1634 is stale to sign-in.", "the credentials have expired", NEW_KEY),
+        (
+            (
+                "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe. Check your "
+                "iat and exp values in the JWT claim."
+            ),
+            "the device's clock is wrong",
+            SET_CLOCK,
+        ),
+        ("Bad Request", "Google's token server refuses the credentials", "make a new key if the old one was revoked;"),
+    ],
+)
+def test_token_server_refuses(token_server: TokenServer, description: str, reason: str, what_to_do: str) -> None:
+    token_server.refuse("invalid_grant", description)
     error = _refused("")
 
     assert isinstance(error, SinkNeedsPerson)
-    assert "Google's token server refuses the credentials" in error.reason
-    assert "invalid_grant" in error.reason
-    assert error.what_to_do == (
-        "make a new key if the old one was revoked; look at the device's clock too (timedatectl): a wrong one "
-        "makes good credentials fail"
-    )
+    assert error.reason.startswith(f"pubsub://project/events: {reason}")
+    assert error.reason.endswith(f"(Error code invalid_grant: {description})")
+    assert error.what_to_do.startswith(what_to_do)
+
+
+@pytest.mark.parametrize("status", [200, 403, 511])
+def test_captive_portal_in_place_of_the_token_server(token_server: TokenServer, status: int) -> None:
+    token_server.show_page(status)
+    error = _refused("")
+
+    assert isinstance(error, SinkNeedsPerson)
+    assert error.reason == "pubsub://project/events: what answers is not Google (a web page instead of an access token)"
+    assert error.what_to_do.startswith(LOG_IN)
+
+
+def test_token_server_that_is_out_of_order_is_no_portal(token_server: TokenServer) -> None:
+    token_server.show_page(502)
+    error = _refused("")
+
+    assert isinstance(error, SinkUnavailable)
+    assert "Google's token server gave no token" in error.reason
 
 
 def test_token_server_out_of_reach(no_emulator: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -411,6 +473,173 @@ def test_network_failure_inside_a_refresh_error_is_no_refusal() -> None:
     assert isinstance(_no_token(google.RefreshError("revoked"), Target("p", "t")), SinkNeedsPerson)
 
 
+@pytest.mark.parametrize(
+    ("ahead", "reason", "what_to_do"),
+    [
+        (0, "the key was revoked or has expired, as the credentials are not accepted and the clock is right", NEW_KEY),
+        (-7500, "the device's clock is 2h5m behind, so the credentials are not accepted", SET_CLOCK),
+        (86_400 * 2, "the device's clock is 2d ahead, so the credentials are not accepted", SET_CLOCK),
+    ],
+)
+def test_revoked_key_is_told_from_a_wrong_clock(pubsub: PubSubServer, ahead: int, reason: str, what_to_do: str) -> None:
+    date = formatdate(time.time() - ahead, usegmt=True)
+    pubsub.script(Fail("UNAUTHENTICATED", "no", headers=(("date", date),)))
+    error = _refused(pubsub.address)
+
+    assert isinstance(error, SinkNeedsPerson)
+    assert error.reason.startswith(f"pubsub://project/events: {reason}")
+    assert error.what_to_do.startswith(what_to_do)
+
+
+# -- what answers in Google's place
+
+
+class WebServer:
+    """A server that answers everything with a page; with a certificate (key, chain) over TLS."""
+
+    def __init__(self, folder: Path, certificate: tuple[bytes, bytes] | None = None) -> None:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b"<html>Please log in</html>")
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self._server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_port
+        if certificate is not None:
+            (folder / "web.pem").write_bytes(b"".join(certificate))
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(folder / "web.pem")
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+
+    def __enter__(self) -> "WebServer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def test_page_in_place_of_pubsub_without_tls(tmp_path: Path) -> None:
+    with WebServer(tmp_path) as server:
+        error = _refused(f"127.0.0.1:{server.port}")
+
+    assert isinstance(error, SinkNeedsPerson)
+    assert error.reason == "pubsub://project/events: what answers is not Google (it speaks no HTTP/2)"
+
+
+_ASK_EACH = """
+import asyncio, json, sys
+from edge_agent.telemetry.pubsub import PubSubSink
+from edge_agent.telemetry.sinks import SinkError
+
+async def ask(endpoint):
+    sink = PubSubSink("project", "events", endpoint=endpoint)
+    try:
+        await sink.send([b"{}"])
+    except SinkError as error:
+        return [type(error).__name__, error.reason, getattr(error, "what_to_do", "")]
+    finally:
+        await sink.close()
+
+async def main():
+    print(json.dumps([await ask(endpoint) for endpoint in sys.argv[1:]]))
+
+asyncio.run(main())
+"""
+
+
+def test_what_answers_with_tls_is_not_google_or_the_clock_is_wrong(tmp_path: Path) -> None:
+    """The child trusts these certificates, but for one, as the device does Google's."""
+    _service_account(tmp_path / "key.json")
+    trusted = {
+        "right": _certificate(),
+        "expired": _certificate(days=(-20, -10)),
+        "early": _certificate(days=(10, 20)),
+        "portal": _certificate(name="portal.example"),
+    }
+    (tmp_path / "roots.pem").write_bytes(b"".join(chain for _, chain in trusted.values()))
+    with contextlib.ExitStack() as stack:
+        servers: list[PubSubServer | WebServer] = [
+            stack.enter_context(PubSubServer(certificate=certificate))
+            for certificate in (trusted["early"], trusted["expired"], trusted["portal"], _certificate())
+        ]
+        servers.append(stack.enter_context(WebServer(tmp_path, trusted["right"])))
+        servers.append(stack.enter_context(WebServer(tmp_path)))
+        found = _child(tmp_path, _ASK_EACH, *(f"localhost:{server.port}" for server in servers))
+
+    target, not_google = "pubsub://project/events: ", "what answers is not Google"
+    assert [(kind, reason.removeprefix(target), what_to_do[:40]) for kind, reason, what_to_do in json.loads(found)] == [
+        ("SinkNeedsPerson", reason, what_to_do[:40])
+        for reason, what_to_do in (
+            ("the device's clock is behind: Google's certificate is not valid yet", SET_CLOCK),
+            ("by the device's clock, the certificate of what answers has expired", SET_CLOCK),
+            (f"{not_google} (its certificate is for another name)", LOG_IN),
+            (f"{not_google} (its certificate is somebody else's)", LOG_IN),
+            (f"{not_google} (it speaks TLS, but no HTTP/2)", LOG_IN),
+            (f"{not_google} (it speaks no TLS)", LOG_IN),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("details", "reason"),
+    [
+        ("Received http2 header with status: 302", "what answers is not Google (a web page instead of an answer)"),
+        ("HTTP proxy returned response code 407", "the proxy lets nothing through"),
+    ],
+)
+def test_words_of_the_client_library(details: str, reason: str) -> None:
+    error = explain_status("UNAVAILABLE", details, Target("p", "t"))
+
+    assert isinstance(error, SinkNeedsPerson)
+    assert error.reason == f"pubsub://p/t: {reason}"
+
+
+# -- what goes over the line
+
+
+@pytest.mark.parametrize("count", [1, 50, 1000])
+def test_meter_knows_what_goes_over_the_line(pubsub: PubSubServer, count: int) -> None:
+    meter = Meter(bandwidth=1, clock=lambda: 0.0)
+    events = [EVENT.replace(b"d/1/1", b"d/1/%d" % number) for number in range(count)]
+
+    async def send(address: str) -> None:
+        sink = PubSubSink("project", "events", emulator=address, meter=meter)
+        for _ in range(10):
+            await sink.send(events)
+        await sink.close()
+
+    with Proxy(pubsub.address) as proxy:
+        asyncio.run(send(proxy.address))
+        carried = proxy.carried
+
+    counted = meter.pause() - 6000  # TLS is left out here
+    assert carried < counted < 1.3 * carried + 10 * 300
+    assert pubsub.requests[0].count == count
+    assert count == 1 or carried < 10 * len(b"".join(events)) / 2
+
+
+def test_refused_connection_costs_the_handshake_at_most(pubsub: PubSubServer) -> None:
+    pubsub.stop()
+    meter = Meter(bandwidth=1, clock=lambda: 0.0)
+
+    async def send() -> None:
+        sink = PubSubSink("project", "events", emulator=pubsub.address, meter=meter)
+        with pytest.raises(SinkUnavailable):
+            await sink.send([os.urandom(50_000).hex().encode()])
+        await sink.close()
+
+    asyncio.run(send())
+    assert meter.pause() == 6000
+
+
 _SEND_WITH_CREDENTIALS = """
 import asyncio, sys
 from edge_agent.telemetry.pubsub import PubSubSink
@@ -425,29 +654,36 @@ asyncio.run(main())
 
 
 def test_service_account_signs_its_own_token(tmp_path: Path) -> None:
-    certificate = _certificate(tmp_path / "roots.pem")
+    certificate = _certificate()
+    (tmp_path / "roots.pem").write_bytes(certificate[1])
     _service_account(tmp_path / "key.json")
     with PubSubServer(certificate=certificate) as server:
         server.create_topic(TOPIC)
-        child = subprocess.run(
-            [sys.executable, "-c", _SEND_WITH_CREDENTIALS, f"localhost:{server.port}"],
-            env={
-                "PATH": os.environ["PATH"],
-                "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json"),
-                "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(tmp_path / "roots.pem"),
-            },
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        assert _child(tmp_path, _SEND_WITH_CREDENTIALS, f"localhost:{server.port}") == ""
 
-    assert (child.returncode, child.stderr) == (0, "")
     assert _stored(server) == [b"{}"]
     token = str(server.requests[0].metadata["authorization"]).removeprefix("Bearer ")
     claims = _claims(token)
     assert claims["iss"] == "edge@project.iam.gserviceaccount.com"
     assert "https://www.googleapis.com/auth/pubsub" in claims["scope"]
+
+
+def _child(folder: Path, program: str, *arguments: str) -> str:
+    """Run a program that finds its credentials and the certificates it trusts in `folder`; returns what it prints."""
+    child = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={
+            "PATH": os.environ["PATH"],
+            "GOOGLE_APPLICATION_CREDENTIALS": str(folder / "key.json"),
+            "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(folder / "roots.pem"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (child.returncode, child.stderr) == (0, "")
+    return child.stdout
 
 
 def _claims(token: str) -> Any:
@@ -467,21 +703,20 @@ def _service_account(path: Path) -> None:
     path.write_text(json.dumps(content))
 
 
-def _certificate(roots: Path) -> tuple[bytes, bytes]:
-    """Make a key and a self-signed certificate for localhost, which is written to `roots` too."""
+def _certificate(name: str = "localhost", days: tuple[int, int] = (-1, 1)) -> tuple[bytes, bytes]:
+    """Make a key and a certificate signed by itself, valid from the one day until the other, as seen from today."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
+    # Of their own each, so that a client can tell apart those that it trusts.
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, secrets.token_hex(8))])
+    first, last = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=day) for day in days)
     certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(first)
+        .not_valid_after(last)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         .sign(key, hashes.SHA256())
     )
-    chain = certificate.public_bytes(serialization.Encoding.PEM)
-    roots.write_bytes(chain)
-    return _pem(key), chain
+    return _pem(key), certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:

@@ -1,16 +1,23 @@
 """The sender between a queue and a sink, whatever the sink does."""
 
 import asyncio
+import gc
+import random
+import resource
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from structlog.testing import capture_logs
 
+from edge_agent.telemetry import pubsub as pubsub_module
+from edge_agent.telemetry.metering import Meter
+from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.pubsub import PubSubSink
 from edge_agent.telemetry.queue import Queue as DiskQueue
 from edge_agent.telemetry.sender import Sender, SenderState
@@ -24,45 +31,58 @@ LIMIT = 60
 @dataclass(eq=False)
 class Batch:
     events: list[bytes]
+    priority: Priority = Priority.RESULT
 
 
 class MemoryQueue:
     """What the sender needs of a queue, in memory."""
 
     def __init__(self, *events: bytes) -> None:
-        self.waiting = deque(events)
+        self.lanes: dict[Priority, deque[bytes]] = {priority: deque() for priority in Priority}
+        self.waiting = self.lanes[Priority.RESULT]
+        self.waiting.extend(events)
         self.out: list[Batch] = []
         self.rejected: list[tuple[bytes, str]] = []
-        self.changed = asyncio.Event()
-        self.changed.set()
+        self.changed = asyncio.Condition()
 
     @property
     def depth(self) -> int:
-        return len(self.waiting) + sum(len(batch.events) for batch in self.out)
+        return sum(map(len, self.lanes.values())) + sum(len(batch.events) for batch in self.out)
 
-    def put(self, *events: bytes) -> None:
-        self.waiting.extend(events)
-        self.changed.set()
+    def put(self, *events: bytes, priority: Priority = Priority.RESULT) -> None:
+        self.lanes[priority].extend(events)
+        self._tell()
 
-    async def wait(self) -> None:
-        while not self.waiting:
-            self.changed.clear()
-            await self.changed.wait()
+    def _tell(self) -> None:
+        async def tell() -> None:
+            async with self.changed:
+                self.changed.notify_all()
 
-    async def take(self, max_events: int, max_bytes: int) -> Batch | None:
-        events: list[bytes] = []
-        while self.waiting and len(events) < max_events:
-            if events and sum(map(len, events)) + len(self.waiting[0]) > max_bytes:
-                break
-            events.append(self.waiting.popleft())
-        if not events:
+        asyncio.get_running_loop().create_task(tell())
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        async with self.changed:
+            await self.changed.wait_for(condition)
+
+    async def wait(self, least: Priority = Priority.RESULT) -> None:
+        await self._until(lambda: any(lane for priority, lane in self.lanes.items() if priority <= least))
+
+    async def take(self, max_events: int, max_bytes: int, least: Priority = Priority.RESULT) -> Batch | None:
+        priority = next((priority for priority, lane in self.lanes.items() if lane and priority <= least), None)
+        if priority is None:
             return None
-        self.out.append(Batch(events))
+        lane, events = self.lanes[priority], list[bytes]()
+        while lane and len(events) < max_events:
+            if events and sum(map(len, events)) + len(lane[0]) > max_bytes:
+                break
+            events.append(lane.popleft())
+        self.out.append(Batch(events, priority))
+        self._tell()
         return self.out[-1]
 
     def ack(self, batch: Batch) -> None:
         self.out.remove(batch)
-        self.changed.set()
+        self._tell()
 
     def reject(self, batch: Batch, index: int, reason: str) -> None:
         assert batch in self.out
@@ -70,14 +90,12 @@ class MemoryQueue:
 
     def release(self, batch: Batch) -> None:
         self.out.remove(batch)
-        self.waiting.extendleft(reversed(batch.events))
-        self.changed.set()
+        self.lanes[batch.priority].extendleft(reversed(batch.events))
+        self._tell()
 
     async def emptied(self) -> None:
         """Return when everything was acknowledged."""
-        while self.depth:
-            self.changed.clear()
-            await self.changed.wait()
+        await self._until(lambda: self.depth == 0)
 
 
 class ListSink:
@@ -285,7 +303,7 @@ def test_state_and_log_of_an_outage() -> None:
         assert (sending.state.status, sending.state.reason, sending.state.failures) == ("idle", "", 0)
         assert lines == [
             {"event": "events cannot be sent for now and are kept", "log_level": "warning", "reason": "away"},
-            {"event": "events are sent again", "log_level": "info", "after_seconds": 14},
+            {"event": "events are sent again", "log_level": "info", "after_seconds": 12},
         ]
 
     run(work)
@@ -541,6 +559,300 @@ def test_request_that_hangs_is_released_to_the_new_sink(monkeypatch: pytest.Monk
     run(work)
 
 
+# -- priorities
+
+
+def test_the_most_important_go_first_and_small_batches_do_not_end_the_drain() -> None:
+    async def work() -> None:
+        queue, sink, clock = MemoryQueue(*numbered(1200)), ListSink(), Clock()
+        queue.lanes[Priority.HEALTH].extend([b"health"] * 3)
+        queue.lanes[Priority.NOTICE].append(b"loss")
+        queue.lanes[Priority.ALARM].extend([b"alarm"] * 2)
+        await drained(sender(queue, sink, clock), queue)
+
+        assert sink.requests[:3] == [[b"alarm"] * 2, [b"loss"], [b"health"] * 3]
+        assert sorted(map(len, sink.requests[3:])) == [200, 1000]
+        assert clock.slept == []
+
+    run(work)
+
+
+def test_alarm_does_not_wait_for_others_to_gather() -> None:
+    async def work() -> None:
+        queue, sink = MemoryQueue(*numbered(5)), ListSink()
+        gathering = asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            gathering.set()
+            await asyncio.Event().wait()
+
+        sending: Sender[Batch] = Sender(queue, sink, linger=60, sleep=sleep)
+        running = asyncio.create_task(sending.run())
+        await gathering.wait()
+        for alarm in (b"one", b"two"):
+            sink.waiting.clear()
+            queue.put(alarm, priority=Priority.ALARM)
+            await sink.waiting.wait()
+            await _until(lambda: queue.depth == 5 and sending.state.status == "idle")
+        assert sink.requests == [[b"one"], [b"two"]]
+        await sending.stop(LIMIT)
+        await running
+
+        assert sink.requests[2:] == [numbered(5)]
+
+    run(work)
+
+
+class SlowForResults(ListSink):
+    """A sink that takes alarms at once, and nothing else before `gate` is set."""
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        if events[0].startswith(b"alarm"):
+            self.requests.append(list(events))
+        else:
+            await super().send(events)
+
+
+def test_alarm_does_not_wait_for_the_requests_under_way() -> None:
+    async def work() -> None:
+        queue, sink = MemoryQueue(*numbered(5000)), SlowForResults()
+        sink.gate.clear()
+        sending: Sender[Batch] = Sender(queue, sink, linger=0)
+        running = asyncio.create_task(sending.run())
+        await queue._until(lambda: len(queue.out) == 2)
+        await sink.waiting.wait()
+        queue.put(b"alarm", priority=Priority.ALARM)
+        await queue._until(lambda: queue.depth == 5000)
+        assert sink.requests == [[b"alarm"]]
+        sink.gate.set()
+        await queue.emptied()
+        await sending.stop(LIMIT)
+        await running
+
+    run(work)
+
+
+def test_alarm_that_fails_is_tried_again_without_gathering() -> None:
+    async def work() -> None:
+        queue, sink, clock = MemoryQueue(), ListSink(SinkUnavailable("away"), SinkUnavailable("away")), Clock()
+        sending = sender(queue, sink, clock, linger=3600)
+        running = asyncio.create_task(sending.run())
+        await asyncio.sleep(0)
+        queue.put(b"alarm", priority=Priority.ALARM)
+        await queue._until(lambda: not queue.lanes[Priority.ALARM])
+        await queue.emptied()
+        await sending.stop(LIMIT)
+        await running
+
+        assert sink.requests == [[b"alarm"]]
+        assert not sink.errors
+        assert clock.now < 60
+
+    run(work)
+
+
+def test_alarms_keep_to_the_waits_of_a_sink_that_fails() -> None:
+    async def work() -> None:
+        queue, sink = MemoryQueue(*numbered(5)), ListSink(SinkNeedsPerson("no topic", "create it"))
+        asked = asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            asked.set()
+            await asyncio.Event().wait()
+
+        sending: Sender[Batch] = Sender(queue, sink, linger=0, sleep=sleep, clock=Clock())
+        running = asyncio.create_task(sending.run())
+        await asked.wait()
+        sink.waiting.clear()
+        queue.put(b"alarm", priority=Priority.ALARM)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not sink.waiting.is_set()
+        await sending.stop(LIMIT)
+        await running
+
+        assert sink.requests == [[b"alarm"], numbered(5)]
+
+    run(work)
+
+
+@pytest.mark.parametrize("refused", [1, 7])
+def test_refused_alarms_do_not_block_the_results(refused: int) -> None:
+    async def work() -> None:
+        queue, sink, clock = MemoryQueue(*numbered(1200)), ListSink(), Clock()
+        alarms = [b"alarm%d" % number for number in range(refused)]
+        queue.lanes[Priority.ALARM].extend(alarms)
+        sink.refused = set(alarms)
+        sending = sender(queue, sink, clock)
+        await drained(sending, queue)
+
+        assert sorted(queue.rejected) == [(alarm, "bad content") for alarm in alarms]
+        assert sorted(sink.events) == sorted(numbered(1200))
+        assert [seconds for seconds in clock.slept if seconds >= 60] == []
+
+    run(work)
+
+
+def test_several_refused_kinds_do_not_block_the_results() -> None:
+    async def work() -> None:
+        queue, sink, clock = MemoryQueue(*numbered(10)), ListSink(), Clock()
+        sink.refused = {b"alarm", b"loss", b"health"}
+        for priority, event in ((Priority.ALARM, b"alarm"), (Priority.NOTICE, b"loss"), (Priority.HEALTH, b"health")):
+            queue.lanes[priority].append(event)
+        await drained(sender(queue, sink, clock), queue)
+
+        assert {event for event, _ in queue.rejected} == sink.refused
+        assert sink.events == numbered(10)
+        assert [seconds for seconds in clock.slept if seconds >= 60] == []
+
+    run(work)
+
+
+def test_alarm_refused_on_its_way_is_set_aside_when_others_are_taken() -> None:
+    async def work() -> None:
+        queue, sink, clock = MemoryQueue(), ListSink(), Clock()
+        sink.refused = {b"alarm"}
+        sending = sender(queue, sink, clock)
+        running = asyncio.create_task(sending.run())
+        await asyncio.sleep(0)
+        queue.put(b"alarm", priority=Priority.ALARM)
+        await queue._until(lambda: bool(sending.state.failures))
+        assert queue.rejected == []
+        queue.put(b"good")
+        await queue.emptied()
+        await sending.stop(LIMIT)
+        await running
+
+        assert (queue.rejected, sink.events) == ([(b"alarm", "bad content")], [b"good"])
+
+    run(work)
+
+
+def test_sink_that_refuses_every_kind_loses_nothing() -> None:
+    async def work() -> None:
+        queue, sink, clock = MemoryQueue(*numbered(1500)), ListSink(), Clock()
+        queue.lanes[Priority.ALARM].append(b"alarm")
+        queue.lanes[Priority.HEALTH].append(b"health")
+        everything = {b"alarm", b"health", *numbered(1500)}
+        sink.refused = everything
+        sending = sender(queue, sink, clock)
+
+        async def sleep(seconds: float) -> None:
+            if seconds > 1:
+                assert sending.state.status == "needs_person"
+                assert (queue.depth, queue.out) == (1502, [])
+                sink.refused = set()
+            await clock.sleep(seconds)
+
+        sending._sleep = sleep
+        await drained(sending, queue)
+
+        assert (queue.rejected, set(sink.events)) == ([], everything)
+
+    run(work)
+
+
+# -- metered lines
+
+
+class CountingSink(ListSink):
+    """A sink that tells the meter of the bytes of its events."""
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()
+        self.meter = meter
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        await super().send(events)
+        self.meter.count(sum(map(len, events)))
+
+
+def test_bandwidth_is_kept_on_average_and_alarms_do_not_wait_for_it() -> None:
+    async def work() -> None:
+        clock = Clock()
+        meter = Meter(bandwidth=10_000, clock=clock)
+        queue, sink = MemoryQueue(*[b"x" * 1000] * 100), CountingSink(meter)
+        sending = sender(queue, sink, clock, meter=meter, linger=0)
+
+        async def sleep(seconds: float) -> None:
+            if len(clock.slept) == 2:
+                queue.put(b"alarm", priority=Priority.ALARM)
+                await queue._until(lambda: [b"alarm"] in sink.requests)
+                assert len(sink.requests) == 4
+            await clock.sleep(seconds)
+
+        sending._sleep = sleep
+        await drained(sending, queue)
+
+        assert [len(request) for request in sink.requests if request != [b"alarm"]] == [20] * 5
+        assert clock.now == pytest.approx(10, abs=0.01)
+        assert sink.most <= 2
+
+    run(work)
+
+
+def test_used_up_budget_lets_out_what_is_important_until_the_next_day() -> None:
+    async def work() -> None:
+        clock = Clock()
+        meter = Meter(daily_budget=100_000, clock=clock)
+        queue, sink = MemoryQueue(*[b"x" * 1000] * 150), CountingSink(meter)
+        sending = sender(queue, sink, clock, meter=meter, linger=0)
+        states: list[SenderState] = []
+
+        async def sleep(seconds: float) -> None:
+            states.append(sending.state)
+            if len(states) == 1:
+                queue.put(b"health", priority=Priority.HEALTH)
+                queue.put(b"loss", priority=Priority.NOTICE)
+                queue.put(b"alarm", priority=Priority.ALARM)
+                await queue._until(lambda: {b"loss", b"alarm"} <= set(sink.events))
+            await clock.sleep(seconds)
+
+        sending._sleep = sleep
+        with capture_logs() as lines:
+            await drained(sending, queue)
+
+        assert {state.status for state in states} == {"over_budget"}
+        assert states[0].reason == "the daily budget of 100kB is used up for 1d1m more"
+        before = sink.events.index(b"health")
+        assert sink.events[:before].count(b"x" * 1000) <= 100
+        assert clock.now == pytest.approx(86_400, abs=700)
+        assert len(sink.events) == 153
+        assert [line["event"] for line in lines] == [
+            "results and health events wait for the next day's budget",
+            "within the daily budget again: all events are sent",
+        ]
+
+    run(work)
+
+
+def test_larger_budget_counts_at_once() -> None:
+    async def work() -> None:
+        clock = Clock()
+        meter = Meter(daily_budget=100_000, clock=clock)
+        meter.count(100_000)
+        queue, sink = MemoryQueue(*numbered(10)), CountingSink(meter)
+        waiting = asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            waiting.set()
+            await asyncio.Event().wait()
+
+        sending = sender(queue, sink, clock, meter=meter)
+        sending._sleep = sleep
+        running = asyncio.create_task(sending.run())
+        await waiting.wait()
+        assert sending.state.status == "over_budget"
+        sending.configure(linger=0, bandwidth=None, daily_budget=200_000)
+        await queue.emptied()
+        await _until(lambda: sending.state.status == "idle")
+        assert sink.events == numbered(10)
+        await sending.stop(LIMIT)
+        await running
+
+    run(work)
+
+
 # -- with a real server and the real queue
 
 
@@ -577,21 +889,79 @@ def test_through_the_disk_queue_to_the_server(tmp_path: Path, pubsub: PubSubServ
     assert sorted(message.data for message in pubsub.messages(TOPIC)) == sorted(set(numbered(3000)) - refused)
 
 
-@pytest.mark.parametrize(
-    "faults",
-    [
-        [Hang()],
-        [LoseResponse()],
-        [Fail(code) for code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL")],
-        [Fail(code) for code in ("UNKNOWN", "DEADLINE_EXCEEDED", "CANCELLED", "DATA_LOSS")],
-    ],
-    ids=["hung", "response lost", "four statuses", "four others"],
-)
-def test_nothing_is_lost_on_a_bad_server(tmp_path: Path, pubsub: PubSubServer, faults: list[Any]) -> None:
+def test_one_poison_event_in_a_thousand(tmp_path: Path, pubsub: PubSubServer) -> None:
+    async def work(queue: DiskQueue, sending: Sender[Any]) -> None:
+        await _until(lambda: queue.depth == 0)
+        assert (queue.acked, queue.dropped) == (999, 1)
+        assert [(loss.cause, loss.count) for loss in queue.losses()] == [("rejected", 1)]
+
+    pubsub.refuse(lambda message: message.data == b'{"n":613}')
+    _with_disk_queue(tmp_path, pubsub, work, 1000)
+
+    arrived = [message.data for message in pubsub.messages(TOPIC)]
+    assert sorted(arrived) == sorted(event for event in numbered(1000) if event != b'{"n":613}')
+    (rejected,) = (tmp_path / "rejected.jsonl").read_text().splitlines()
+    assert "613" in rejected
+
+
+def test_lost_response_makes_a_duplicate_with_the_same_event_id(tmp_path: Path, pubsub: PubSubServer) -> None:
+    async def work(queue: DiskQueue, sending: Sender[Any]) -> None:
+        await _until(lambda: queue.depth == 0)
+        assert queue.dropped == 0
+
+    pubsub.script(LoseResponse())
+    _with_disk_queue(tmp_path, pubsub, work, 500)
+
+    arrived = Counter(message.data for message in pubsub.messages(TOPIC))
+    assert arrived == dict.fromkeys(numbered(500), 2)
+
+
+RETRIED = ("CANCELLED", "UNKNOWN", "DEADLINE_EXCEEDED", "ALREADY_EXISTS", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL",
+           "UNAVAILABLE", "DATA_LOSS")  # fmt: skip
+PERSON = ("NOT_FOUND", "PERMISSION_DENIED", "UNAUTHENTICATED", "FAILED_PRECONDITION", "UNIMPLEMENTED")
+CONTENT = ("INVALID_ARGUMENT", "OUT_OF_RANGE")
+
+
+def test_every_status_is_told_apart() -> None:
+    assert {*RETRIED, *PERSON, *CONTENT, "OK"} == {code.name for code in grpc.StatusCode}
+
+
+@pytest.mark.parametrize("code", [*RETRIED, *PERSON, *CONTENT])
+def test_each_status_for_a_while(pubsub: PubSubServer, code: str) -> None:
+    async def work() -> None:
+        queue, clock = MemoryQueue(*numbered(1500)), Clock()
+        sink = PubSubSink("project", "events", emulator=pubsub.address)
+        sending: Sender[Batch] = Sender(queue, sink, linger=0, clock=clock, sleep=clock.sleep, chance=lambda: 0.0)
+        statuses: set[str] = set()
+
+        async def sleep(seconds: float) -> None:
+            statuses.add(sending.state.status)
+            assert (queue.depth, queue.out) == (1500, [])
+            await clock.sleep(seconds)
+
+        sending._sleep = sleep
+        with capture_logs() as lines:
+            await drained(sending, queue)
+        assert sorted(message.data for message in pubsub.messages(TOPIC)) == sorted(numbered(1500))
+        assert queue.rejected == []
+        waits = [seconds for seconds in clock.slept if seconds]
+        if code in RETRIED:
+            assert (statuses, waits[:3]) == ({"offline"}, [0.5, 1.0, 2.0])
+        elif code in PERSON:
+            assert (statuses, waits[:3]) == ({"needs_person"}, [60.0, 120.0, 240.0])
+            assert [line["log_level"] for line in lines] == ["error", "info"]
+        else:
+            assert (statuses, waits) == (set(), [])
+
+    pubsub.script(Fail(code), times=5)
+    run(work)
+
+
+def test_hung_server(tmp_path: Path, pubsub: PubSubServer) -> None:
     async def work(queue: DiskQueue, sending: Sender[Any]) -> None:
         await _until(lambda: queue.depth == 0)
 
-    pubsub.script(*faults)
+    pubsub.script(Hang())
     _with_disk_queue(tmp_path, pubsub, work, 1500)
 
     assert {message.data for message in pubsub.messages(TOPIC)} == set(numbered(1500))
@@ -611,7 +981,37 @@ def test_server_away_and_back(tmp_path: Path, pubsub: PubSubServer) -> None:
     assert {message.data for message in pubsub.messages(TOPIC)} == set(numbered(1500))
 
 
-def test_days_offline_cost_no_threads(pubsub: PubSubServer) -> None:
+@pytest.mark.parametrize("away", [3.0, 20.0, 61.7, 600.0])
+@pytest.mark.parametrize("hangs", [False, True], ids=["refused", "hung"])
+def test_events_flow_within_ten_seconds_after_the_server_is_back(away: float, hangs: bool) -> None:
+    """With gRPC as it is at its slowest: a refused connection is tried again only after the longest wait."""
+
+    async def work() -> None:
+        clock = Clock()
+        backoff = dict(pubsub_module._OPTIONS)["grpc.max_reconnect_backoff_ms"] / 1000 * 1.2
+
+        class Away(ListSink):
+            connects = 0.0
+
+            async def send(self, events: Sequence[bytes]) -> None:
+                if clock.now < away and hangs:
+                    clock.now += pubsub_module._PATIENCE
+                    raise SinkUnavailable("hung")
+                if clock.now >= self.connects and clock.now < away:
+                    self.connects = clock.now + backoff
+                if clock.now < max(away, self.connects):
+                    raise SinkUnavailable("refused")
+                await super().send(events)
+
+        queue, sink = MemoryQueue(*numbered(10)), Away()
+        await drained(sender(queue, sink, clock, chance=random.Random(away).random), queue)
+
+        assert away <= clock.now <= away + 10
+
+    run(work)
+
+
+def test_days_offline_cost_neither_threads_nor_memory(pubsub: PubSubServer) -> None:
     pubsub.stop()
 
     async def work() -> None:
@@ -619,10 +1019,11 @@ def test_days_offline_cost_no_threads(pubsub: PubSubServer) -> None:
         sink = PubSubSink("project", "events", emulator=pubsub.address)
         sending: Sender[Batch] = Sender(queue, sink, linger=0.25, clock=clock, sleep=clock.sleep)
         running = asyncio.create_task(sending.run())
-        await _until(lambda: sending.state.failures >= 20)
-        before = _threads()
-        await _until(lambda: sending.state.failures >= 500)
-        assert _threads() <= before + 1
+        await _until(lambda: sending.state.failures >= 200)
+        threads, memory = _threads(), _memory()
+        await _until(lambda: sending.state.failures >= 1200)
+        assert _threads() <= threads + 1
+        assert _memory() - memory < 2_000_000
         await sending.stop(LIMIT)
         await running
         assert queue.depth == 1000
@@ -632,3 +1033,9 @@ def test_days_offline_cost_no_threads(pubsub: PubSubServer) -> None:
 
 def _threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
+
+
+def _memory() -> int:
+    """What this process has in memory, in bytes."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_agent.inference.accelerators.devices import is_edgetpu_model
 from edge_agent.inference.accelerators.opening import Opened, open_accelerator
@@ -91,7 +92,7 @@ class LoadedModel:
             invoked - ready,
             answer.scores,
             prepared.clipped,
-            self._first_values(sample) if self._raw_data else None,
+            first_values(sample.data, self._raw_data) if self._raw_data else None,
             sample.position,
             answer.verdict,
             answer.value,
@@ -108,16 +109,18 @@ class LoadedModel:
             self._state.keep(self._interpreter)
         return self.task.decode(tuple(map(self._get_tensor, self._outputs)), prepared)
 
-    def _first_values(self, sample: Sample) -> list[float]:
-        # JSON knows no NaN: what is missing goes out as zero, as it went into the model.
-        first = np.nan_to_num(sample.data.reshape(-1)[: self._raw_data].astype(np.float64))
-        return [round(value, 6) for value in first.tolist()]
-
     def close(self) -> None:
         """Give up the interpreter first and the delegate second: the other order crashes libedgetpu."""
         del self._set_tensor, self._get_tensor, self._invoke
         del self._interpreter
         self._opened.close()
+
+
+def first_values(data: npt.NDArray[Any], count: int) -> list[float]:
+    """Return the first values of a sample, for its event."""
+    # JSON knows no NaN: what is missing goes out as zero, as it went into the model.
+    first = np.nan_to_num(data.reshape(-1)[:count].astype(np.float64))
+    return [round(value, 6) for value in first.tolist()]
 
 
 def build(

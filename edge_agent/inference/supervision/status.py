@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from edge_agent.inference.protocol import Figures
 from edge_agent.records import LoadReport, ModelFile, Result
 
 
@@ -22,7 +23,8 @@ class WorkerStatus:
     """What the operator is shown of the worker. Counts are since the start of the agent.
 
     `failure` is why no sample can be worked on at the moment, `waiting` why the model in use cannot run; both are empty
-    when all is well. `report` tells how the model in use was loaded.
+    when all is well. `report` tells how the model in use was loaded. `over_budget`, `unkept` and `unkept_reason` are
+    those of `edge_agent.inference.protocol.Figures`.
     """
 
     state: str = "stopped"
@@ -39,3 +41,13 @@ class WorkerStatus:
     failure: str = ""
     waiting: str = ""
     report: LoadReport | None = None
+    over_budget: int = 0
+    unkept: int = 0
+    unkept_reason: str = ""
+
+    def add(self, figures: Figures) -> None:
+        """Add what the worker has counted."""
+        self.clipped += figures.clipped
+        self.over_budget += figures.over_budget
+        self.unkept += figures.unkept
+        self.unkept_reason = figures.unkept_reason or self.unkept_reason

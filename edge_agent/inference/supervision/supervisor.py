@@ -299,7 +299,7 @@ class Supervisor:
                 self._take_results(message)
             case Figures():
                 self.latencies.merge(message.latencies)
-                self.status.clipped += message.clipped
+                self.status.add(message)
             case Loaded():
                 self._take_report(message)
             case SourceState():

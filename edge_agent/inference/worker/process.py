@@ -26,6 +26,7 @@ from edge_agent.inference.runtime.runtimes import Runtime, RuntimeUnavailable, f
 from edge_agent.inference.worker.buffer import SampleBuffer
 from edge_agent.inference.worker.capture import Capture
 from edge_agent.inference.worker.runner import Inference, InvokesFail
+from edge_agent.inference.worker.selection import Selection
 from edge_agent.records import LoadReport
 from edge_agent.sources.base import Source
 from edge_agent.sources.base import build as build_source
@@ -49,7 +50,10 @@ class Worker:
         self._source: Source = build_source(pkgutil.resolve_name(configure.plugin), configure.options)
         self._buffer = SampleBuffer(live=self._source.live)
         self._capture = Capture(self._source, self._buffer, channel, Reporter(page, Track.CAPTURE), configure)
-        self._inference = Inference(self._buffer, channel, Reporter(page, Track.INFERENCE), self._source.key)
+        selection = None
+        if configure.raw_data is not None:
+            selection = Selection(configure.raw_data, configure.model.task)
+        self._inference = Inference(self._buffer, channel, Reporter(page, Track.INFERENCE), self._source.key, selection)
         self._model: LoadedModel | None = None
         self._threads: list[threading.Thread] = []
 

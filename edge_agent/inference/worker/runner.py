@@ -12,6 +12,7 @@ from edge_agent.inference.protocol import Channel, Figures, Loaded, Results, Sou
 from edge_agent.inference.tasks.base import OutputMismatch
 from edge_agent.inference.worker.buffer import SampleBuffer
 from edge_agent.inference.worker.capture import Capture
+from edge_agent.inference.worker.selection import Counts, Selection
 from edge_agent.records import Result, Sample
 
 # Results are gathered for this long under load; at lower rates each goes out at once.
@@ -29,13 +30,21 @@ class InvokesFail(Exception):
 class Inference:
     """Works on the samples of the buffer, one after the other."""
 
-    def __init__(self, buffer: SampleBuffer, channel: Channel, progress: Reporter, key: Callable[[str], str]) -> None:
-        """`key` is the source's `Source.key`."""
+    def __init__(
+        self,
+        buffer: SampleBuffer,
+        channel: Channel,
+        progress: Reporter,
+        key: Callable[[str], str],
+        selection: Selection | None = None,
+    ) -> None:
+        """`key` is the source's `Source.key`. `selection` looks at each result, unless no input is to be kept."""
         self.last: Sample | None = None
         self._buffer = buffer
         self._channel = channel
         self._progress = progress
         self._key = key
+        self._selection = selection
         self._latencies = StageLatencies()
         self._model: LoadedModel | None = None
         self._next: tuple[LoadedModel, Loaded] | None = None
@@ -130,7 +139,7 @@ class Inference:
             self._model.reset_state()
         try:
             result = self._model.run(sample, self._progress, self._latencies)
-            self._results.append(result)
+            self._results.append(result if self._selection is None else self._selection.look(sample, result))
             self._clipped += result.clipped > 0
             self._failures_in_a_row = 0
         except (InputMismatch, OutputMismatch) as error:
@@ -174,7 +183,8 @@ class Inference:
 
     def _send_figures(self) -> None:
         self._progress.step(Stage.SEND)
-        self._channel.send(Figures(self._latencies.take(), self._clipped))
+        kept = self._selection.take_counts() if self._selection is not None else Counts()
+        self._channel.send(Figures(self._latencies.take(), self._clipped, kept.over_budget, kept.failed, kept.failure))
         self._clipped = 0
         self._figures_wait = False
         self._figures_ns = time.monotonic_ns()

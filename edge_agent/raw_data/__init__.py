@@ -1,0 +1,1 @@
+"""Pictures kept for retraining: from the worker's hand-over folder to a bucket or a folder."""

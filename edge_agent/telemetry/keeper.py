@@ -115,7 +115,7 @@ class Keeper:
     async def _recover(self) -> bool:
         """Take in what the disk holds. Return whether it could be read."""
         try:
-            found = await self.in_thread(self._read_disk)
+            found = await self.in_thread(self._read_disk, not self._trouble.looks_like_damage())
         except (OSError, sqlite3.Error) as error:
             self._failed(error)
             return False
@@ -136,7 +136,7 @@ class Keeper:
             self._failed(found.fault)
         return True
 
-    def _read_disk(self) -> Recovered:
+    def _read_disk(self, patient: bool) -> Recovered:  # noqa: FBT001  run_in_executor passes by position only
         self._directory.mkdir(parents=True, exist_ok=True)
         return recover(
             self._directory,
@@ -144,6 +144,7 @@ class Keeper:
             before=self._first_journal,
             boot_id=self._boot_id,
             next_epoch=self._next_epoch,
+            patient=patient,
         )
 
     def _next_epoch(self, last: int) -> int:

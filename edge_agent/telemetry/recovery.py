@@ -206,14 +206,18 @@ def recover(
     before: int,
     boot_id: str,
     next_epoch: Callable[[int], int],
+    patient: bool,
 ) -> Recovered:
     """Open the store and replay the journal files with numbers below `before` (others are in use).
 
-    Raises OSError or sqlite3.Error where the disk cannot be read or written at all.
+    `patient`: a file that cannot be read is a reason to try again later, and not yet damaged. Raises OSError or
+    sqlite3.Error where the disk cannot be read or written.
     """
     store = Store(directory)
     try:
-        return _recover(store, journal_directories, before=before, boot_id=boot_id, next_epoch=next_epoch)
+        return _recover(
+            store, journal_directories, before=before, boot_id=boot_id, next_epoch=next_epoch, patient=patient
+        )
     except (OSError, sqlite3.Error):
         store.close()  # or its lock would keep out the next try
         raise
@@ -226,13 +230,14 @@ def _recover(
     before: int,
     boot_id: str,
     next_epoch: Callable[[int], int],
+    patient: bool,
 ) -> Recovered:
     found = [(number, path) for number, path in journal.find(journal_directories) if number < before]
     covered = store.meta.journal
     with contextlib.suppress(OSError):  # they are not needed, and will be found again at the next start
         journal.remove(Sealed(number, path, []) for number, path in found if number <= covered)
     left = [(number, path) for number, path in found if number > covered]
-    files = [file for number, path in left if (file := _read(number, path)) is not None]
+    files = [file for number, path in left if (file := _read(number, path, patient=patient)) is not None]
     state, depths = _compare(store, files)
     if state.damage is not store.damage:  # it was the comparison that found the damage
         state, depths = _compare(store, files)
@@ -260,11 +265,13 @@ def _recover(
     )
 
 
-def _read(number: int, path: Path) -> JournalFile | None:
-    """Read a journal file, or None if it is empty. One that the disk does not give back counts as wholly damaged."""
+def _read(number: int, path: Path, *, patient: bool) -> JournalFile | None:
+    """Read a journal file, or None if it is empty. One that cannot be read counts as damaged in the end."""
     try:
         return journal.read(number, path) if path.stat().st_size else None
     except OSError as error:
+        if patient and not isinstance(error, IsADirectoryError):
+            raise
         log.error("a journal file of the queue cannot be read and is lost", path=str(path), error=error.strerror)
         return JournalFile(number, path, [], clean=False)
 

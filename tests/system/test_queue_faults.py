@@ -83,7 +83,7 @@ def test_hours_of_bad_weather_lose_nothing(more: dict[str, Any], seed: int) -> N
 
 def test_a_day_offline_is_told_to_the_last_event() -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-        soak(Path(name), Plan(seed=0, hours=24, size=100_000, offline=True))
+        soak(Path(name), Plan(seed=0, hours=24, size=1_000_000, offline=True))
 
 
 def test_hours_with_a_card_that_fills_up() -> None:

@@ -3,6 +3,7 @@
 The slow set, which leaves out no step, is in the system tests.
 """
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.telemetry import journal
+from edge_agent.telemetry.journal import JournalFile
 from tests.standin.faultio import ROOT, environment
 from tests.telemetry import faultio_child, faultio_damage_child
-from tests.telemetry.queue_kit import Disk, left_for_dead, lost, put, run, ticks
+from tests.telemetry.queue_kit import Disk, drain, left_for_dead, lost, put, run, ticks
 
 MEMORY = Path("/dev/shm")
 
@@ -47,6 +50,38 @@ def test_a_fault_at_any_step_costs_no_event(faultio: Path, fault: str) -> None:
 def test_a_damaged_file_is_replaced_later_where_a_fault_has_interrupted_that(faultio: Path) -> None:
     tried, total = sweep_damage(faultio, 5, stride=10)
     assert 10 < tried < total
+
+
+@pytest.mark.parametrize("failures", [3, 10**6], ids=["for a while", "for good"])
+def test_a_journal_that_the_disk_does_not_give_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    """It is tried again for 200 ticks or so, and given up then: what is in the store must not wait for ever."""
+    read, left = journal.read, [failures]
+
+    def failing(number: int, path: Path) -> JournalFile:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(number, path)
+
+    async def body() -> None:
+        disk = Disk(tmp_path)
+        async with left_for_dead(disk.queue()) as queue:
+            stored = put(queue, 50)
+            await ticks(queue)
+            journaled = put(queue, 50)
+            copy = disk.copy()
+        monkeypatch.setattr(journal, "read", failing)
+        async with copy.queue(clock=lambda: 1_800_000_000.0) as queue:
+            assert "Input/output error" in str(queue.trouble)
+            new = put(queue, 10)
+            await ticks(queue, 250)
+            assert queue.trouble is None
+            expected = stored + new if left[0] else stored + journaled + new
+            assert await drain(queue) == expected
+
+    run(body())
 
 
 @pytest.mark.xfail(

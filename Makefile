@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --requir
 REQUIREMENTS := packaging/requirements
 RUN_STAMP := $(VENV)/.run-installed
 DEV_STAMP := $(VENV)/.dev-installed
+BENCH_STAMP := $(VENV)/.bench-installed
 
 .PHONY: help run test test-system lint bench deb docs lock clean
 
@@ -34,9 +35,9 @@ lint: $(DEV_STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-## bench      speed, CPU, memory and the gap at a model swap; also written to build/bench.json
-bench: $(DEV_STAMP)
-	$(BIN)/python -m tests.bench
+## bench      speed, CPU, memory, the gap at a model swap, the queue against others (as root); also build/bench.json
+bench: $(BENCH_STAMP)
+	$(BIN)/python -m tests.bench $(PART)
 
 ## deb        the Debian packages, into build/deb; DIST=bookworm|trixie ARCH=amd64|arm64: only these; XZ_LEVEL=1: quickly
 deb:
@@ -66,6 +67,11 @@ $(RUN_STAMP): $(REQUIREMENTS)/build.txt $(REQUIREMENTS)/runtime.txt pyproject.to
 	@$(PIP) -r $(REQUIREMENTS)/build.txt
 	@$(PIP) --no-build-isolation -r $(REQUIREMENTS)/runtime.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BENCH_STAMP): $(DEV_STAMP) $(REQUIREMENTS)/bench.txt
+	@echo "installing what is compared with into $(VENV) (once) ..."
+	@$(PIP) -r $(REQUIREMENTS)/bench.txt
 	@touch $@
 
 $(DEV_STAMP): $(RUN_STAMP) $(REQUIREMENTS)/dev.txt

@@ -13,6 +13,7 @@ from tests.servers import emulator
 from tests.servers.gcs import GcsServer
 from tests.servers.pubsub import PubSubServer
 from tests.standin import build as edgetpu_build
+from tests.standin import faultio as faulty_files
 
 LEAK_PATIENCE = 5.0
 # How long an example takes says something of the machine's other work, too.
@@ -61,6 +62,15 @@ def edgetpu_standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("edgetpu-standin")
     edgetpu_build.build(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def faultio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that makes the file operations of a child process fail; see `tests/standin/faultio.c`."""
+    reason = faulty_files.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    return faulty_files.build(tmp_path_factory.mktemp("faultio"))
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from edge_agent.telemetry.trouble import Trouble
 
 _EARLY_JOURNAL = journal.MAX_SIZE // 8
 _NO_NUMBER = 1 << 62
+_FAR_ABOVE = 1 << 60  # no journal gets that many files
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -153,7 +154,8 @@ class Keeper:
             numbers = [number for number, _ in journal.find((self._directory, self._journal_directory))]
         except OSError:
             numbers = []
-        return max([self._store.meta.journal if self._store else 0, *numbers])
+        # A store that cannot be read may cover any number so far, and would have these files deleted once it can be.
+        return max([self._store.meta.journal if self._store else _FAR_ABOVE + self._next_epoch(0), *numbers])
 
     # -- the journal
 
@@ -230,14 +232,24 @@ class Keeper:
         """Count what was lost if the store had to replace a damaged file."""
         if store.damage is None:
             return
-        store.damage = None
-        for backlog in self.state.lanes:
-            spans, expected = backlog.region()
-            reports = [(seq, seq + 1) for seq in self.state.books.reports_in(spans)]
-            gone = [span for span in reports if not await self.in_thread(store.overlap, [span])]
-            self._correct(backlog, expected - await self.in_thread(store.overlap, spans))
-            self.state.books.restore(gone)
+        damage, store.damage = store.damage, None
+        try:
+            found = [(backlog, *await self._missing(store, backlog)) for backlog in self.state.lanes]
+        except (OSError, sqlite3.Error) as error:
+            store.damage = damage  # to be counted when the store can be asked again
+            self._failed(error)
+            return
+        for backlog, missing, reports in found:
+            self._correct(backlog, missing)
+            self.state.books.restore(reports)
         log.error("the file of the queue was damaged and has been replaced", directory=str(self._directory))
+
+    async def _missing(self, store: Store, backlog: Backlog) -> tuple[int, list[Span]]:
+        """Return how many events of a lane the store should have and has not, and which reports of losses are gone."""
+        spans, expected = backlog.region()
+        reports = [(seq, seq + 1) for seq in self.state.books.reports_in(spans)]
+        gone = [span for span in reports if not await self.in_thread(store.overlap, [span])]
+        return expected - await self.in_thread(store.overlap, spans), gone
 
     def _correct(self, backlog: Backlog, missing: int) -> None:
         """Take off the depth what turned out to be missing from the store. It is not known which events it was."""

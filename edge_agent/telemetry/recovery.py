@@ -212,6 +212,21 @@ def recover(
     Raises OSError or sqlite3.Error where the disk cannot be read or written at all.
     """
     store = Store(directory)
+    try:
+        return _recover(store, journal_directories, before=before, boot_id=boot_id, next_epoch=next_epoch)
+    except (OSError, sqlite3.Error):
+        store.close()  # or its lock would keep out the next try
+        raise
+
+
+def _recover(
+    store: Store,
+    journal_directories: Sequence[Path],
+    *,
+    before: int,
+    boot_id: str,
+    next_epoch: Callable[[int], int],
+) -> Recovered:
     found = [(number, path) for number, path in journal.find(journal_directories) if number < before]
     covered = store.meta.journal
     with contextlib.suppress(OSError):  # they are not needed, and will be found again at the next start

@@ -87,10 +87,16 @@ class Store:
         self._db: sqlite3.Connection | None = None
         salvage.finish(self.path)
         try:
+            self._open_or_rebuild()
+        except (OSError, sqlite3.Error):
+            self.close()  # or its lock would keep out the next try
+            raise
+
+    def _open_or_rebuild(self) -> None:
+        try:
             self.meta = self._open()
         except sqlite3.Error as error:
             if not salvage.is_damage(error):
-                self.close()
                 raise
             self._rebuild(None)
 
@@ -121,6 +127,9 @@ class Store:
         self._repaired(self._check)
 
     def _repaired(self, function: Callable[..., T], *arguments: object) -> T:
+        if self._db is None:  # an I/O error has interrupted the replacement of a damaged file
+            salvage.finish(self.path)
+            self._rebuild(self.meta)
         try:
             return function(*arguments)
         except sqlite3.Error as error:

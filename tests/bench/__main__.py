@@ -1,4 +1,6 @@
-"""`python -m tests.bench` measures the whole agent against bare loops and writes build/bench.json.
+"""`python -m tests.bench` measures everything and writes build/bench.json; `python -m tests.bench queue` a part.
+
+The whole agent is measured against bare loops, the queue and the sender against other ways (`queue.py`).
 
 Speed is compared in turns within this run: bare, agent, bare, agent. The Pub/Sub server runs on the same machine in a
 process of its own, whose work is not counted but takes its share of the processors.
@@ -23,7 +25,7 @@ from PIL import Image
 from edge_agent.inference.protocol import Configure, ModelOptions
 from edge_agent.records import ModelFile
 from tests.agentprocess import AgentProcess
-from tests.bench import swap
+from tests.bench import queue, swap
 from tests.bench.processes import cpu_seconds, memory_mib, p99, pss_mib
 from tests.bench.publisher import Counter, counting_server
 from tests.servers.gcs import GcsServer
@@ -158,12 +160,25 @@ def worker(plugin: str, **options: object) -> Configure:
 
 
 def main() -> None:
-    """Measure everything."""
+    """Measure everything, or the parts that are named."""
+    parts = sys.argv[1:] or ["agent", "queue"]
     report: dict[str, Any] = {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "processors": os.cpu_count(),
     }
+    if "agent" in parts:
+        report |= measure_agent()
+        show(report)
+    if "queue" in parts:
+        report["queue"] = queue.main()
+    (ROOT / "build").mkdir(exist_ok=True)
+    (ROOT / "build/bench.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+def measure_agent() -> dict[str, Any]:
+    """Measure the whole agent, and the gap at a swap."""
+    report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         report["vibration"] = compare(folder, "vibration", VIBRATION, 'plugin = "vibration"\nrate = 0')
@@ -176,9 +191,7 @@ def main() -> None:
             report["mobilenet_v2"] = compare(folder, "mobilenet", MOBILENET, source_toml, slow=True)
         else:
             report["mobilenet_v2"] = f"not measured: {MOBILENET} is missing"
-    show(report)
-    (ROOT / "build").mkdir(exist_ok=True)
-    (ROOT / "build/bench.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
 
 
 def show(report: dict[str, Any]) -> None:

@@ -36,14 +36,19 @@ def killed_run(state: Path, runtime: Path | None, seed: int) -> dict[str, set[by
 
 @pytest.mark.parametrize("with_runtime", [True, False], ids=["runtime directory", "state directory"])
 def test_kill_loses_nothing(tmp_path: Path, with_runtime: bool) -> None:
-    runtime = tmp_path / "run" if with_runtime else None
+    assert check_kills(tmp_path, KILLS, with_runtime=with_runtime) > KILLS
+
+
+def check_kills(folder: Path, kills: int, *, with_runtime: bool) -> int:
+    """Kill so many times in a row, fail where anything is lost, and return how many events were accepted."""
+    runtime = folder / "run" if with_runtime else None
     if runtime is not None:
         runtime.mkdir()
     accepted: set[bytes] = set()
     taken: set[bytes] = set()
     acked: set[bytes] = set()
-    for seed in range(KILLS):
-        said = killed_run(tmp_path / "state", runtime, seed)
+    for seed in range(kills):
+        said = killed_run(folder / "state", runtime, seed)
         assert not accepted & said["accepted"], "an id was given out twice"
         assert not acked & said["taken"], "an acknowledged event came back"
         accepted |= said["accepted"]
@@ -52,7 +57,7 @@ def test_kill_loses_nothing(tmp_path: Path, with_runtime: bool) -> None:
 
     async def left() -> tuple[list[bytes], dict[str, int], int]:
         queue = Queue(
-            tmp_path / "state",
+            folder / "state",
             runtime_directory=runtime,
             max_size=1 << 30,
             commit_interval=1,
@@ -67,3 +72,4 @@ def test_kill_loses_nothing(tmp_path: Path, with_runtime: bool) -> None:
     assert accepted - taken <= set(events)
     assert not acked & set(events)
     assert losses == {}
+    return len(accepted)

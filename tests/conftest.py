@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.servers import emulator
@@ -15,6 +16,9 @@ from tests.standin import build as edgetpu_build
 from tests.standin import faultio as faulty_files
 
 LEAK_PATIENCE = 5.0
+# How long an example takes says something of the machine's other work, too.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 BUCKET_LOOKS = "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"
 
 

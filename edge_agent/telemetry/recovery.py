@@ -18,7 +18,7 @@ from edge_agent.telemetry import journal
 from edge_agent.telemetry.groups import Group
 from edge_agent.telemetry.intervals import Intervals, Span
 from edge_agent.telemetry.journal import Committed, Done, Header, JournalFile, Put, Sealed
-from edge_agent.telemetry.losses import DAMAGED, Books, Loss
+from edge_agent.telemetry.losses import DAMAGED, Books, Ledger, Loss
 from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.seqs import given_out, lane, priority_of
 from edge_agent.telemetry.store import Damage, Store
@@ -167,8 +167,17 @@ def replay(meta: Meta, damage: Damage | None, files: Sequence[JournalFile]) -> R
 
 def count_lost(state: Replay, depths: Sequence[int]) -> Loss | None:
     """Return what is known to be gone: from the store, which has `depths` unsent events, and from the journal."""
-    count = sum(max(0, should - has) for should, has in zip(state.stored, depths, strict=True))
-    count += sum(end - start for start, end in state.missing_spans())
+    from_store = _lost_from_store(state, depths)
+    from_journal = _loss(state, sum(end - start for start, end in state.missing_spans()))
+    found = Ledger(loss for loss in (from_store, from_journal) if loss is not None)
+    return next(iter(found.entries()), None)
+
+
+def _lost_from_store(state: Replay, depths: Sequence[int]) -> Loss | None:
+    return _loss(state, sum(max(0, should - has) for should, has in zip(state.stored, depths, strict=True)))
+
+
+def _loss(state: Replay, count: int) -> Loss | None:
     if not count:
         return None
     times = [ms for put in state.puts for ms in (put.first_ms, put.last_ms)]
@@ -242,12 +251,13 @@ def _recover(
     if state.damage is not store.damage:  # it was the comparison that found the damage
         state, depths = _compare(store, files)
     damage, store.damage = store.damage, None
+    known = _with_damage(store, state, depths) if damage is not None else store.meta
     lost = count_lost(state, depths)
     if lost is not None:
         state.books.ledger.add(lost)
         state.books.restore(_lost_reports(store, state))
     goes_on = damage is None and state.goes_on(boot_id)
-    epoch, base, fault = _settle_epoch(store, state, boot_id, next_epoch, goes_on=goes_on)
+    epoch, base, fault = _settle_epoch(store, known, state, boot_id, next_epoch, goes_on=goes_on)
     return Recovered(
         store=store,
         stored_ends=state.meta.next_seqs,
@@ -289,20 +299,35 @@ def _compare(store: Store, files: Sequence[JournalFile]) -> tuple[Replay, list[i
 
 def _lost_reports(store: Store, state: Replay) -> list[Span]:
     """Return the seqs of the reports that neither the store nor the journal has."""
+    return [*state.missing_spans(), *_reports_gone_from_store(store, state)]
+
+
+def _reports_gone_from_store(store: Store, state: Replay) -> list[Span]:
     stored = state.books.reports_in([(lane(Priority.NOTICE)[0], state.saved_ends[Priority.NOTICE])])
-    gone = [(seq, seq + 1) for seq in stored if not store.overlap([(seq, seq + 1)])]
-    return [*state.missing_spans(), *gone]
+    return [(seq, seq + 1) for seq in stored if not store.overlap([(seq, seq + 1)])]
+
+
+def _with_damage(store: Store, state: Replay, depths: Sequence[int]) -> Meta:
+    """Return the state of the store with what the damage has cost it: the new file does not show that any more.
+
+    What is missing from the journal is not in it, as the journal will show that again.
+    """
+    books = Books(store.meta.losses, store.meta.reports)
+    if (lost := _lost_from_store(state, depths)) is not None:
+        books.ledger.add(lost)
+    books.restore(_reports_gone_from_store(store, state))
+    return msgspec.structs.replace(store.meta, losses=books.ledger.entries(), reports=books.reports)
 
 
 def _settle_epoch(
-    store: Store, state: Replay, boot_id: str, next_epoch: Callable[[int], int], *, goes_on: bool
+    store: Store, meta: Meta, state: Replay, boot_id: str, next_epoch: Callable[[int], int], *, goes_on: bool
 ) -> tuple[int, int, sqlite3.Error | None]:
     """Go on in the epoch, or begin a new one. The store knows it before the first event has a number of it."""
-    epoch, base = store.meta.epoch, store.meta.base
+    epoch, base = meta.epoch, meta.base
     known = max(epoch, state.header.epoch if state.header else 0)
     if not goes_on:
         epoch, base = next_epoch(known), given_out(state.next_seqs)
-    meta = msgspec.structs.replace(store.meta, epoch=epoch, base=base, boot_id=boot_id, running=True)
+    meta = msgspec.structs.replace(meta, epoch=epoch, base=base, boot_id=boot_id, running=True)
     if meta == store.meta:
         return epoch, base, None
     try:

@@ -84,10 +84,6 @@ def test_a_journal_that_the_disk_does_not_give_back(
     run(body())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="what a start finds to be lost from a damaged store is known to memory alone until the first transaction",
-)
 def test_a_kill_right_after_a_start_that_found_damage_does_not_forget_the_loss(tmp_path: Path) -> None:
     async def body() -> None:
         disk = Disk(tmp_path)

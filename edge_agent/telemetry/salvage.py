@@ -1,8 +1,8 @@
 """What is done with a damaged database: set it aside, and read of it what can still be read.
 
 SQLite gives up at the first damaged page. So the groups are read by ranges of their key: from both ends as far
-as it goes, and what lies between is cut in two, the widest range first, until the damage is cornered. Whether a
-row is whole is for its CRC to say.
+as it goes, and what lies between is cut in two, the widest range first, until the damage is cornered. What hangs
+on a damaged inner page is then looked for page by page (`leaves.py`). Whether a row is whole is for its CRC to say.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from edge_agent.telemetry import leaves
 from edge_agent.telemetry.groups import Row
 
 T = TypeVar("T")
@@ -20,6 +21,7 @@ T = TypeVar("T")
 _KEPT = 2  # damaged files that are kept for a person to look at
 _MAX_PROBES = 20_000  # about a second
 _CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_COLUMNS = 6
 _SUFFIXES = ("-wal", "-shm", "")
 
 
@@ -82,6 +84,7 @@ class Reader:
 
     def __init__(self, path: Path, first_page: bytes) -> None:
         """`first_page` is put in the place of the file's own one where that cannot be read."""
+        self._path = path
         self._db = _open(path)
         try:
             self._read(0, 0, "ASC")
@@ -122,6 +125,19 @@ class Reader:
                     middle = (start + end) // 2
                     heapq.heappush(ranges, _ranked(start, middle))
                     heapq.heappush(ranges, _ranked(middle, end))
+
+    def stray_rows(self, wanted: Callable[[int], bool]) -> Iterator[tuple[object, ...]]:
+        """Yield rows with a wanted key that no path leads to any more, in no order. Their values may be anything."""
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            wal = self._path.with_name(self._path.name + "-wal")
+            if wal.exists() and wal.stat().st_size:
+                return  # without it the file is that of another time
+            for key, values in leaves.rows(self._path, wanted):
+                if len(values) == _COLUMNS:
+                    yield (key, *values[1:])
+        except (OSError, sqlite3.Error):
+            return
 
     def close(self) -> None:
         self._db.close()

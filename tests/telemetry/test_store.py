@@ -448,3 +448,37 @@ def test_the_state_of_a_new_file_is_empty(store: Store) -> None:
     assert store.meta == Meta()
     assert store.load(0, BIG, 1, 1) == []
     assert store.oldest_ms() is None
+
+
+def zero_root(database: Path) -> int:
+    """Write zeros over the page that leads to all groups, and return its number."""
+    with contextlib.closing(sqlite3.connect(database)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'groups'").fetchone()
+    with database.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        assert file.read(1) == b"\5", "it leads to nothing"
+        file.seek(-1, 1)
+        file.write(bytes(4096))
+    return int(page)
+
+
+def test_groups_are_found_though_nothing_leads_to_them_and_none_that_were_finished(tmp_path: Path) -> None:
+    async def body() -> None:
+        disk = Disk(tmp_path)
+        events: list[bytes] = []
+        async with disk.queue() as queue:
+            for number in range(120):
+                # Small ones, and some that do not fit on a page.
+                events += put(queue, 30, noise=10 if number % 3 else 400)
+                await ticks(queue)
+            batch = await queue.take(1500, 1 << 30)
+            assert batch is not None
+            queue.ack(batch)
+            left = events[len(batch.events) :]
+            await ticks(queue, 4)
+        zero_root(disk.database)
+        async with disk.queue(boot_id="boot-2") as queue:
+            assert (lost(queue), queue.depth) == ({}, len(left))
+            assert await drain(queue) == left
+
+    run(body())

@@ -3,6 +3,7 @@
 import contextlib
 import random
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ NUMBERS = st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(-300, 300)
 SIZES = st.integers(0, 300) | st.integers(3900, 4100) | st.integers(8000, 8300) | st.integers(0, 60_000)
 
 
-def write(path: Path, rows: dict[int, tuple[int | None, bytes]], gone: set[int]) -> None:
+def write(path: Path, rows: Mapping[int, tuple[int | None, bytes]], gone: set[int]) -> None:
     """Make a file with the rows, after those that are `gone` were there, too."""
     path.unlink(missing_ok=True)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:

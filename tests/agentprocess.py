@@ -208,7 +208,13 @@ class AgentProcess:
         """Send SIGTERM, or another signal, and return the exit status."""
         assert self.process is not None
         self.send(number)
-        status = self.process.wait(PATIENCE)
+        try:
+            status = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.send(signal.SIGABRT)  # so that it says where it is
+            self.process.wait(PATIENCE)
+            self._join()
+            raise AssertionError(f"not ended {PATIENCE:.0f} s after {number.name}:\n{self.said}") from None
         self._join()
         return status
 

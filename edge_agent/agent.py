@@ -297,7 +297,6 @@ class Agent:
 
     def _snapshot(self) -> Snapshot:
         now_ms = self._clock.wall_ms(time.monotonic_ns())
-        oldest_ms = self._queue.oldest_ms
         return Snapshot(
             settings=self._configuration.settings,
             device_id=self._envelope.device_id,
@@ -308,7 +307,7 @@ class Agent:
             rate=self._housekeeping.rate,
             latencies=self._housekeeping.latencies or self._supervisor.latencies.sum_up(),
             waiting=self._queue.depth,
-            oldest=0.0 if oldest_ms is None else max(0, now_ms - oldest_ms) / 1000,
+            oldest=self._queue.oldest_age(now_ms) or 0.0,
             queue_size=self._queue.size,
             dropped=self._queue.dropped,
             queue_trouble=self._queue.trouble,

@@ -130,15 +130,15 @@ class Housekeeping:
         )
 
     def _queue_health(self) -> QueueHealth:
-        depths, oldest_ms = self._queue.depths, self._queue.oldest_ms
         now_ms = self._clock.wall_ms(time.monotonic_ns())
+        depths, oldest = self._queue.depths, self._queue.oldest_age(now_ms)
         return QueueHealth(
             alarms=depths.get(Priority.ALARM, 0),
             notices=depths.get(Priority.NOTICE, 0),
             health=depths.get(Priority.HEALTH, 0),
             results=depths.get(Priority.RESULT, 0),
             size_bytes=self._queue.size,
-            oldest_s=UNSET if oldest_ms is None else max(0, now_ms - oldest_ms) / 1000,
+            oldest_s=UNSET if oldest is None else oldest,
             dropped=[Dropped(*each) for each in sorted(self._queue.dropped_by_cause.items())] or UNSET,
         )
 

@@ -35,6 +35,8 @@ from edge_agent.telemetry.retention import COMMIT_SIZE, Bounds, Retention
 
 __all__ = ["Batch", "Loss", "Priority", "Queue", "QueueLocked"]
 
+_DECADES = 20 * 365 * 86_400.0
+
 log = structlog.get_logger()
 
 
@@ -316,6 +318,17 @@ class Queue:
     def oldest_ms(self) -> int | None:
         """Time of the oldest unsent event, or None if there is none."""
         return self._keeper.oldest_ms
+
+    def oldest_age(self, now_ms: int) -> float | None:
+        """Seconds that the oldest unsent event has waited by the clock `now_ms` is of, or None if there is none.
+
+        An event made before a clock that began in 1970 was set seems to wait for decades: then it is for how long the
+        queue has been in use.
+        """
+        if self.oldest_ms is None:
+            return None
+        waited = max(0, now_ms - self.oldest_ms) / 1000
+        return waited if waited < _DECADES else self._keeper.retention.age
 
     @property
     def trouble(self) -> str | None:

@@ -668,3 +668,17 @@ def test_max_size_bounds_the_memory_between_two_ticks(disk: Disk) -> None:
             assert queue.depth + queue.dropped == 1000
 
     run(body())
+
+
+def test_nothing_seems_to_wait_for_decades_or_for_less_than_no_time(tmp_path: Path) -> None:
+    async def body() -> None:
+        now = [100.0]
+        async with Disk(tmp_path).queue(monotonic=lambda: now[0]) as queue:
+            assert queue.oldest_age(0) is None
+            put(queue, 1, ms=5000)
+            assert queue.oldest_age(65_000) == 60
+            assert queue.oldest_age(1000) == 0
+            now[0] += 90  # and the clock, which began in 1970, is set
+            assert queue.oldest_age(1_767_225_600_000) == 90
+
+    run(body())

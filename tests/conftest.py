@@ -1,6 +1,7 @@
 """Fixtures that several test packages share."""
 
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from tests.standin import build as edgetpu_build
 from tests.standin import faultio as faulty_files
 
 LEAK_PATIENCE = 5.0
+# A shell starts what it runs in the background with SIGINT ignored, and children of this process would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says something of the machine's other work, too.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")

@@ -96,9 +96,12 @@ def pubsub() -> Iterator[PubSubServer]:
         yield server
 
 
-@pytest.fixture(params=["server", "emulator"])
+@pytest.fixture(params=["server", pytest.param("emulator", marks=pytest.mark.system)])
 def pubsub_backend(request: pytest.FixtureRequest) -> Iterator[PubSubServer | emulator.Emulator]:
-    """Our Pub/Sub server and Google's emulator in turn, with the topic projects/project/topics/events."""
+    """Our Pub/Sub server and Google's emulator in turn, with the topic projects/project/topics/events.
+
+    The emulator is a Java program of a second and more, so it is for `make test-system`.
+    """
     if request.param == "server":
         yield request.getfixturevalue("pubsub")
         return

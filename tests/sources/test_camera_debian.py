@@ -36,6 +36,7 @@ def why_not() -> str | None:
 WHY_NOT = why_not()
 
 
+@pytest.mark.system
 @pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 def test_video_files_with_the_pyav_of_debian(tmp_path: Path) -> None:
     site = Path(sysconfig.get_path("purelib"))

@@ -26,7 +26,7 @@ from edge_agent.device.monitor import DeviceMonitor
 from edge_agent.device.sensors import Sensors
 from edge_agent.device.timekeeper import Timekeeper
 from edge_agent.directories import Directories
-from edge_agent.housekeeping import Housekeeping
+from edge_agent.housekeeping import Housekeeping, count
 from edge_agent.inference.accelerators.devices import find_library, list_devices
 from edge_agent.inference.accelerators.recovery import Recovery
 from edge_agent.inference.accelerators.watch import DeviceWatch
@@ -43,7 +43,7 @@ from edge_agent.raw_data.destinations import Destination as PictureDestination
 from edge_agent.raw_data.open import open_images
 from edge_agent.raw_data.spool import Spool
 from edge_agent.raw_data.uploads import Uploads
-from edge_agent.records import Counters, Latency
+from edge_agent.records import Latency
 from edge_agent.report import Reloaded, StatusReport
 from edge_agent.service.logs import configure as configure_logs
 from edge_agent.settings.faults import SettingsError
@@ -151,7 +151,7 @@ class Agent:
             clock=self._clock,
             service=lifecycle.service,
             status=self._status_line,
-            counters=self._count,
+            counters=lambda: count(self._supervisor.status, self._recovery.counts, self._actions),
             take_latencies=self._take_latencies,
             survey=self._monitor.survey,
             model=lambda: (self._configuration.settings.model.model_name, self._rollout.status.version),
@@ -254,24 +254,6 @@ class Agent:
             self._rollout.poll_now()
         else:
             await self._supervisor.load_again()
-
-    def _count(self) -> Counters:
-        worker, device = self._supervisor.status, self._recovery.counts
-        return Counters(
-            samples=worker.samples,
-            dropped=worker.dropped,
-            failed=worker.failed,
-            skipped=worker.skipped,
-            set_aside=worker.set_aside,
-            clipped=worker.clipped,
-            worker_deaths=worker.deaths,
-            device_failures=device.failures,
-            device_resets=device.resets,
-            fallbacks=device.fallbacks,
-            returns=device.returns,
-            actions_failed=self._actions.failed.total(),
-            actions_skipped=self._actions.skipped.total(),
-        )
 
     def _take_latencies(self) -> list[Latency]:
         reactions = Histogram().merge(self._actions.reactions.take()).summary("action")

@@ -9,8 +9,11 @@ import structlog
 from msgspec import UNSET
 
 from edge_agent import __version__
+from edge_agent.actions.runner import ActionRunner
 from edge_agent.device.clock import Clock
 from edge_agent.health import DeviceHealth, Dropped, QueueHealth
+from edge_agent.inference.accelerators.recovery import RecoveryCounts
+from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.records import Counters, Latency
 from edge_agent.service.notify import ServiceManager
@@ -154,3 +157,22 @@ class Housekeeping:
             )
             for number, loss in enumerate(losses, start=first_number)
         ]
+
+
+def count(worker: WorkerStatus, device: RecoveryCounts, actions: ActionRunner) -> Counters:
+    """Return what the regular health event counts, all since the start of the agent."""
+    return Counters(
+        samples=worker.samples,
+        dropped=worker.dropped,
+        failed=worker.failed,
+        skipped=worker.skipped,
+        set_aside=worker.set_aside,
+        clipped=worker.clipped,
+        worker_deaths=worker.deaths,
+        device_failures=device.failures,
+        device_resets=device.resets,
+        fallbacks=device.fallbacks,
+        returns=device.returns,
+        actions_failed=actions.failed.total(),
+        actions_skipped=actions.skipped.total(),
+    )

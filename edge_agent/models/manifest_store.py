@@ -9,7 +9,6 @@ before its signature was found good, if there are keys.
 """
 
 import datetime as dt
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,15 @@ from pathlib import Path
 
 from edge_agent.models.manifest import MANIFEST, MAX_SIZE, Manifest, ManifestError, ObjectFile, SignedManifest, parse
 from edge_agent.models.releases import RemoteObject
-from edge_agent.models.stores import FetchFailed, Missing, Readable, Store, StoreNeedsPerson, StoreUnavailable
+from edge_agent.models.stores import (
+    FetchFailed,
+    Missing,
+    Readable,
+    Store,
+    StoreNeedsPerson,
+    StoreUnavailable,
+    file_sha256,
+)
 
 
 class ManifestStore:
@@ -46,7 +53,7 @@ class ManifestStore:
         """Read the manifest and say which model it names. Raises `StoreError`."""
         manifest = self._read()
         self._manifest = manifest
-        return _described(self.url, manifest, manifest.model)
+        return self._described(self.url, manifest, manifest.model)
 
     def fetch(self, remote: RemoteObject, destination: Path, stop: threading.Event) -> None:
         """Download an object of the manifest that was read last, and compare its SHA-256."""
@@ -56,7 +63,7 @@ class ManifestStore:
         if found.size != file.size:
             raise FetchFailed(f"{found.url} has {found.size} bytes, and {self.url} says {file.size}; it is not fetched")
         store.fetch(found, destination, stop)
-        if _sha256(destination) != file.sha256:
+        if file_sha256(destination) != file.sha256:
             raise FetchFailed(f"{found.url} is not what {self.url} says: its SHA-256 is another; it was thrown away")
 
     @property
@@ -70,7 +77,22 @@ class ManifestStore:
             raise StoreUnavailable(f"{self.url} was not read yet")
         if self._manifest.twin is None:
             raise Missing(f"{self.url} names no model for the CPU", "build the release with --twin")
-        return _described(self.twin.url, self._manifest, self._manifest.twin)
+        return self._described(self.twin.url, self._manifest, self._manifest.twin)
+
+    def _described(self, url: str, manifest: Manifest, file: ObjectFile) -> RemoteObject:
+        """The generation is that of the content, so that a manifest that was only signed anew names no other upload."""
+        return RemoteObject(
+            url=url,
+            version=manifest.version,
+            generation=file.sha256[:16],
+            size=file.size,
+            checksum=f"sha256:{file.sha256}",
+            accuracy=manifest.accuracy,
+            labels=manifest.labels,
+            version_given=True,
+            # Anybody could write a high one into a file that nobody has to sign, and so keep all later ones out.
+            sequence=manifest.sequence if self._keys else 0,
+        )
 
     def _named(self, remote: RemoteObject) -> ObjectFile:
         files = self._manifest.files if self._manifest is not None else []
@@ -150,23 +172,3 @@ class TwinOfManifest:
     def fetch(self, remote: RemoteObject, destination: Path, stop: threading.Event) -> None:
         """Download it. Raises `StoreError`."""
         self._store.fetch(remote, destination, stop)
-
-
-def _described(url: str, manifest: Manifest, file: ObjectFile) -> RemoteObject:
-    """The generation is that of the content, so that a manifest that was only signed anew names no other upload."""
-    return RemoteObject(
-        url=url,
-        version=manifest.version,
-        generation=file.sha256[:16],
-        size=file.size,
-        checksum=f"sha256:{file.sha256}",
-        accuracy=manifest.accuracy,
-        labels=manifest.labels,
-        version_given=True,
-        sequence=manifest.sequence,
-    )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -29,7 +29,7 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
     `generation` changes with every upload: the GCS generation, or size and mtime of a file. `size` in bytes.
     `checksum` is `crc32c:BASE64` or `sha256:HEX`. `remarks` says which metadata could not be understood.
     `version_given` is whether the uploader named the version, `uploaded` the time of the upload by the store's clock,
-    in seconds since the epoch. `sequence` is that of the manifest, 0 where there is none.
+    in seconds since the epoch. `sequence` is that of a manifest whose signature was checked, else 0.
     """
 
     url: str
@@ -87,6 +87,10 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     def without_twin(self) -> "Release":
         """The same model alone."""
         return msgspec.structs.replace(self, cpu=None)
+
+    def with_and_without_twin(self) -> "list[Release]":
+        """What to try in turn: where a model is refused together with its twin, the twin may be to blame."""
+        return [self] if self.cpu is None else [self, self.without_twin()]
 
 
 def pair_id(model: str, twin: str) -> str:

@@ -224,7 +224,8 @@ class Rollout:
             again = "publish it again if devices shall go back to it"
             self._found("warning", f"{remote.version} is offered by an older manifest than before: {again}")
             return
-        await self._calls.run(lambda _: self._slots.note_sequence(remote.sequence))
+        if remote.sequence > self._slots.sequence:
+            await self._calls.run(lambda _: self._slots.note_sequence(remote.sequence))
         rejection = self._slots.rejection(remote)
         if rejection is not None:
             await self._withdraw()
@@ -305,7 +306,7 @@ class Rollout:
     def _known(self) -> list[Release]:
         """What to run when nothing runs: best first."""
         known = (self._slots.committed, self._slots.previous) if self._running is None else ()
-        choices = [choice for one in known if one is not None for choice in _with_and_without_twin(one)]
+        choices = [choice for one in known if one is not None for choice in one.with_and_without_twin()]
         return [one for one in choices if one.trial_id not in self._refused]
 
     def _new(self) -> list[Release]:
@@ -313,7 +314,7 @@ class Rollout:
         new = self._slots.candidate
         if new is None or new != self._offered or new == self._running:
             return []
-        choices = [new] if self._running and self._running.id == new.id else _with_and_without_twin(new)
+        choices = [new] if self._running and self._running.id == new.id else new.with_and_without_twin()
         return [one for one in choices if one.trial_id not in self._refused]
 
     async def _load(self, choices: list[Release]) -> bool:
@@ -391,11 +392,6 @@ class Rollout:
         if refusal != self._last_wait:
             _log.warning("model waits for the worker", version=release.version, reason=report.reason)
         self._last_wait = refusal
-
-
-def _with_and_without_twin(release: Release) -> list[Release]:
-    """What to try in turn: where a model is refused together with its twin, the twin may be to blame."""
-    return [release] if release.cpu is None else [release, release.without_twin()]
 
 
 def _backoff(failures: int) -> float:

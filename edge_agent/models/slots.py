@@ -30,7 +30,7 @@ import structlog
 
 from edge_agent.durable import replace_file, sync
 from edge_agent.models.releases import MODEL_FILE, PAIR, TWIN_FILE, Release, RemoteObject, Twin, pair_id
-from edge_agent.models.stores import StoreNeedsPerson
+from edge_agent.models.stores import StoreNeedsPerson, file_sha256
 
 REJECTED_KEPT = 50
 RESERVE = 64 << 20
@@ -173,7 +173,7 @@ class Slots:
                 generation=remote.generation,
                 size=path.stat().st_size,
                 checksum=remote.checksum,
-                sha256=_sha256(path),
+                sha256=file_sha256(path),
                 accuracy=remote.accuracy,
                 labels=remote.labels,
             )
@@ -193,7 +193,7 @@ class Slots:
                 generation=remote.generation,
                 size=path.stat().st_size,
                 checksum=remote.checksum,
-                sha256=_sha256(path),
+                sha256=file_sha256(path),
             )
             _settle(path, remote.id)
             return self._pair(release, twin)
@@ -313,7 +313,7 @@ def _damage(path: Path, file: Release | Twin) -> str | None:
     try:
         if path.stat().st_size != file.size:
             return "the size is wrong"
-        return None if _sha256(path) == file.sha256 else "the SHA-256 is wrong"
+        return None if file_sha256(path) == file.sha256 else "the SHA-256 is wrong"
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
 
@@ -326,11 +326,6 @@ def _settle(path: Path, name: str) -> None:
     shutil.rmtree(home, ignore_errors=True)
     path.parent.rename(home)
     sync(home.parent)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _mib(size: int) -> str:

@@ -3,6 +3,7 @@
 Both calls may take as long as a bad network makes them, so they run in a thread that nobody has to wait for.
 """
 
+import hashlib
 import threading
 from collections.abc import Callable
 from io import FileIO
@@ -82,6 +83,12 @@ class Readable(Store, Protocol):
 def too_long(url: str, size: int, limit: int) -> StoreNeedsPerson:
     """The error of `read`."""
     return StoreNeedsPerson(f"{url} has {size} bytes, and at most {limit} are read", "see that it is the right object")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_all(file: FileIO, data: bytes) -> None:

@@ -4,7 +4,6 @@ out/release.json                              the manifest, not signed yet
 out/objects/3f1c8a2b94d07e15-model.tflite     each file under a name that no other content can have
 """
 
-import hashlib
 import re
 import shutil
 import time
@@ -17,6 +16,7 @@ from edge_agent.durable import replace_file
 from edge_agent.inference.checks.inspection import EDGETPU_OPERATOR, ModelFacts, NotInspectedError, inspect
 from edge_agent.inference.interpreter.labels import LabelsError, read_labels
 from edge_agent.models.manifest import FORMAT, MANIFEST, OBJECTS, Manifest, ObjectFile, unsigned
+from edge_agent.models.stores import file_sha256
 
 _UNSAFE = re.compile(r"[^0-9A-Za-z._-]")
 _LONGEST_NAME = 180
@@ -107,8 +107,7 @@ def _manifest(ingredients: Ingredients, labels: list[str] | None, sequence: int)
 def _object(path: Path | None) -> ObjectFile | None:
     if path is None:
         return None
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(path)
     name = f"{digest[:16]}-{_UNSAFE.sub('_', path.name)[-_LONGEST_NAME:]}"
     return ObjectFile(name=name, size=path.stat().st_size, sha256=digest)
 

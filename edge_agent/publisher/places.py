@@ -15,7 +15,7 @@ import google_crc32c
 from edge_agent.durable import replace_file, sync
 from edge_agent.models.gcs import GcsFolder, GcsStore
 from edge_agent.models.manifest import MANIFEST, MAX_SIZE, OBJECTS, ObjectFile
-from edge_agent.models.stores import Missing, StoreError
+from edge_agent.models.stores import Missing, StoreError, file_sha256
 from edge_agent.publisher.build import ReleaseError
 from edge_agent.settings.location import parse_folder
 
@@ -143,12 +143,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _crc32c(path: Path) -> str:

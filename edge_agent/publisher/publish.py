@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.models.manifest import MANIFEST, OBJECTS, Manifest, ManifestError, parse
+from edge_agent.models.stores import file_sha256
 from edge_agent.publisher.build import ReleaseError
 from edge_agent.publisher.keys import read_manifest
-from edge_agent.publisher.places import Place, file_sha256
+from edge_agent.publisher.places import Place
 
 
 class Published(msgspec.Struct, frozen=True):

@@ -181,6 +181,18 @@ def test_without_keys_a_manifest_is_taken_unsigned(trusting: Device) -> None:
     assert set(trusting.worker.loaded) == {"v1.3"}
 
 
+def test_without_keys_nobody_can_keep_later_manifests_out(
+    trusting: Device, publisher: Publisher, tmp_path: Path
+) -> None:
+    keys, trusting.keys = trusting.keys, []
+    Publisher(trusting.server).publish("v6.6", sequence=(1 << 53) - 1)
+    outcome(trusting)
+    trusting.keys = keys
+    publisher.publish("v1.4")
+    outcome(trusting)
+    assert trusting.worker.loaded[-1] == "v1.4"
+
+
 def test_with_keys_an_object_that_nobody_can_sign_is_not_used(device: Device, tmp_path: Path) -> None:
     device.keys = [public_file(KEY, tmp_path)]
     device.upload("v1.3")

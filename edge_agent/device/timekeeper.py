@@ -25,6 +25,8 @@ EARLIEST_MS = 1_767_225_600_000
 """2026-01-01: this program is younger."""
 _DAY_MS = 86_400_000
 _LOOK = 10.0
+_SETTLE = 60.0
+"""What sets the clock says so only a moment later; what was measured before can be dated then."""
 _LONGEST_ASK = 300.0
 _SAVE = 86_400.0
 _DRIFT = 5_000
@@ -69,9 +71,10 @@ class Timekeeper:
         self._ask_after = _LOOK
         self._next_ask = monotonic()
         self._next_save = monotonic()
+        self._settled_at = monotonic()
         self._server = ("", 0.0)
         self._loop: asyncio.AbstractEventLoop | None = None
-        clock.on_jump = self._wake.set
+        clock.on_jump = self._jumped
         if self._agrees_with_before() or self._service.timesyncd() or self._service.kernel():
             self._trust()
 
@@ -86,7 +89,7 @@ class Timekeeper:
             return ""
         now_ms = self._clock.now_ms()
         if now_ms >= max(EARLIEST_MS, self._boots.newest_ms - _DAY_MS):
-            return ""
+            return _NOT_CONFIRMED if self._monotonic() < self._settled_at else ""
         date = time.strftime("%Y-%m-%d", time.gmtime(now_ms / 1000))
         return f"the clock is not set yet: it says {date}, which is over"
 
@@ -120,6 +123,10 @@ class Timekeeper:
                 self._loop.call_soon_threadsafe(self.compare, server, skew)
 
     # -- is it set?
+
+    def _jumped(self) -> None:
+        self._settled_at = self._monotonic() + _SETTLE
+        self._wake.set()
 
     def _agrees_with_before(self) -> bool:
         """Whether the clock was set earlier in this boot, and nobody has moved it since."""
@@ -196,6 +203,7 @@ class Timekeeper:
 
 
 _GOOD = ("set", "ok")
+_NOT_CONFIRMED = "the clock was moved a moment ago, and nothing has confirmed it yet"
 _ADVICE = "let systemd-timesyncd or chrony set it (timedatectl set-ntp true), and let UDP port 123 through"
 
 

@@ -93,7 +93,6 @@ class Board:
     async def _run(self) -> None:
         self._done = asyncio.Event()
         self.keeper._wake = asyncio.Event()  # each run has a loop of its own
-        self.clock.on_jump = self.keeper._wake.set
         self.clock.now_ms()
         task = asyncio.create_task(self.keeper.run())
         await self._done.wait()
@@ -155,6 +154,31 @@ def test_a_clock_set_by_the_network_is_believed_and_dates_this_boot(
     assert board.keeper.offset_ms("boot-1") == NOW * 1000 - board.monotonic // 1_000_000
     assert board.told == [("set", "the clock is set; it was moved 20833d7h57m50s forwards")]
     assert board.written == {"newest_ms": NOW * 1000, "boots": {"boot-1": board.keeper.offset_ms("boot-1")}}
+
+
+@pytest.mark.parametrize("set_clock", WAYS)
+def test_nothing_goes_out_undated_between_the_step_and_the_word_of_who_made_it(
+    board: Board, set_clock: Callable[[Board], None]
+) -> None:
+    board.run(3)
+    board.wall = NOW * S
+    unconfirmed = "the clock was moved a moment ago, and nothing has confirmed it yet"
+    assert board.keeper.doubt == unconfirmed, "although nobody but the sender has looked yet"
+    board.run(1)
+    assert board.keeper.doubt == unconfirmed
+    set_clock(board)
+    board.run(1)
+    assert board.keeper.doubt == ""
+    assert board.keeper.offset_ms("boot-1") is not None
+
+
+def test_a_clock_that_was_set_by_hand_holds_events_up_for_a_minute(board: Board) -> None:
+    board.run(3)
+    board.wall = NOW * S
+    assert board.keeper.doubt
+    board.run(6)
+    assert board.keeper.doubt == ""
+    assert board.clock.time_source() == "unverified"
 
 
 def test_what_nobody_has_moved_is_told_without_a_distance(board: Board) -> None:

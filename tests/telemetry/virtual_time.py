@@ -69,5 +69,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._ended)
         return future
 
+    async def shutdown_default_executor(self, *timeout: float) -> None:
+        """Wait for the threads by the real clock: since Python 3.12 this has a limit, which would be over at once."""
+        self._virtual.working += 1
+        try:
+            await super().shutdown_default_executor(*timeout)
+        finally:
+            self._virtual.working -= 1
+
     def _ended(self, _: "asyncio.Future[Any]") -> None:
         self._virtual.working -= 1

@@ -345,13 +345,30 @@ class ModelFile(msgspec.Struct, frozen=True):
     cpu_path: str | None = None
 
 
+class Terms(msgspec.Struct, frozen=True):
+    """On what terms the worker takes a model into use.
+
+    `golden` is the path of a file of golden samples, or empty; for the four limits see
+    `edge_agent.models.manifest.Acceptance`. `trial`: the model before it stays ready, and takes over again at once
+    where the new one fails on a sample that the one before can work on.
+    """
+
+    golden: str = ""
+    tolerance: float = 0.1
+    min_agreement: float = 1.0
+    min_accuracy: float | None = None
+    max_latency_ms: float | None = None
+    trial: bool = False
+
+
 class LoadReport(msgspec.Struct, frozen=True):
     """How loading a model went. `reason` is for a person and is set whenever `accepted` is false.
 
     `permanent` tells a file that can never work (it is no model, or needs other inputs) from bad luck that a
     later try may not have (no worker, no device). `device` is the stable name of the Edge TPU in use, `remarks` are
     what an admin should know although the model runs, such as an option that has no effect. `about_device`: the reason
-    lies with the Edge TPU.
+    lies with the Edge TPU. `agreement`, `accuracy` and `latency_ms` are what the golden samples came to, in the
+    terms' sense; None where there were none, or no labels.
     """
 
     accepted: bool
@@ -363,3 +380,6 @@ class LoadReport(msgspec.Struct, frozen=True):
     remarks: tuple[str, ...] = ()
     about_device: bool = False
     detail: str = ""
+    agreement: float | None = None
+    accuracy: float | None = None
+    latency_ms: float | None = None

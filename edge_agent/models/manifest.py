@@ -40,12 +40,42 @@ class ObjectFile(msgspec.Struct, frozen=True, kw_only=True):
     sha256: _Sha256
 
 
+class Audience(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which devices a release is for: the first `percent` of them, and before those all of `cohorts`.
+
+    A device belongs to a cohort if it has all of its labels. `halted`: no device switches to it any more. `shadow` is
+    the share of samples (0 to 1) on which the other devices run it beside their own model.
+    """
+
+    percent: Annotated[float, Meta(ge=0, le=100)] = 100.0
+    cohorts: Annotated[list[Annotated[dict[_Text, _Text], Meta(min_length=1, max_length=16)]], Meta(max_length=64)] = []
+    halted: bool = False
+    shadow: Annotated[float, Meta(ge=0, le=1)] = 0.0
+
+
+class Acceptance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a device finds out before it switches. Without `golden`, only that the model runs.
+
+    `golden` are samples with the outputs that are expected of them (`edge_agent.inference.golden`). A sample agrees if
+    no output is further from the expected one than `tolerance`, as a share of the span of that output over all golden
+    samples; `min_agreement` is the share of samples (0 to 1) that must. `min_accuracy` is the share of samples with
+    the right label, `max_latency_ms` the 95th percentile of invoke.
+    """
+
+    golden: ObjectFile | None = None
+    tolerance: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    min_agreement: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    min_accuracy: Annotated[float, Meta(ge=0, le=1)] | None = None
+    max_latency_ms: Annotated[float, Meta(gt=0)] | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is signed.
 
     `sequence` grows with every manifest that is published for a model: ms since 1970, as a rule. A device never takes
     one that is lower than that of the release it has. `expires` is in seconds since 1970. `twin` is the same model for
-    the CPU.
+    the CPU. `inputs` and `outputs` are the tensors in words, in their order. `before` is the release of the devices
+    that this one is not for, or not yet; it has none itself.
     """
 
     format: Literal[1]
@@ -57,11 +87,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     twin: ObjectFile | None = None
     labels: Annotated[list[_Text], Meta(min_length=1, max_length=MAX_LABELS)] | None = None
     accuracy: Annotated[float, Meta(ge=0, le=1)] | None = None
+    inputs: Annotated[list[_Text], Meta(max_length=64)] | None = None
+    outputs: Annotated[list[_Text], Meta(max_length=64)] | None = None
+    acceptance: Acceptance = Acceptance()
+    audience: Audience = Audience()
+    before: "Manifest | None" = None
 
     @property
     def files(self) -> list[ObjectFile]:
-        """All objects that it names."""
-        return [each for each in (self.model, self.twin) if each is not None]
+        """All objects that it names, without those of `before`."""
+        return [each for each in (self.model, self.twin, self.acceptance.golden) if each is not None]
 
 
 class Signature(msgspec.Struct, frozen=True):

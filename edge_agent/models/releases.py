@@ -16,8 +16,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from edge_agent.models.manifest import Acceptance
+
 MODEL_FILE = "model.tflite"
 TWIN_FILE = "cpu.tflite"
+GOLDEN_FILE = "golden.npz"
 PAIR = "+"
 """Stands in the name of a pair, and in no other."""
 VERSION_LENGTH = 128
@@ -29,7 +32,9 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
     `generation` changes with every upload: the GCS generation, or size and mtime of a file. `size` in bytes.
     `checksum` is `crc32c:BASE64` or `sha256:HEX`. `remarks` says which metadata could not be understood.
     `version_given` is whether the uploader named the version, `uploaded` the time of the upload by the store's clock,
-    in seconds since the epoch. `sequence` is that of a manifest whose signature was checked, else 0.
+    in seconds since the epoch. `sequence` is that of a manifest whose signature was checked, else 0. `acceptance` is
+    what a device finds out before it switches. `withheld` is why this device may not take it, in words, or empty;
+    `outlook` what else a person should know of it. `shadow` is to be run beside it.
     """
 
     url: str
@@ -43,12 +48,25 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
     version_given: bool = False
     uploaded: float | None = None
     sequence: int = 0
+    acceptance: Acceptance = Acceptance()
+    withheld: str = ""
+    outlook: str = ""
+    shadow: "Shadow | None" = None
 
     @property
     def id(self) -> str:
         """A safe name for this upload: the same as long as nothing about it changes."""
-        identity = (self.version, self.generation, self.checksum, self.labels)
+        identity: tuple[object, ...] = (self.version, self.generation, self.checksum, self.labels)
+        if self.acceptance != Acceptance():
+            identity = (*identity, self.acceptance)
         return hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:16]
+
+
+class Shadow(msgspec.Struct, frozen=True):
+    """A release that runs beside another on a `share` of the samples (0 to 1), without its results being used."""
+
+    remote: RemoteObject
+    share: float
 
 
 _Id = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
@@ -66,7 +84,10 @@ class Twin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
-    """A model on disk whose bytes were checked. `size` (bytes) and `sha256` are of that file, `cpu` is its twin."""
+    """A model on disk whose bytes were checked. `size` (bytes) and `sha256` are of that file, `cpu` is its twin.
+
+    What is golden in `acceptance` is on disk beside it.
+    """
 
     id: _Id
     url: str
@@ -78,6 +99,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None = None
     labels: list[str] | None = None
     cpu: Twin | None = None
+    acceptance: Acceptance = Acceptance()
 
     @property
     def trial_id(self) -> str:

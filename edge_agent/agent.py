@@ -35,9 +35,11 @@ from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.latency import Histogram
 from edge_agent.lifecycle import Lifecycle
+from edge_agent.models.limits import DownloadLimits
 from edge_agent.models.open import open_model, open_twins
 from edge_agent.models.rollout import Rollout
 from edge_agent.models.slots import Slots
+from edge_agent.models.watching import open_watcher
 from edge_agent.pipeline import Pipeline
 from edge_agent.raw_data.destinations import Destination as PictureDestination
 from edge_agent.raw_data.open import open_images
@@ -138,6 +140,11 @@ class Agent:
             on_results=self._take_results,
             on_health=self._announcer.health,
         )
+        self._download_limits = DownloadLimits(
+            bandwidth=settings.model.download.bandwidth,
+            window=settings.model.download.window,
+            clock_is_set=lambda: self._clock.is_set,
+        )
         self._rollout = self._make_rollout(configuration)
         self._monitor = DeviceMonitor(
             Sensors(directories.state),
@@ -229,21 +236,31 @@ class Agent:
     def _make_rollout(self, configuration: Configuration) -> Rollout:
         model = configuration.settings.model
         slots = Slots(self._directories.state / "models", str(model.url))
-        store = open_model(model.url, model.keys, on_skew=self._timekeeper.compare_soon)
+        limits = self._download_limits
+        store = open_model(model.url, model.keys, on_skew=self._timekeeper.compare_soon, limits=limits)
         return Rollout(
             slots,
             store,
             self._supervisor,
-            twins=open_twins(slots, model.url, model.cpu_url, store),
+            twins=open_twins(slots, model.url, model.cpu_url, store, limits),
+            limits=limits,
             model_name=model.model_name,
             poll_interval=model.poll_interval,
             on_change=self._announcer.model,
         )
 
     async def _run_rollout(self, rollout: Rollout) -> None:
-        log.info("looking for a model", url=str(self._configuration.settings.model.url))
-        await rollout.start()
-        await rollout.run()
+        model = self._configuration.settings.model
+        log.info("looking for a model", url=str(model.url))
+        loop, watcher = asyncio.get_running_loop(), open_watcher(model.url, model.cpu_url)
+        if watcher is not None:
+            watcher.start(lambda: loop.call_soon_threadsafe(rollout.poll_now))
+        try:
+            await rollout.start()
+            await rollout.run()
+        finally:
+            if watcher is not None:
+                await asyncio.to_thread(watcher.stop)
 
     def _wanted_device(self) -> str | None:
         """Which Edge TPU is wanted and not in use."""
@@ -357,7 +374,8 @@ class Agent:
 
     async def _apply_model(self, old: Configuration, new: Configuration) -> None:
         before, after = old.settings.model, new.settings.model
-        if replace(before, poll_interval=after.poll_interval) == after:
+        self._download_limits.configure(bandwidth=after.download.bandwidth, window=after.download.window)
+        if replace(before, poll_interval=after.poll_interval, download=after.download) == after:
             self._rollout.configure(poll_interval=after.poll_interval)
             self._rollout.poll_now()
             return

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edge_agent.models.directory import FileStore
 from edge_agent.models.gcs import GcsStore
+from edge_agent.models.limits import DownloadLimits
 from edge_agent.models.manifest import MANIFEST, OBJECTS
 from edge_agent.models.manifest_store import ManifestStore, UnsignedStore
 from edge_agent.models.slots import Slots
@@ -17,41 +18,55 @@ _COMPILED = "_edgetpu.tflite"
 _PLAIN = ".tflite"
 
 
-def open_store(location: Location, *, setting: str = "[model].url", on_skew: OnSkew | None = None) -> Readable:
+def open_store(
+    location: Location,
+    *,
+    setting: str = "[model].url",
+    on_skew: OnSkew | None = None,
+    limits: DownloadLimits | None = None,
+) -> Readable:
     """Make the store behind `setting`; nothing is opened or connected before the first call.
 
-    `on_skew` hears of the clock of a server that is asked; see `OnSkew`.
+    `on_skew` hears of the clock of a server that is asked; see `OnSkew`. `limits` say how fast it is fetched.
     """
     if location.scheme == "gs":
-        return GcsStore(location.bucket, location.path, setting=setting, on_skew=on_skew)
+        return GcsStore(location.bucket, location.path, setting=setting, on_skew=on_skew, limits=limits)
     return FileStore(Path(location.path), setting=setting)
 
 
-def open_model(location: Location, keys: Sequence[str], *, on_skew: OnSkew | None = None) -> Store:
-    """Make the store behind `[model].url`; `keys` are the files of `[model].keys`. `on_skew` as for `open_store`."""
-    store = open_store(location, on_skew=on_skew)
+def open_model(
+    location: Location,
+    keys: Sequence[str],
+    *,
+    on_skew: OnSkew | None = None,
+    limits: DownloadLimits | None = None,
+) -> Store:
+    """Make the store behind `[model].url`; `keys` are the files of `[model].keys`. The rest is as for `open_store`."""
+    store = open_store(location, on_skew=on_skew, limits=limits)
     if location.path.rpartition("/")[2] != MANIFEST:
         return UnsignedStore(store.url) if keys else store
     folder = location.path.removesuffix(MANIFEST) + OBJECTS
 
     def open_object(name: str) -> Store:
-        return open_store(replace(location, path=f"{folder}/{name}"))
+        return open_store(replace(location, path=f"{folder}/{name}"), limits=limits)
 
     return ManifestStore(store, open_object, [Path(key) for key in keys])
 
 
-def open_twins(slots: Slots, url: Location, cpu_url: Location | None, store: Store) -> Twins:
+def open_twins(
+    slots: Slots, url: Location, cpu_url: Location | None, store: Store, limits: DownloadLimits | None = None
+) -> Twins:
     """Make what looks for the twin of the model in `store`.
 
     It is named by its manifest if it has one, else by `[model].cpu_url`, or it is the `sibling` of the model.
     """
     if isinstance(store, ManifestStore):
-        return Twins(slots, store.twin)
+        return Twins(slots, store.twin, limits=limits)
     if isinstance(store, UnsignedStore):
         return Twins(slots, None)
     location = cpu_url or sibling(url)
-    of_twin = None if location is None else open_store(location, setting="[model].cpu_url")
-    return Twins(slots, of_twin, expected=cpu_url is not None)
+    of_twin = None if location is None else open_store(location, setting="[model].cpu_url", limits=limits)
+    return Twins(slots, of_twin, expected=cpu_url is not None, limits=limits)
 
 
 def sibling(url: Location) -> Location | None:

@@ -15,15 +15,17 @@ import msgspec
 import structlog
 
 from edge_agent.models.calls import Calls
+from edge_agent.models.limits import DownloadLimits
 from edge_agent.models.releases import Release, RemoteObject
 from edge_agent.models.slots import Slots
-from edge_agent.models.stores import Store, StoreError, StoreNeedsPerson
+from edge_agent.models.stores import Postponed, Store, StoreError, StoreNeedsPerson
 from edge_agent.models.twins import Twins
 from edge_agent.records import LoadReport, ModelFile
 
 FIRST_BACKOFF = 5.0
 LONGEST_LOAD_BACKOFF = 300.0
 STOP_LIMIT = 1.0
+WINDOW_SPREAD = 120.0
 
 _log = structlog.get_logger()
 
@@ -67,7 +69,7 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rollout:
-    """Keeps the worker on the version that the store offers, with the twin that `twins` finds.
+    """Keeps the worker on the version that the store offers, with the twin that `twins` finds, within `limits`.
 
     `poll_interval` is in seconds. `on_change` is called in the event loop. `sleep`, `clock` (seconds) and `jitter`
     (0 to 1) stand for time and chance.
@@ -83,6 +85,7 @@ class Rollout:
         poll_interval: float,
         on_change: Callable[[RolloutChange], None],
         twins: Twins | None = None,
+        limits: DownloadLimits | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
@@ -108,7 +111,8 @@ class Rollout:
         self._last_wait = ""
         self._next_poll: float | None = None
         self._wake = asyncio.Event()
-        self._calls = Calls()
+        self._calls = Calls(limits)
+        self._opens_in: float | None = None
         self._work: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -162,7 +166,7 @@ class Rollout:
             self.poll_now()
 
     async def stop(self) -> None:
-        """End `run` within a second, even if the network hangs. A half-finished download is thrown away."""
+        """End `run` within a second, even if the network hangs. A half-finished download waits for the next start."""
         self._stopped = True
         if self._work is not None:
             self._work.cancel()
@@ -192,6 +196,9 @@ class Rollout:
         """Take a step; a failure is noted, and the running model goes on."""
         try:
             return bool(await step)
+        except Postponed as waits:
+            self._opens_in = waits.seconds
+            self._found("info", str(waits))
         except StoreError as error:
             self._failed(str(error), needs_person=isinstance(error, StoreNeedsPerson))
         except Exception as error:  # noqa: BLE001  # a full disk, say: it ends up in the log and in `status`
@@ -204,7 +211,9 @@ class Rollout:
             delays.append(_backoff(failures))
         if self._load_failures:
             delays.append(min(_backoff(self._load_failures), LONGEST_LOAD_BACKOFF))
-        return min(delays) * (0.9 + 0.2 * self._jitter())
+        delay = min(delays) * (0.9 + 0.2 * self._jitter())
+        # Devices that wait for the same minute of the day do not begin in the same second.
+        return delay if self._opens_in is None else min(delay, self._opens_in + WINDOW_SPREAD * self._jitter())
 
     async def _pause(self, delay: float) -> None:
         self._next_poll = self._clock() + delay
@@ -218,6 +227,7 @@ class Rollout:
 
     async def _poll(self) -> None:
         """Find out what the store offers, and have it on disk. Raises `StoreError` or `OSError`."""
+        self._opens_in = None
         await self._commit()
         remote = await self._calls.stat(self._store)
         if remote.sequence < self._slots.sequence:
@@ -277,9 +287,12 @@ class Rollout:
         await self._calls.run(lambda _: self._slots.discard_candidate())
 
     async def _fetch(self, remote: RemoteObject) -> Release:
+        if self._running is not None:
+            await self._calls.run(lambda _: self._calls.limits.check_memory(remote))
         stored = await self._calls.run(lambda _: self._slots.stored(remote))
         if stored is not None:
             return stored
+        self._calls.limits.admit(remote, urgent=self._slots.committed is None)
         for remark in remote.remarks:
             _log.warning("model metadata not understood", url=remote.url, version=remote.version, remark=remark)
         _log.info("fetching a model", url=remote.url, version=remote.version, bytes=remote.size)
@@ -287,7 +300,7 @@ class Rollout:
         await self._calls.fetch(self._store, remote, path)
         return await self._calls.run(lambda _: self._slots.finish(remote, path))
 
-    def _found(self, level: Literal["debug", "warning"], what: str, *, twins: Twins | None = None) -> None:
+    def _found(self, level: Literal["debug", "info", "warning"], what: str, *, twins: Twins | None = None) -> None:
         """Note what a poll found, of the twin too if that was looked for."""
         self._poll_failures, self._twin_failures = 0, twins.failures if twins else 0
         if twins is not None and twins.trouble:

@@ -5,7 +5,7 @@
         state.json.damaged              set aside for a person to look at (or state.json.bak.damaged)
         releases/<id>/model.tflite      never changed once its folder has this name
         twins/<id>/cpu.tflite           likewise: the same model for the CPU, named by its own upload
-        releases/<id>.part/             a download that is not finished; also in twins/
+        releases/<id>.part/             a download that is not finished; also in twins/, one at most in each folder
 
 A release is *downloaded* (`candidate`), then *committed* or *rejected*. A twin is *attached* to a release that is on
 disk; together they are the candidate, and the model is neither fetched nor copied again for it. Invariants, which hold
@@ -13,7 +13,8 @@ after a kill or power cut at any instruction:
 
 - A release named in `state.json` has its file, and its twin's if it has one, whole and on the disk.
 - A file is replaced by rename only. Releases with the same model, or the same twin, share its file.
-- Folders that `state.json` does not name are rubbish, and removed at the next change or opening.
+- Folders that `state.json` does not name are rubbish, and removed at the next change or opening; but a download that
+  can be gone on with (`edge_agent.models.download`) waits until another one begins.
 - A damaged model takes its release away, a damaged twin only itself; the next poll fetches it again.
 - A twin that is refused leaves its model where it was: committed, or the candidate.
 
@@ -29,6 +30,7 @@ import msgspec
 import structlog
 
 from edge_agent.durable import replace_file, sync
+from edge_agent.models.download import can_go_on, drop_notes
 from edge_agent.models.releases import MODEL_FILE, PAIR, TWIN_FILE, Release, RemoteObject, Twin, pair_id
 from edge_agent.models.stores import StoreNeedsPerson, file_sha256
 
@@ -236,14 +238,17 @@ class Slots:
 
     def _make_room(self, folder: Path, remote: RemoteObject) -> Path:
         part = folder / f"{remote.id}{_PART}"
-        shutil.rmtree(part, ignore_errors=True)
-        if shutil.disk_usage(folder).free < remote.size + self._reserve:
+        for other in folder.glob(f"*{_PART}"):
+            if other != part or not can_go_on(part):
+                shutil.rmtree(other, ignore_errors=True)
+        part.mkdir(exist_ok=True)
+        held = sum(file.stat().st_size for file in part.iterdir())
+        if shutil.disk_usage(folder).free + held < remote.size + self._reserve:
             raise StoreNeedsPerson(
                 f"{remote.url} needs {_mib(remote.size)} and {_mib(self._reserve)} of reserve,"
                 f" but the disk of {folder} does not have that",
                 "free some space there",
             )
-        part.mkdir()
         return part
 
     def _change(self, **changes: object) -> None:
@@ -298,7 +303,7 @@ class Slots:
         keep = {one.id for one in named}, {one.cpu.id for one in named if one.cpu is not None}
         for home, names in zip((self._releases, self._twins), keep, strict=True):
             for folder in home.iterdir():
-                if folder.name not in names:
+                if folder.name not in names and not (folder.suffix == _PART and can_go_on(folder)):
                     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -321,6 +326,7 @@ def _damage(path: Path, file: Release | Twin) -> str | None:
 def _settle(path: Path, name: str) -> None:
     """Put a download on the disk, and then its folder beside it under `name`."""
     home = path.parent.with_name(name)
+    drop_notes(path.parent)
     sync(path)
     sync(path.parent)
     shutil.rmtree(home, ignore_errors=True)

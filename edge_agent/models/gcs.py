@@ -32,7 +32,9 @@ from edge_agent.models.stores import (
 TIMEOUT = (10.0, 20.0)
 """Seconds to connect, and to wait for the next bytes."""
 TRIES = 4
-"""How often a download goes on without gaining a byte before it is left to the next poll."""
+"""How often a download goes on without a gain before it is left to the next poll."""
+LEAST_GAIN = 4096
+"""Bytes; fewer than a new connection costs are no gain."""
 FIRST_PAUSE = 1.0
 """Seconds after a connection has broken; twice as many after each one that brought nothing."""
 
@@ -117,7 +119,7 @@ class GcsStore:
         return remote
 
     def _go_on(self, remote: RemoteObject, part: Part, stop: threading.Event) -> None:
-        """Ask for what is missing until nothing is. Any gain makes up for all tries before it."""
+        """Ask for what is missing until nothing is. A gain makes up for all tries before it."""
 
         def take(data: bytes) -> None:
             if stop.is_set():
@@ -132,7 +134,7 @@ class GcsStore:
                 self._download(remote, part, take)
             except Exception as error:
                 broken = self._failed(error, fetching=True)
-                fruitless = 0 if part.size > before else fruitless + 1
+                fruitless = 0 if part.size >= before + LEAST_GAIN else fruitless + 1
                 if not isinstance(broken, LineBroken) or fruitless == TRIES:
                     raise broken from error
                 _log.debug("going on with a download", reason=broken.reason, bytes=part.size, of=remote.size)

@@ -568,8 +568,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = None if plain else self._fault
         if fault and fault.kind == "corrupt":
             body = body[: fault.at] + bytes([body[fault.at] ^ 0xFF]) + body[fault.at + 1 :]
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+        self.send_response_only(status)
+        common = {"Server": "gcs", "Date": self.date_time_string(), "Content-Length": str(len(body))}
+        for key, value in {**common, **headers}.items():
             self.send_header(key, value)
         self.end_headers()
         if fault and fault.kind in {"stall", "break", "reset"}:

@@ -166,6 +166,11 @@ def can_go_on(folder: Path) -> bool:
     return any(folder.glob(f"*{NOTE_SUFFIX}"))
 
 
+def size_held(folder: Path) -> int:
+    """How many bytes of downloads there are in `folder`."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix != NOTE_SUFFIX)
+
+
 def drop_notes(folder: Path) -> None:
     """The downloads in `folder` are whole and checked. Raises `OSError`."""
     for note in folder.glob(f"*{NOTE_SUFFIX}"):

@@ -30,7 +30,7 @@ import msgspec
 import structlog
 
 from edge_agent.durable import replace_file, sync
-from edge_agent.models.download import can_go_on, drop_notes
+from edge_agent.models.download import can_go_on, drop_notes, size_held
 from edge_agent.models.releases import MODEL_FILE, PAIR, TWIN_FILE, Release, RemoteObject, Twin, pair_id
 from edge_agent.models.stores import StoreNeedsPerson, file_sha256
 
@@ -242,8 +242,7 @@ class Slots:
             if other != part or not can_go_on(part):
                 shutil.rmtree(other, ignore_errors=True)
         part.mkdir(exist_ok=True)
-        held = sum(file.stat().st_size for file in part.iterdir())
-        if shutil.disk_usage(folder).free + held < remote.size + self._reserve:
+        if shutil.disk_usage(folder).free + size_held(part) < remote.size + self._reserve:
             raise StoreNeedsPerson(
                 f"{remote.url} needs {_mib(remote.size)} and {_mib(self._reserve)} of reserve,"
                 f" but the disk of {folder} does not have that",

@@ -89,25 +89,26 @@ class FolderWatcher:
                 _end(observer)
                 observer = self._watch() if folder is not None else None
                 watched = folder if observer is not None else None
-            self._wait_for_event()
+            told = self._wait_for_event()
             if self._stopping:
                 break
-            now = self._look()
-            if now != seen:
-                seen = now
+            before, seen = seen, self._look()
+            # A file that was closed may have been seen at its full length while it was still open.
+            if told or seen != before:
                 wake()
         _end(observer)
 
-    def _wait_for_event(self) -> None:
-        """Wait until the files have been quiet after an event, or for the next look."""
+    def _wait_for_event(self) -> bool:
+        """Wait until the files have been quiet after an event, or for the next look; true if there was an event."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._stopping or self._events, self._look_interval):
-                return
+                return False
             for _ in range(max(1, int(LONGEST_WAIT / self._quiet)) if self._quiet else 0):
                 self._events = 0
                 if self._stopping or not self._changed.wait_for(lambda: self._stopping or self._events, self._quiet):
                     break
             self._events = 0
+        return True
 
     def _watch(self) -> Any:
         """Begin to watch the folder; None where that is not possible, which is told once."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from edge_agent.models.limits import DownloadLimits
 from edge_agent.models.open import open_model, open_twins
 from edge_agent.models.rollout import Rollout, RolloutChange
 from edge_agent.models.slots import Slots
@@ -81,6 +82,7 @@ class Device:
         self.cpu_url: Location | None = None
         self.keys: list[str] = []
         self.reserve = 0
+        self.limits = DownloadLimits()
         self.worker = Worker()
         self.changes: list[RolloutChange] = []
 
@@ -94,12 +96,13 @@ class Device:
     async def _live(self, story: Callable[[Rollout, Clock], Awaitable[None]], interval: float) -> None:
         clock = Clock()
         self.slots = Slots(self.directory, str(self.url), reserve=self.reserve)
-        store = open_model(self.url, self.keys)
+        store = open_model(self.url, self.keys, limits=self.limits)
         rollout = Rollout(
             self.slots,
             store,
             self.worker,
-            twins=open_twins(self.slots, self.url, self.cpu_url, store),
+            twins=open_twins(self.slots, self.url, self.cpu_url, store, self.limits),
+            limits=self.limits,
             model_name="vibration",
             poll_interval=interval,
             on_change=self.changes.append,

@@ -99,6 +99,7 @@ def test_a_download_that_gains_goes_on_however_slow(tmp_path: Path, monkeypatch:
         return looks
 
     monkeypatch.setattr("edge_agent.models.calls._size", look)
+
     def fetch(_: threading.Event) -> None:
         assert ended.wait(30)
 

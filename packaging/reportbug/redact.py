@@ -51,6 +51,8 @@ PLAIN = {
     "log.format",
     "log.level",
     "model.name",
+    "model.download.bandwidth",
+    "model.download.window",
     "model.poll_interval",
     "source.channels",
     "source.failure",

@@ -116,7 +116,7 @@ def test_without_memory_it_waits_and_the_old_one_goes_on(running: Device, log: l
         assert await clock.pause() == 5
         assert await clock.tick() == 10
         assert rollout.status.version == "v1"
-        assert rollout.status.last_poll.startswith("v2 waits: to try it beside the model in use takes about 17 MiB")
+        assert rollout.status.last_poll.startswith("v2 waits: to try it beside the model in use takes about 9 MiB")
         memory = Memory(1 << 30, "/proc/meminfo")
         await clock.tick()
         assert rollout.status.version == "v2"

@@ -231,7 +231,7 @@ def test_the_guides_upload_lines_with_the_real_gsutil(gcs_server: GcsServer, tmp
 
 
 def _metadata(server: GcsServer, query: str = "", **headers: str) -> int:
-    return _http(server, "GET", f"/storage/v1/b/models/o/m?{query}", **headers)[0]
+    return _http(server, "GET", f"/storage/v1/b/models/o/m?{query}", b"", **headers)[0]
 
 
 def test_what_must_not_match(gcs_server: GcsServer) -> None:

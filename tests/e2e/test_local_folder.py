@@ -41,10 +41,10 @@ def test_a_model_is_taken_soon_after_it_was_copied(tmp_path: Path) -> None:
     _copy(stick, "v1")
     with AgentProcess(tmp_path, SETTINGS) as agent:
         agent.wait_for("model in use")
+        _copy(stick, "v2")
+        agent.wait_for("previous=v1")
         agent.configure(SETTINGS + LIMITS)
         agent.reload()
         agent.wait_for("settings reloaded")
-        _copy(stick, "v2")
-        agent.wait_for("previous=v1")
         assert agent.stop() == 0
         assert agent.said.count("looking for a model") == 1, "other limits are no other model"

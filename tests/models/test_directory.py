@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.models import directory
 from edge_agent.models.directory import FileStore
 from edge_agent.models.gcs import GcsStore
 from edge_agent.models.open import open_store
@@ -20,12 +19,6 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.tflite"
     path.write_bytes(MODEL)
     return path
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of these tests are whole as soon as they are there."""
-    monkeypatch.setattr(directory, "QUIET", 0.0)
 
 
 def _fetch(store: FileStore, destination: Path, stop: threading.Event | None = None) -> bytes:

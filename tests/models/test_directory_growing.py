@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.models.directory import QUIET, FileStore
+from edge_agent.models import directory
+from edge_agent.models.directory import FileStore
 from edge_agent.models.stores import StoreUnavailable
 
 MODEL = b"model one" * 1000
+QUIET = 1.0
+
+
+@pytest.fixture(autouse=True)
+def files_may_be_growing(files_are_whole: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "QUIET", QUIET)
 
 
 def test_a_file_that_is_still_growing_is_not_taken(tmp_path: Path) -> None:

@@ -37,9 +37,9 @@ _HOW = "write it as in '10% site=lyon,line=3; site=paris', or 'halted'"
 _NUMBER = r"\d{1,3}(?:\.\d+)?"
 # Whatever is not understood is left for `cohorts`.
 _FORM = re.compile(
-    r"(?P<halted>halted(?!\S))?\s*"
-    rf"(?:(?P<percent>{_NUMBER})\s*%(?!\S))?\s*"
-    rf"(?:shadow\s+(?P<shadow>{_NUMBER})\s*%(?!\S))?\s*"
+    r"(?P<halted>halted(?![^\s;]))?[\s;]*"
+    rf"(?:(?P<percent>{_NUMBER})\s*%(?![^\s;]))?[\s;]*"
+    rf"(?:shadow\s+(?P<shadow>{_NUMBER})\s*%(?![^\s;]))?[\s;]*"
     r"(?P<cohorts>.*)",
     re.DOTALL,
 )

@@ -30,8 +30,8 @@ def test_a_file_may_hold_several_keys_with_words_between(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (lambda pem: b"", "holds no public key"),
-        (lambda pem: b"no key at all", "holds no public key"),
+        (lambda _: b"", "holds no public key"),
+        (lambda _: b"no key at all", "holds no public key"),
         (lambda pem: pem.replace(b"PUBLIC", b"PRIVATE"), "holds no public key"),
         (lambda pem: pem + pem.replace(b"MCow", b"AAAA"), "holds no public key"),
         (lambda pem: pem + pem[: len(pem) // 2], "holds no public key"),

@@ -188,7 +188,7 @@ def test_the_twin_has_to_be_signed_too(trusting: Device) -> None:
     assert "the model for the CPU: gs://bucket/m.tflite is not signed" in outcome(trusting)
     assert trusting.worker.twins == [None]
     # Who gets the twin follows from who gets the model.
-    upload(trusting, signed("v1.3", twin, audience="0%"), twin, "m.tflite")
+    upload(trusting, signed("v1.3", twin, audience="not looked at"), twin, "m.tflite")
     outcome(trusting)
     assert trusting.worker.twins[-1] == twin
     assert trusting.worker.loaded == ["v1.3"] * 3

@@ -7,7 +7,7 @@ day on which devices trust nobody: sign with both, give the devices the new one,
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -19,6 +19,7 @@ from edge_agent.models.manifest import Signature, SignedManifest
 # So that a signature made for something else can never pass for one over a manifest.
 _CONTEXT = b"edge-agent release\0"
 _MAX_FILE = 64 * 1024
+_ENCRYPTED = b"ENCRYPTED"
 
 
 class KeyFileError(ValueError):
@@ -45,12 +46,15 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
     return key
 
 
-def read_private_key(path: Path) -> Ed25519PrivateKey:
-    """Read a PEM file. Raises KeyFileError, OSError."""
+def read_private_key(path: Path, passphrase: Callable[[Path], bytes] | None = None) -> Ed25519PrivateKey:
+    """Read a PEM file; `passphrase` is asked where it has one. Raises KeyFileError, OSError."""
+    data = _read(path)
+    secret = passphrase(path) if passphrase is not None and _ENCRYPTED in data else None
     try:
-        key = serialization.load_pem_private_key(_read(path), password=None)
+        key = serialization.load_pem_private_key(data, secret)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise KeyFileError(f"{path}: holds no private key in PEM form, without a password") from error
+        why = "cannot be read: its passphrase is another" if secret else "holds no private key in PEM form, without a password"
+        raise KeyFileError(f"{path}: {why}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{path}: holds a key of another kind; releases are signed with Ed25519")
     return key

@@ -67,8 +67,9 @@ def read_private_key(path: Path, passphrase: Callable[[Path], bytes] | None = No
     try:
         key = serialization.load_pem_private_key(data, secret)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        why = "cannot be read: its passphrase is another" if secret else "holds no private key in PEM form, without a password"
-        raise KeyFileError(f"{path}: {why}") from error
+        if secret is not None:
+            raise KeyFileError(f"{path}: cannot be read; its passphrase is another") from error
+        raise KeyFileError(f"{path}: holds no private key in PEM form, without a password") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{path}: holds a key of another kind; releases are signed with Ed25519")
     return key

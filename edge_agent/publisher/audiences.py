@@ -20,6 +20,9 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(audience, **given)
 
 
+UNCHANGED = Change()
+
+
 def is_for_all(audience: Audience) -> bool:
     """Say whether every device switches to the release."""
     return audience.percent >= ALL and not audience.halted

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge_agent.durable import replace_file
 from edge_agent.models.manifest import MANIFEST, MAX_SIZE, Manifest, ManifestError, SignedManifest, parse, unsigned
 from edge_agent.models.signatures import KeyFileError, key_id, read_private_key, sign, verify
-from edge_agent.publisher.build import ReleaseError
+from edge_agent.publisher.errors import ReleaseError
 
 PASSWORD_FILE = "EDGE_AGENT_KEY_PASSWORD_FILE"  # noqa: S105  the name of a variable
 
@@ -57,7 +57,9 @@ def passphrase(path: Path, *, twice: bool = False) -> bytes:
         if twice and getpass.getpass("Again: ").encode() != given:
             raise ReleaseError(f"{path}: the two passphrases differ; no key was made")
     else:
-        raise ReleaseError(f"{path}: has a passphrase, and nobody is there to ask: let {PASSWORD_FILE} name a file with it")
+        raise ReleaseError(
+            f"{path}: nobody is there to ask for its passphrase: let {PASSWORD_FILE} name a file with it"
+        )
     if not given:
         raise ReleaseError(f"{path}: the passphrase is empty")
     return given
@@ -76,8 +78,8 @@ def signed_with(manifest: Manifest, keys: Sequence[Ed25519PrivateKey]) -> Signed
     file = unsigned(manifest)
     for key in keys:
         file = sign(file, key)
-    if len(file.encode()) > MAX_SIZE:
-        raise ReleaseError(f"{MANIFEST} would have {len(file.encode())} bytes, and devices read {MAX_SIZE}: shorten labels")
+    if (size := len(file.encode())) > MAX_SIZE:
+        raise ReleaseError(f"{MANIFEST} would have {size} bytes, and devices read {MAX_SIZE}: shorten the labels")
     return file
 
 
@@ -113,5 +115,3 @@ def sign_release(folder: Path, key_files: Sequence[Path], *, expires: int | None
         file = sign(file, key)
     replace_file(folder / MANIFEST, file.encode())
     return file
-
-

@@ -20,7 +20,7 @@ from edge_agent.durable import replace_file, sync
 from edge_agent.models.gcs import GcsFolder, GcsStore, Upload
 from edge_agent.models.manifest import MAX_SIZE, OBJECTS, ObjectFile
 from edge_agent.models.stores import Missing, StoreError, file_sha256
-from edge_agent.publisher.build import ReleaseError
+from edge_agent.publisher.errors import ReleaseError
 from edge_agent.settings.location import parse_folder
 
 MAX_NAMES = 10_000

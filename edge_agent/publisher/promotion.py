@@ -11,7 +11,7 @@ import msgspec
 from edge_agent.models.manifest import MANIFEST, Audience, Manifest, SignedManifest, unsigned
 from edge_agent.models.signatures import UntrustedError
 from edge_agent.publisher.audiences import Change, is_for_all
-from edge_agent.publisher.build import ReleaseError
+from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.keys import check_signed, lost_signatures, signed_with
 from edge_agent.publisher.places import Place
 from edge_agent.publisher.publish import Keys, next_sequence, read_document
@@ -26,7 +26,10 @@ class Promoted(msgspec.Struct, frozen=True):
 
 
 def promote(place: Place, change: Change, keys: Keys, *, expires: int | None = None) -> Promoted:
-    """Change the audience; one that was halted goes on. `expires` as in `sign_release`. Raises ReleaseError, OSError."""
+    """Change the audience; one that was halted goes on. `expires` is in seconds since 1970.
+
+    Raises ReleaseError, OSError.
+    """
 
     def edit(manifest: Manifest) -> Manifest:
         audience = change.applied(msgspec.structs.replace(manifest.audience, halted=False))

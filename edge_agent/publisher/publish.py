@@ -19,6 +19,7 @@ from edge_agent.models.manifest import (
     Audience,
     Manifest,
     ManifestError,
+    Signature,
     SignedManifest,
     parse,
     pin_name,
@@ -26,8 +27,8 @@ from edge_agent.models.manifest import (
 )
 from edge_agent.models.signatures import UntrustedError
 from edge_agent.models.stores import file_sha256
-from edge_agent.publisher.audiences import Change, is_for_all
-from edge_agent.publisher.build import ReleaseError
+from edge_agent.publisher.audiences import UNCHANGED, Change, is_for_all
+from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.keys import check_signed, lost_signatures, read_manifest, signed_with
 from edge_agent.publisher.places import Place
 from edge_agent.publisher.progress import show_progress
@@ -49,7 +50,7 @@ def publish(
     folder: Path,
     place: Place,
     *,
-    change: Change = Change(),
+    change: Change = UNCHANGED,
     keys: Keys = (),
     new_interface: bool = False,
     show: Show = show_progress,
@@ -73,7 +74,7 @@ def publish(
     record.write()
     place.replace(MANIFEST, file.encode(), state)
     before = None if previous is None else previous.manifest
-    return Published(file.manifest, before, uploaded, list(_warnings(built, file, previous, keys)))
+    return Published(file.manifest, before, uploaded, _warnings(built, file, previous, keys))
 
 
 def read_document(data: bytes, url: str) -> SignedManifest:
@@ -123,8 +124,8 @@ def _prepared(
     if previous is not None and previous.manifest.sequence > manifest.sequence:
         if not keys:
             raise ReleaseError(
-                f"{place.url} has {previous.manifest.version}, which was published later; devices would take "
-                f"{manifest.version} for an old one shown again: publish it with --key, or build it again, to go back to it"
+                f"{place.url} has {previous.manifest.version}, which was built later; devices would take "
+                f"{manifest.version} for an old one shown again: publish it with --key, or build it again, to go back"
             )
         manifest = msgspec.structs.replace(manifest, sequence=next_sequence(previous.manifest.sequence))
     if keys:
@@ -187,20 +188,23 @@ class _Record:
     def write(self) -> None:
         """Write it, unless what is there says the same. Signatures and expiry are renewed."""
         there, file = self._there, self._file
-        if there is None or there.signed != file.signed or any(each not in there.signatures for each in file.signatures):
+        if there is None or there.signed != file.signed or not _all_in(file.signatures, there.signatures):
             self._place.replace(self._name, file.encode(), self._state)
+
+
+def _all_in(wanted: list[Signature], found: list[Signature]) -> bool:
+    return all(each in found for each in wanted)
 
 
 def _content(manifest: Manifest) -> tuple[object, ...]:
     return manifest.name, manifest.files, manifest.labels
 
 
-def _warnings(
-    built: SignedManifest, file: SignedManifest, previous: SignedManifest | None, keys: Keys
-) -> "list[str]":
+def _warnings(built: SignedManifest, file: SignedManifest, previous: SignedManifest | None, keys: Keys) -> list[str]:
     found = []
     if keys and (lost := lost_signatures(built, keys)):
-        found.append(f"it was signed with {', '.join(lost)}, too, and is not any more: devices with only that key refuse it")
+        names = ", ".join(lost)
+        found.append(f"it was signed with {names}, too, and is not any more: devices with only that key refuse it")
     if previous is not None and previous.signatures and not file.signatures:
         found.append(f"{previous.manifest.version} was signed, and this is not: devices with keys do not take it")
     if not is_for_all(file.manifest.audience) and file.manifest.before is None:

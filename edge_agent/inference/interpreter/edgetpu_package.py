@@ -1,10 +1,10 @@
 """What the Edge TPU's compiler has written into a model: its own version, and the oldest runtime that can run it.
 
-The options of the operator `edgetpu-custom-op` are a FlexBuffer: a map in which the key "4" holds a package (libedgetpu,
-tflite/custom_op_data.cc). That is a FlatBuffer with the identifier DWN1 (libedgetpu, executable/executable.fbs). A
-FlexBuffer is read from its end: type and width of its root are the last two bytes, and offsets lead backwards; the
-length of a string or vector stands before it, the types of a map's values behind them (FlexBuffers internals,
-flatbuffers.dev). The file may be damaged, so each offset is checked before it is followed.
+The options of the operator `edgetpu-custom-op` are a FlexBuffer: a map in which the key "4" holds a package
+(tflite/custom_op_data.cc of libedgetpu). That is a FlatBuffer with the identifier DWN1 (executable/executable.fbs of
+libedgetpu). A FlexBuffer is read from its end: type and width of its root are the last two bytes, and offsets lead
+backwards; the length of a string or vector stands before it, the types of a map's values behind them (FlexBuffers
+internals, flatbuffers.dev). The file may be damaged, so each offset is checked before it is followed.
 """
 
 from pathlib import Path
@@ -27,13 +27,17 @@ _MAX_KEYS = 100
 
 
 class EdgeTpuPackage(msgspec.Struct, frozen=True):
-    """`compiler` is the version of edgetpu_compiler, `runtime` the oldest `RuntimeVersion` that runs the package."""
+    """`compiler` is the version of edgetpu_compiler, `runtime` the oldest `RuntimeVersion` that runs the package.
+
+    The models that Google has compiled itself have no version there, but `cl/`.
+    """
 
     compiler: str
     runtime: int
 
     def __str__(self) -> str:
-        return f"compiled by edgetpu_compiler {self.compiler}, for an Edge TPU runtime of version {self.runtime} or later"
+        compiler = self.compiler if any(map(str.isdigit, self.compiler)) else "of an unknown version"
+        return f"compiled by edgetpu_compiler {compiler}, for an Edge TPU runtime of version {self.runtime} or later"
 
 
 def read_package(path: Path) -> EdgeTpuPackage | None:
@@ -63,7 +67,7 @@ def _package(content: bytes) -> EdgeTpuPackage | None:
     package = Table.root(content, _PACKAGE)
     compiler = clean(package.text(_COMPILER_VERSION))
     runtime = package.number(_MIN_RUNTIME_VERSION, "i")
-    return EdgeTpuPackage(compiler, runtime) if compiler and runtime > 0 else None
+    return EdgeTpuPackage(compiler, runtime) if runtime > 0 else None
 
 
 def _executable(options: bytes) -> bytes:

@@ -22,8 +22,12 @@ PINS = "releases"
 FORMAT = 1
 MAX_SIZE = 256 * 1024
 """Bytes; a file that claims to be longer is not read."""
+MAX_GOLDEN = 64 << 20
+"""Bytes of golden samples."""
 MAX_LABELS = 10_000
+MAX_SEQUENCE = 1 << 53
 _MAX_OBJECT = 1 << 32
+_YEAR_10000 = 253_402_300_800  # which no calendar of Python's has
 # Patterns end in \Z, as $ would let a newline pass. One name, no path: it is used in folders and object names as it is.
 _Name = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,199}\Z")]
 # What is shown to people and put into events holds no control characters, and nothing that turns the text around it
@@ -86,8 +90,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     format: Literal[1]
     name: _Text
     version: _Text
-    sequence: Annotated[int, Meta(ge=1, lt=1 << 53)]
-    expires: Annotated[int, Meta(ge=0, lt=1 << 53)] | None = None
+    sequence: Annotated[int, Meta(ge=1, lt=MAX_SEQUENCE)]
+    expires: Annotated[int, Meta(ge=0, lt=_YEAR_10000)] | None = None
     model: ObjectFile
     twin: ObjectFile | None = None
     labels: Annotated[list[_Text], Meta(min_length=1, max_length=MAX_LABELS)] | None = None

@@ -39,6 +39,7 @@ _MAX_HEADER = 10_000
 _HEADER = re.compile(
     r"\{'descr': '(\|u1|<f4|<U[1-9]\d{0,5})', 'fortran_order': (True|False), 'shape': \(((?:\d{1,9},? ?)*)\),? *\}\s*"
 )
+_PICTURES_RANK = 4
 _LAST_POINT, _SURROGATES = 0x10FFFF, range(0xD800, 0xE000)
 _NAME = re.compile(r"input|label|output_(0|[1-9]\d?)")
 
@@ -48,7 +49,9 @@ class GoldenError(ValueError):
 
 
 class Golden(msgspec.Struct, frozen=True):
-    """Golden samples. `input` is uint8 or float32 (N, ...), each of `outputs` float32 (N, ...).
+    """Golden samples: `input` are pictures, uint8 (N, height, width, 3), or values, float32 (N, ...).
+
+    Each of `outputs` is float32 (N, ...).
 
     `labels` is empty, or has an entry for each sample: the prediction that is right, or an empty string.
     """
@@ -175,8 +178,10 @@ def _check(golden: Golden, *, labels_given: bool = False) -> None:
         raise GoldenError(f"has {count} samples, where 1 to {MAX_SAMPLES} are wanted")
     if not 0 < len(golden.outputs) <= MAX_OUTPUTS:
         raise GoldenError(f"has {len(golden.outputs)} outputs, where 1 to {MAX_OUTPUTS} are wanted")
-    if golden.input.dtype not in (np.uint8, np.float32) or not golden.input.size:
-        raise GoldenError(f"input is {_described(golden.input)}, where uint8 or float32 is wanted")
+    pictures = golden.input.dtype == np.uint8 and golden.input.ndim == _PICTURES_RANK and golden.input.shape[3] == 3  # noqa: PLR2004  red, green and blue
+    if not (pictures or golden.input.dtype == np.float32) or not golden.input.size:
+        wanted = "pictures, uint8 (N, height, width, 3), or values, float32, are wanted"
+        raise GoldenError(f"input is {_described(golden.input)}, where {wanted}")
     for at, output in enumerate(golden.outputs):
         if output.dtype != np.float32 or not output.size or output.shape[:1] != (count,):
             raise GoldenError(f"output_{at} is {_described(output)}, where {count} rows of float32 are wanted")

@@ -72,7 +72,9 @@ def _acceptance(options: Namespace) -> Acceptance:
         "tolerance": options.tolerance,
         "min_agreement": options.min_agreement,
         "min_accuracy": options.min_accuracy,
-        "max_latency_ms": None if options.max_latency is None else _seconds("--max-latency", options.max_latency) * 1000,
+        "max_latency_ms": None
+        if options.max_latency is None
+        else _seconds("--max-latency", options.max_latency) * 1000,
     }
     try:
         return msgspec.convert({name: value for name, value in given.items() if value is not None}, Acceptance)

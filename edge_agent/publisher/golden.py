@@ -20,6 +20,7 @@ DEADLINE = 900.0
 _MUCH = 0.01
 # Less than 13 of the 256 steps of an 8-bit number.
 _LITTLE = 0.05
+_CONVERT = "convert it again with a representative data set of samples like these"
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,10 +54,10 @@ class Examined(msgspec.Struct, frozen=True, kw_only=True):
 
     `labelled` have a label, and `right` of these were told right. `clipped` is the share (0 to 1) of input values
     outside the model's range, `clipped_samples` how many samples had any. `calibrated` is that range, None for
-    floating-point numbers, and `values` that of the samples, None for pictures. `predictions` counts the samples by what
-    the model said of them. `saturated` is how many samples drove an output to its limit, or gave several classes the
-    best score. `unknown_labels` are none of the model's, `left_out` are samples that could not be read. `refusal` is
-    why devices would refuse the model, `not_run` why the samples were taken as they are, or empty.
+    floating-point numbers, and `values` that of the samples, None for pictures. `predictions` counts the samples by
+    what the model said of them. `saturated` is how many samples drove an output, or several classes, to the limit.
+    `unknown_labels` are none of the model's, `left_out` are samples that could not be read. `refusal` is why devices
+    would refuse the model, `not_run` why the samples were taken as they are, or empty.
     """
 
     samples: int
@@ -142,14 +143,14 @@ def _about_range(examined: Examined) -> Iterator[str]:
         return
     if examined.clipped >= _MUCH:
         yield (
-            f"{_percent(examined.clipped)} of the values of the golden samples are clipped, in {examined.clipped_samples} "
-            f"of {examined.samples} samples: the model was calibrated for {calibrated}, the samples have {values}. What "
-            "is clipped the model does not see; convert it again with a representative data set of samples like these"
+            f"{_percent(examined.clipped)} of the values of the golden samples are clipped, in "
+            f"{examined.clipped_samples} of {examined.samples} samples: the model was calibrated for {calibrated}, the "
+            f"samples have {values}. What is clipped the model does not see; {_CONVERT}"
         )
     elif 0 <= values.high - values.low < _LITTLE * (calibrated.high - calibrated.low):
         yield (
             f"the golden samples have values of {values} only, and the model was calibrated for {calibrated}: that "
-            "leaves few of the 256 steps of 8 bits; convert it again with a representative data set of samples like these"
+            f"leaves few of the 256 steps of 8 bits; {_CONVERT}"
         )
 
 

@@ -182,9 +182,7 @@ def _labels(file: Path, samples: Samples) -> list[str]:
     return lines
 
 
-def _summary(
-    question: Question, model: LoadedModel, samples: Samples, found: Sequence[Examination]
-) -> Examined:
+def _summary(question: Question, model: LoadedModel, samples: Samples, found: Sequence[Examination]) -> Examined:
     predictions = [str(each.answer.prediction or "nothing") for each in found]
     labelled = [(label, said) for label, said in zip(samples.labels, predictions, strict=True) if label]
     right = sum(label == said for label, said in labelled)

@@ -82,7 +82,9 @@ def _add(place: Place, name: str, found: dict[str, Listed]) -> None:
     version = file.manifest.version
     # The manifest of what is out has another sequence after each promotion.
     found[version] = (
-        msgspec.structs.replace(found[version], built=file.manifest.sequence) if version in found else _listed(file.manifest, file)
+        msgspec.structs.replace(found[version], built=file.manifest.sequence)
+        if version in found
+        else _listed(file.manifest, file)
     )
 
 

@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -26,7 +26,7 @@ from edge_agent.settings.location import parse_folder
 MAX_NAMES = 10_000
 _URL = "the URL"
 _CHUNK = 1 << 18
-_MEANWHILE = "somebody else has published meanwhile; look (edge-agent release list), and try again"
+_MEANWHILE = "somebody else has published meanwhile; look (edge-agent release list), then promote or publish again"
 
 
 class Place(Protocol):
@@ -82,13 +82,14 @@ class BucketPlace:
         try:
             self._folder.replace(name, data, replacing=int(state))
         except StoreError as error:
-            with suppress(ReleaseError):  # of a bucket that does not answer: the first error says more
+            try:
                 there, now = self.read(name)
-                if there == data:
-                    return  # only the answer was lost
-                if now != state:
-                    raise ReleaseError(f"{self.url}/{name}: {_MEANWHILE}") from error
-            raise ReleaseError(str(error)) from error
+            except ReleaseError:  # of a bucket that does not answer the first error says more
+                raise ReleaseError(str(error)) from error
+            if there == data:
+                return  # only the answer was lost
+            why = str(error) if now == state else f"{self.url}/{name}: {_MEANWHILE}"
+            raise ReleaseError(why) from error
 
     def names(self, folder: str) -> list[str]:
         """Return the names of the objects in a folder."""

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-Progress = Callable[[str, int], "contextmanager[Callable[[int], None]]"]
-
 
 @contextmanager
 def show_progress(name: str, size: int) -> Iterator[Callable[[int], None]]:

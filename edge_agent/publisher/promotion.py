@@ -32,8 +32,12 @@ def promote(place: Place, change: Change, keys: Keys, *, expires: int | None = N
     """
 
     def edit(manifest: Manifest) -> Manifest:
-        audience = change.applied(msgspec.structs.replace(manifest.audience, halted=False))
+        audience = change.applied(msgspec.structs.replace(manifest.audience, halted=False, why=""))
         if is_for_all(audience):
+            if change.percent is None:
+                raise ReleaseError(
+                    f"{manifest.version} is for all devices already; give --percent, too, to change that"
+                )
             # Nobody is left for whom the rest would mean anything.
             manifest = msgspec.structs.replace(manifest, before=None)
             audience = Audience()
@@ -43,11 +47,16 @@ def promote(place: Place, change: Change, keys: Keys, *, expires: int | None = N
     return _edit(place, keys, edit)
 
 
-def halt(place: Place, keys: Keys) -> Promoted:
-    """Let no device switch to the release any more. Raises ReleaseError, OSError."""
+def halt(place: Place, keys: Keys, *, why: str = "") -> Promoted:
+    """Let no device switch to the release any more; `why` is shown on devices. Raises ReleaseError, OSError."""
 
     def edit(manifest: Manifest) -> Manifest:
-        return msgspec.structs.replace(manifest, audience=msgspec.structs.replace(manifest.audience, halted=True))
+        audience = msgspec.structs.replace(manifest.audience, halted=True, why=why)
+        try:
+            msgspec.convert(msgspec.to_builtins(audience), Audience)
+        except msgspec.ValidationError as error:
+            raise ReleaseError(f"--why: {error}") from error
+        return msgspec.structs.replace(manifest, audience=audience)
 
     return _edit(place, keys, edit)
 

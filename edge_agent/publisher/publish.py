@@ -125,7 +125,7 @@ def _prepared(
         if not keys:
             raise ReleaseError(
                 f"{place.url} has {previous.manifest.version}, which was built later; devices would take "
-                f"{manifest.version} for an old one shown again: publish it with --key, or build it again, to go back"
+                f"{manifest.version} for an old one shown again: build it again to go back to it, or give --key"
             )
         manifest = msgspec.structs.replace(manifest, sequence=next_sequence(previous.manifest.sequence))
     if keys:

@@ -123,8 +123,8 @@ class _Object:
         size = sum(len(name.encode()) + len(value.encode()) for name, value in metadata.items())
         if size > _MAX_METADATA:
             raise ReleaseError(
-                f"the metadata would have {size} bytes, and Cloud Storage takes {_MAX_METADATA}: leave the labels out, or "
-                "make a release of it (edge-agent release build)"
+                f"the metadata would have {size} bytes, and Cloud Storage takes {_MAX_METADATA}: leave the labels out, "
+                "or make a release of it (edge-agent release build)"
             )
         replacing = 0 if previous is None else int(previous.generation)
         try:

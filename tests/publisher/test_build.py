@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.models.manifest import parse
-from edge_agent.publisher.build import Built, Ingredients, ReleaseError, build
+from edge_agent.publisher.build import Built, Ingredients, build
+from edge_agent.publisher.errors import ReleaseError
 from tests.inference.conftest import ROOT
 
 MODELS = ROOT.parent / "shared" / "models"

@@ -12,7 +12,7 @@ from edge_agent.models.audience import Device
 from edge_agent.models.manifest import parse, unsigned
 from edge_agent.models.open import open_model
 from edge_agent.models.stores import StoreError
-from edge_agent.publisher.build import ReleaseError
+from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.keys import make_key, sign_release
 from edge_agent.publisher.places import open_place
 from edge_agent.publisher.publish import publish
@@ -45,7 +45,7 @@ class Workshop:
         (folder / "objects").mkdir(parents=True)
         (folder / "objects" / made.model.name).write_bytes(content)
         (folder / "release.json").write_bytes(unsigned(made).encode())
-        sign_release(folder, self.key)
+        sign_release(folder, [self.key])
         return folder
 
     def publish(self, folder: Path) -> Any:
@@ -200,6 +200,6 @@ def test_a_new_expiry_takes_the_old_signatures_away(tmp_path: Path) -> None:
     workshop = Workshop(tmp_path, str(tmp_path / "share"))
     folder = workshop.build("v1.3", 1)
     before = parse((folder / "release.json").read_bytes())
-    after = sign_release(folder, workshop.key, expires=2_000_000_000)
+    after = sign_release(folder, [workshop.key], expires=2_000_000_000)
     assert (after.manifest.expires, len(after.signatures)) == (2_000_000_000, 1)
     assert after.signatures != before.signatures

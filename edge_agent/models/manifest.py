@@ -27,7 +27,8 @@ MAX_GOLDEN = 64 << 20
 MAX_LABELS = 10_000
 MAX_SEQUENCE = 1 << 53
 _MAX_OBJECT = 1 << 32
-_YEAR_10000 = 253_402_300_800  # which no calendar of Python's has
+YEAR_10000 = 253_402_300_800
+"""Seconds since 1970: the end of Python's calendar."""
 # Patterns end in \Z, as $ would let a newline pass. One name, no path: it is used in folders and object names as it is.
 _Name = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,199}\Z")]
 # What is shown to people and put into events holds no control characters, and nothing that turns the text around it
@@ -92,7 +93,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: _Text
     version: _Text
     sequence: Annotated[int, Meta(ge=1, lt=MAX_SEQUENCE)]
-    expires: Annotated[int, Meta(ge=0, lt=_YEAR_10000)] | None = None
+    expires: Annotated[int, Meta(ge=0, lt=YEAR_10000)] | None = None
     model: ObjectFile
     twin: ObjectFile | None = None
     labels: Annotated[list[_Text], Meta(min_length=1, max_length=MAX_LABELS)] | None = None

@@ -41,8 +41,11 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 def read_public_keys(path: Path) -> list[Ed25519PublicKey]:
     """Read a PEM file with one key or several. Raises KeyFileError, OSError."""
-    blocks = [match[0] for match in _BLOCK.finditer(_read(path))]
-    return [_public_key(block, path) for block in blocks or [b""]]
+    data = _read(path)
+    blocks = [match[0] for match in _BLOCK.finditer(data)]
+    if not blocks or len(blocks) != data.count(b"-----BEGIN "):
+        raise KeyFileError(f"{path}: holds no public key in PEM form, or one that is cut short")
+    return [_public_key(block, path) for block in blocks]
 
 
 def read_public_key(path: Path) -> Ed25519PublicKey:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_agent.device.timekeeper import EARLIEST_MS
-from edge_agent.models.manifest import MAX_SEQUENCE, Manifest, SignedManifest
+from edge_agent.models.manifest import MAX_SEQUENCE, YEAR_10000, Manifest, SignedManifest
 from edge_agent.models.releases import Claims
 from edge_agent.models.stores import StoreNeedsPerson, StoreUnavailable
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 DAY = 86_400.0
 NOTICE = 14 * DAY
 """How long before a release expires this is told."""
-_LAST = dt.datetime.max.replace(tzinfo=dt.UTC).timestamp()
 _NUMBER = re.compile(r"[1-9][0-9]{0,15}")
 
 
@@ -116,4 +115,4 @@ class Trust:
 
 
 def _day(seconds: float) -> str:
-    return str(dt.datetime.fromtimestamp(min(seconds, _LAST), dt.UTC).date())
+    return str(dt.datetime.fromtimestamp(min(seconds, YEAR_10000 - 1), dt.UTC).date())

@@ -125,7 +125,7 @@ def _halt(options: Namespace) -> int:
 def _promoted(url: str, done: Promoted) -> int:
     _warn(done.warnings)
     was = write_audience(done.previous.audience)
-    _say(f"{url}: {done.manifest.name} {done.manifest.version}{_whom(done.manifest)}, before: {was}")
+    _say(f"{url}: {done.manifest.name} {done.manifest.version}{_whom(done.manifest) or ' for all'}; it was for {was}")
     return os.EX_OK
 
 
@@ -196,7 +196,7 @@ def _whom(manifest: Manifest) -> str:
     if manifest.audience == Audience():
         return ""
     rest = "" if manifest.before is None else f" (the others: {manifest.before.version})"
-    return f" for {write_audience(manifest.audience)}{rest}"
+    return f"{' is' if manifest.audience.halted else ' for'} {write_audience(manifest.audience)}{rest}"
 
 
 def _expiry(options: Namespace) -> int | None:

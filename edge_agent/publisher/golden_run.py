@@ -25,7 +25,7 @@ from edge_agent.inference.tasks.base import OutputMismatch
 from edge_agent.publisher.golden import Answer, Examined, Question, Range
 from edge_agent.records import ModelFile, Terms
 from edge_agent.sources.base import Source, SourceEnded, SourceError
-from edge_agent.sources.images import Images
+from edge_agent.sources.images import SUFFIXES, Images
 from edge_agent.sources.recording import Recording
 
 Array = npt.NDArray[Any]
@@ -120,7 +120,7 @@ def _recorded(question: Question, samples: Samples, model: LoadedModel) -> Exami
 def _read(question: Question, model: LoadedModel) -> Samples:
     source = Path(question.source)
     samples = Samples([], [], {})
-    if source.is_dir():
+    if source.is_dir() or source.suffix.lower() in SUFFIXES:
         _read_pictures(source, model, samples)
     else:
         for data in _rows(Recording(Recording.Options(path=source)), samples):
@@ -132,14 +132,14 @@ def _read(question: Question, model: LoadedModel) -> Samples:
     return samples
 
 
-def _read_pictures(folder: Path, model: LoadedModel, samples: Samples) -> None:
-    """Read the pictures of a folder, and those of the folders in it, whose names are the labels."""
+def _read_pictures(source: Path, model: LoadedModel, samples: Samples) -> None:
+    """Read a picture, or those of a folder and of the folders in it, whose names are the labels."""
     if not model.input.takes_images:
         raise _Useless(f"are pictures, and the model takes {model.input}")
     _, height, width, _ = model.input.shape
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    for each in [folder, *inner]:
-        label = "" if each == folder else each.name
+    inside = source.iterdir() if source.is_dir() else ()
+    for each in [source, *sorted(path for path in inside if path.is_dir() and not path.name.startswith("."))]:
+        label = "" if each == source else each.name
         for picture in _rows(Images(Images.Options(path=each, watch=False)), samples):
             # As the model gets it, so that no setting of a device about sizes matters.
             _add(samples, resize_image(picture, width, height, grey=False, way=_RESIZE), label)

@@ -74,13 +74,24 @@ def read_keys(files: Sequence[Path]) -> list[Ed25519PrivateKey]:
 
 
 def signed_with(manifest: Manifest, keys: Sequence[Ed25519PrivateKey]) -> SignedManifest:
-    """Return the file of a manifest with a signature by each of the keys. Raises ReleaseError where it is too long."""
+    """Return the file of a manifest with a signature by each of the keys.
+
+    Raises ReleaseError for one that devices could not read.
+    """
     file = unsigned(manifest)
     for key in keys:
         file = sign(file, key)
-    if (size := len(file.encode())) > MAX_SIZE:
-        raise ReleaseError(f"{MANIFEST} would have {size} bytes, and devices read {MAX_SIZE}: shorten the labels")
-    return file
+    return _readable(file)
+
+
+def _readable(file: SignedManifest) -> SignedManifest:
+    data = file.encode()
+    if len(data) > MAX_SIZE:
+        raise ReleaseError(f"{MANIFEST} would have {len(data)} bytes, and devices read {MAX_SIZE}: shorten the labels")
+    try:
+        return parse(data)
+    except ManifestError as error:
+        raise ReleaseError(f"the release would not be a good one: {MANIFEST} {error}") from error
 
 
 def check_signed(file: SignedManifest, keys: Sequence[Ed25519PrivateKey]) -> None:
@@ -113,5 +124,5 @@ def sign_release(folder: Path, key_files: Sequence[Path], *, expires: int | None
         file = unsigned(msgspec.structs.replace(file.manifest, expires=expires))
     for key in keys:
         file = sign(file, key)
-    replace_file(folder / MANIFEST, file.encode())
+    replace_file(folder / MANIFEST, _readable(file).encode())
     return file

@@ -1,16 +1,20 @@
 """Which releases there are at a place, and which of them is out for whom."""
 
 import datetime as dt
+import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
 from edge_agent.models.audience import write_audience
-from edge_agent.models.manifest import MANIFEST, PINS, Manifest, SignedManifest
+from edge_agent.models.manifest import MANIFEST, PINS, YEAR_10000, Manifest, SignedManifest
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.places import Place
+from edge_agent.publisher.progress import size_in_words
 from edge_agent.publisher.publish import read_document
 
 OTHERS = "the others"
+_AT_ONCE = 8
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,9 +47,11 @@ def list_releases(place: Place) -> Listing:
     data, _ = place.read(MANIFEST)
     current = None if data is None else read_document(data, f"{place.url}/{MANIFEST}")
     found = {} if current is None else {each.version: each for each in _out(current)}
-    for name in place.names(PINS):
-        if name.endswith(".json"):
-            _add(place, f"{PINS}/{name}", found)
+    names = [f"{PINS}/{name}" for name in place.names(PINS) if name.endswith(".json")]
+    # Each of them is a connection of its own to a bucket.
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for name, record in zip(names, pool.map(functools.partial(_read, place), names), strict=True):
+            _add(name, record, found)
     releases = sorted(found.values(), key=lambda each: each.built, reverse=True)
     return Listing(place.url, "" if current is None else current.manifest.name, releases)
 
@@ -70,22 +76,26 @@ def _listed(manifest: Manifest, file: SignedManifest, audience: str = "") -> Lis
     )
 
 
-def _add(place: Place, name: str, found: dict[str, Listed]) -> None:
+def _read(place: Place, name: str) -> SignedManifest | str | None:
+    """Return a record, or why it cannot be read; None where it was removed since the folder was looked at."""
     try:
         data, _ = place.read(name)
-        if data is None:  # removed since the folder was looked at
-            return
-        file = read_document(data, f"{place.url}/{name}")
+        return None if data is None else read_document(data, f"{place.url}/{name}")
     except ReleaseError as error:
-        found[name] = Listed(version=name, problem=str(error))
-        return
-    version = file.manifest.version
-    # The manifest of what is out has another sequence after each promotion.
-    found[version] = (
-        msgspec.structs.replace(found[version], built=file.manifest.sequence)
-        if version in found
-        else _listed(file.manifest, file)
-    )
+        return str(error)
+
+
+def _add(name: str, record: SignedManifest | str | None, found: dict[str, Listed]) -> None:
+    if isinstance(record, str):
+        found[name] = Listed(version=name, problem=record)
+    elif record is not None:
+        out = found.get(record.manifest.version)
+        # The manifest of what is out has another sequence after each promotion.
+        found[record.manifest.version] = (
+            _listed(record.manifest, record)
+            if out is None
+            else msgspec.structs.replace(out, built=record.manifest.sequence)
+        )
 
 
 def table(listing: Listing, now: float) -> str:
@@ -99,13 +109,13 @@ def table(listing: Listing, now: float) -> str:
 
 
 def _row(release: Listed, now: float) -> tuple[str, ...]:
-    until = "-" if release.expires is None else day(release.expires)
+    until = "-" if release.expires is None else f"{dt.datetime.fromtimestamp(release.expires, dt.UTC):%Y-%m-%d}"
     if release.expires is not None and release.expires < now:
         until += " (over)"
     return (
         release.version,
         f"{dt.datetime.fromtimestamp(release.built / 1000, dt.UTC):%Y-%m-%d %H:%M}" if _is_time(release.built) else "-",
-        f"{release.size / 1e6:.1f} MB",
+        size_in_words(release.size),
         release.audience or "-",
         until,
         ", ".join(release.keys) or "-",
@@ -113,10 +123,5 @@ def _row(release: Listed, now: float) -> tuple[str, ...]:
 
 
 def _is_time(milliseconds: int) -> bool:
-    """Say whether the number can be a date that is written with four digits: a sequence may be any number."""
-    return milliseconds < dt.datetime(9999, 1, 1, tzinfo=dt.UTC).timestamp() * 1000
-
-
-def day(seconds: int) -> str:
-    """Return the day of a time in seconds since 1970; what is too far away for a calendar is "never"."""
-    return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%d}" if _is_time(seconds * 1000) else "never"
+    """Say whether the number can be a date: a sequence may be any number."""
+    return milliseconds < YEAR_10000 * 1000

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from edge_agent.models.manifest import MANIFEST, Audience, Manifest, SignedManifest, unsigned
+from edge_agent.models.manifest import MANIFEST, Audience, Manifest, SignedManifest
 from edge_agent.models.signatures import UntrustedError
 from edge_agent.publisher.audiences import Change, is_for_all
 from edge_agent.publisher.errors import ReleaseError
@@ -52,10 +52,6 @@ def halt(place: Place, keys: Keys, *, why: str = "") -> Promoted:
 
     def edit(manifest: Manifest) -> Manifest:
         audience = msgspec.structs.replace(manifest.audience, halted=True, why=why)
-        try:
-            msgspec.convert(msgspec.to_builtins(audience), Audience)
-        except msgspec.ValidationError as error:
-            raise ReleaseError(f"--why: {error}") from error
         return msgspec.structs.replace(manifest, audience=audience)
 
     return _edit(place, keys, edit)
@@ -68,8 +64,7 @@ def _edit(place: Place, keys: Keys, edit: Callable[[Manifest], Manifest]) -> Pro
     file = read_document(data, f"{place.url}/{MANIFEST}")
     _check_keys(file, keys, place)
     manifest = msgspec.structs.replace(edit(file.manifest), sequence=next_sequence(file.manifest.sequence))
-    new = signed_with(manifest, keys) if keys else unsigned(manifest)
-    place.replace(MANIFEST, new.encode(), state)
+    place.replace(MANIFEST, signed_with(manifest, keys).encode(), state)
     lost = lost_signatures(file, keys)
     return Promoted(
         file.manifest,

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_agent.models.manifest import (
     MANIFEST,
+    MAX_SEQUENCE,
     OBJECTS,
     Audience,
     Manifest,
@@ -23,7 +24,6 @@ from edge_agent.models.manifest import (
     SignedManifest,
     parse,
     pin_name,
-    unsigned,
 )
 from edge_agent.models.signatures import UntrustedError
 from edge_agent.models.stores import file_sha256
@@ -86,7 +86,11 @@ def read_document(data: bytes, url: str) -> SignedManifest:
 
 
 def next_sequence(previous: int) -> int:
-    """Return the sequence of what comes after `previous`."""
+    """Return the sequence of what comes after `previous`. Raises ReleaseError where nothing can."""
+    if previous + 1 >= MAX_SEQUENCE:
+        raise ReleaseError(
+            f"what is there has the sequence {previous}, which nothing can follow: find out who wrote it, and remove it"
+        )
     return max(int(time.time() * 1000), previous + 1)
 
 
@@ -128,13 +132,11 @@ def _prepared(
                 f"{manifest.version} for an old one shown again: build it again to go back to it, or give --key"
             )
         manifest = msgspec.structs.replace(manifest, sequence=next_sequence(previous.manifest.sequence))
-    if keys:
-        return signed_with(manifest, keys)
-    if manifest == built.manifest:
+    if not keys and manifest == built.manifest:
         return built
-    if built.signatures:
+    if not keys and built.signatures:
         raise ReleaseError("--percent, --cohort and --shadow change what is signed: give the keys, too (--key)")
-    return unsigned(manifest)
+    return signed_with(manifest, keys)
 
 
 def _for_the_rest(previous: SignedManifest | None, new: Manifest, keys: Keys, place: Place) -> Manifest | None:

@@ -16,10 +16,11 @@ import msgspec
 from edge_agent.durable import replace_file
 from edge_agent.inference.checks.inspection import ModelFacts, NotInspectedError, inspect
 from edge_agent.inference.interpreter.labels import LabelsError, read_labels
-from edge_agent.models.manifest import FORMAT, MANIFEST, MAX_SIZE, OBJECTS, Acceptance, Manifest, ObjectFile, unsigned
+from edge_agent.models.manifest import FORMAT, MANIFEST, OBJECTS, Acceptance, Manifest, ObjectFile
 from edge_agent.models.stores import file_sha256
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.golden import Examined, Question, about_golden, examine
+from edge_agent.publisher.keys import signed_with
 from edge_agent.publisher.remarks import about_model, number_of_classes
 
 GOLDEN_NAME = "golden.npz"
@@ -154,12 +155,9 @@ def _manifest(
         "acceptance": acceptance,
     }
     try:
-        manifest = msgspec.convert({key: value for key, value in given.items() if value is not None}, Manifest)
+        return msgspec.convert({key: value for key, value in given.items() if value is not None}, Manifest)
     except msgspec.ValidationError as error:
         raise ReleaseError(f"the release would not be a good one: {error}") from error
-    if (size := len(unsigned(manifest).encode())) > MAX_SIZE:
-        raise ReleaseError(f"{MANIFEST} would have {size} bytes, and devices read {MAX_SIZE}: shorten the labels")
-    return manifest
 
 
 def _object(path: Path | None) -> ObjectFile | None:
@@ -171,13 +169,14 @@ def _object(path: Path | None) -> ObjectFile | None:
 
 
 def _write(files: _Files, manifest: Manifest, folder: Path) -> None:
+    file = signed_with(manifest, ())
     objects = folder / OBJECTS
     objects.mkdir(parents=True, exist_ok=True)
     pairs = ((files.model, manifest.model), (files.twin, manifest.twin), (files.golden, manifest.acceptance.golden))
-    for path, file in pairs:
-        if path is not None and file is not None:
-            shutil.copyfile(path, objects / file.name)
-    replace_file(folder / MANIFEST, unsigned(manifest).encode())
+    for path, each in pairs:
+        if path is not None and each is not None:
+            shutil.copyfile(path, objects / each.name)
+    replace_file(folder / MANIFEST, file.encode())
 
 
 def _warnings(model: ModelFacts, twin: ModelFacts | None, labels: list[str] | None) -> Iterator[str]:

@@ -143,7 +143,7 @@ def test_the_prediction_is_the_one_that_an_event_would_have(tmp_path: Path) -> N
 
 def test_a_model_that_is_too_slow_gets_another_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(tmp_path, slices(ROW, [Spec("y", (1, 3))]))
-    golden = record(model, rows(*[[each, 0, 0, 0] for each in range(20)]))
+    golden = record(model, rows(*[[float(each), 0, 0, 0] for each in range(20)]))
     milliseconds = iter([*[1] * 18, 9, 9, *[1] * 18, 3, 9, *[1] * 20])
     examine = LoadedModel.examine
     calls = []

@@ -42,6 +42,14 @@ class Examination(msgspec.Struct, frozen=True):
     invoke_ns: int
 
 
+class Opinion(msgspec.Struct, frozen=True):
+    """What a model says of a sample, without its result being used. `clipped` is a share, as in `Result`."""
+
+    answer: Answer
+    clipped: float
+    invoke_ns: int
+
+
 class LoadedModel:
     """One model with its interpreter. Owned by one thread at a time. `path` is the file that it was built of.
 
@@ -87,6 +95,11 @@ class LoadedModel:
         self._read(prepared)
         self.reset_state()
 
+    @property
+    def has_state(self) -> bool:
+        """Whether what it says depends on the samples before."""
+        return self._state is not None
+
     def reset_state(self) -> None:
         """Forget the samples so far, for a model that remembers them: what comes next is no continuation."""
         if self._state is not None:
@@ -123,19 +136,28 @@ class LoadedModel:
         """Run the model on the data of a sample, as the first of a series. Raises what `run` does."""
         self.reset_state()
         prepared = self.input.prepare(data)
-        self._feed(prepared)
-        begun = time.monotonic_ns()
-        self._invoke()
-        taken = time.monotonic_ns() - begun
+        taken = self._timed(prepared)
         outputs = tuple(tensor.real(self._get_tensor(tensor.index)).astype(np.float32) for tensor in self.outputs)
         answer = self._read(prepared)
         self.reset_state()
         return Examination(outputs, answer, prepared, taken)
 
+    def ask(self, sample: Sample) -> Opinion:
+        """Return what the model says of the sample, and leave no trace of it elsewhere. Raises what `run` does."""
+        prepared = self.input.prepare(sample.data, sample.size)
+        taken = self._timed(prepared)
+        return Opinion(self._read(prepared), prepared.clipped, taken)
+
     def interpret(self, outputs: Sequence[npt.NDArray[Any]], prepared: Prepared) -> Answer:
         """Return what the task would say if these were the outputs, as `examine` gives them. Raises OutputMismatch."""
         tensors = {tensor.index: tensor.raw(real) for tensor, real in zip(self.outputs, outputs, strict=True)}
         return self.task.decode(tuple(map(tensors.__getitem__, self._task_outputs)), prepared)
+
+    def _timed(self, prepared: Prepared) -> int:
+        self._feed(prepared)
+        begun = time.monotonic_ns()
+        self._invoke()
+        return time.monotonic_ns() - begun
 
     def _feed(self, prepared: Prepared) -> None:
         self._set_tensor(self.input.index, prepared.tensor)

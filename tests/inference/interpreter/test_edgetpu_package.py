@@ -5,13 +5,13 @@ from typing import Any
 
 import flatbuffers  # type: ignore[import-untyped]  # it ships no types
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.inference.interpreter.edgetpu_package import EdgeTpuPackage, read_package
 from tests.inference.conftest import DEMO_MODEL, ROOT
-from tests.inference.synthetic import schema
 
 SHARED = ROOT.parent / "shared/models"
 

@@ -10,7 +10,7 @@ from edge_agent.models.audience import Device, share_of
 from edge_agent.models.manifest import MAX_SEQUENCE, Audience, SignedManifest, parse, pin_name, unsigned
 from edge_agent.publisher.audiences import Change
 from edge_agent.publisher.errors import ReleaseError
-from edge_agent.publisher.keys import make_key, read_keys
+from edge_agent.publisher.keys import make_key, read_keys, sign_release
 from edge_agent.publisher.listing import list_releases
 from edge_agent.publisher.places import Place, open_place
 from edge_agent.publisher.promotion import halt, promote
@@ -28,11 +28,13 @@ def published(workshop: Workshop, folder: Path, change: Change = FIVE) -> Any:
 
 def test_five_per_cent_then_all_and_the_rest_keeps_what_was_there(workshop: Workshop) -> None:
     old, new = workshop.build("v1.3", 1), workshop.build("v1.4", 2, b"new")
+    sign_release(old, [workshop.key], expires=2_000_000_000)
     workshop.publish(old)
     done = published(workshop, new)
     assert (done.manifest.audience, done.warnings) == (Audience(percent=5.0, cohorts=[LYON]), [])
     assert done.manifest.before is not None
-    assert (done.manifest.before.version, done.manifest.before.audience) == ("v1.3", Audience())
+    # How long it is good is said by the manifest that it is part of.
+    assert (done.manifest.before.version, done.manifest.before.expires) == ("v1.3", None)
     first = next(f"d{i}" for i in range(1000) if share_of(f"d{i}", "v1.4", done.manifest.model.sha256) < 5)
     later = next(f"d{i}" for i in range(1000) if share_of(f"d{i}", "v1.4", done.manifest.model.sha256) > 50)
     assert [workshop.seen_by_device(each) for each in (Device(first), Device(later), Device(later, LYON))] == [

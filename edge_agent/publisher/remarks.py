@@ -15,7 +15,7 @@ def about_model(model: ModelFacts, labels: list[str] | None) -> Iterator[str]:
 
 def _about_package(model: ModelFacts) -> Iterator[str]:
     if model.on_cpu:
-        yield f"{sum(model.on_cpu.values())} operators stay on the CPU: {_listed(model.on_cpu)}"
+        yield f"{_number(model.on_cpu)} on the CPU: {_listed(model.on_cpu)}"
     if model.package is None:
         yield "its Edge TPU package is not understood, so nobody can say which runtime it needs"
     elif model.package.runtime > NEWEST_RUNTIME:
@@ -37,9 +37,14 @@ def _obstacles(model: ModelFacts) -> Iterator[str]:
         yield "the model is not quantised to 8 bits: the Edge TPU cannot run it"
     else:
         yield (
-            f"{sum(model.floating.values())} operators work on floating-point numbers, so they stay on the CPU, with "
-            f"all that comes after them: {_listed(model.floating)}"
+            f"{_number(model.floating)} on the CPU, with all that comes after, as the Edge TPU has no floating-point "
+            f"numbers: {_listed(model.floating)}"
         )
+
+
+def _number(operators: dict[str, int]) -> str:
+    count = sum(operators.values())
+    return "1 operator stays" if count == 1 else f"{count} operators stay"
 
 
 def _listed(operators: dict[str, int]) -> str:

@@ -35,8 +35,9 @@ from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.latency import Histogram
 from edge_agent.lifecycle import Lifecycle
+from edge_agent.models.audience import Device
 from edge_agent.models.limits import DownloadLimits
-from edge_agent.models.open import open_model, open_twins
+from edge_agent.models.open import open_model, open_twins, trusted_keys
 from edge_agent.models.rollout import Rollout
 from edge_agent.models.slots import Slots
 from edge_agent.models.watching import open_watcher
@@ -237,7 +238,15 @@ class Agent:
         model = configuration.settings.model
         slots = Slots(self._directories.state / "models", str(model.url))
         limits = self._download_limits
-        store = open_model(model.url, model.keys, on_skew=self._timekeeper.compare_soon, limits=limits)
+        store = open_model(
+            model.url,
+            trusted_keys(model.keys, os.environ),
+            device=Device(self._envelope.device_id, configuration.settings.device.labels),
+            name=model.model_name,
+            committed=lambda: slots.committed,
+            on_skew=self._timekeeper.compare_soon,
+            limits=limits,
+        )
         return Rollout(
             slots,
             store,
@@ -376,7 +385,9 @@ class Agent:
     async def _apply_model(self, old: Configuration, new: Configuration) -> None:
         before, after = old.settings.model, new.settings.model
         self._download_limits.configure(bandwidth=after.download.bandwidth, window=after.download.window)
-        if replace(before, poll_interval=after.poll_interval, download=after.download) == after:
+        # Whom a release is for goes by the device's id and labels.
+        same_device = old.settings.device == new.settings.device
+        if same_device and replace(before, poll_interval=after.poll_interval, download=after.download) == after:
             self._rollout.configure(poll_interval=after.poll_interval)
             self._rollout.poll_now()
             return

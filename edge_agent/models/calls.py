@@ -76,17 +76,14 @@ class Calls:
         """
         if limit is not None and self._left_behind is not None and self._left_behind.is_alive():
             raise StoreUnavailable("an earlier request to the model store still hangs")
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        stop = threading.Event()
-        thread = threading.Thread(target=_deliver, args=(call, stop, future), name="model-store", daemon=True)
-        thread.start()
+        future, stop, thread = _begin(call)
         before, size = -1, 0
         try:
             while before != size:
                 await asyncio.wait({future}, timeout=limit)
                 if future.done():
                     return future.result()
-                before, size = size, await self.run(lambda _: _size(growing))
+                before, size = size, await _begin(lambda _: _size(growing))[0]
         finally:
             stop.set()
             future.cancel()
@@ -103,6 +100,16 @@ class Calls:
             if refusal.rest:
                 self._refusal, self._rests_until = refusal.reason, self._clock() + refusal.rest
             raise
+
+
+def _begin(
+    call: Callable[[threading.Event], T],
+) -> "tuple[asyncio.Future[T], threading.Event, threading.Thread]":
+    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    stop = threading.Event()
+    thread = threading.Thread(target=_deliver, args=(call, stop, future), name="model-store", daemon=True)
+    thread.start()
+    return future, stop, thread
 
 
 def _size(path: Path | None) -> int:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from edge_agent.models.audience import Device as Facts
 from edge_agent.models.limits import DownloadLimits
 from edge_agent.models.open import open_model, open_twins
 from edge_agent.models.rollout import Rollout, RolloutChange
@@ -81,6 +82,9 @@ class Device:
         self.url = Location("gs", "bucket", name)
         self.cpu_url: Location | None = None
         self.keys: list[str] = []
+        self.facts = Facts("edge-001")
+        self.name = ""
+        self.pin = ""
         self.reserve = 0
         self.limits = DownloadLimits()
         self.worker = Worker()
@@ -96,7 +100,15 @@ class Device:
     async def _live(self, story: Callable[[Rollout, Clock], Awaitable[None]], interval: float) -> None:
         clock = Clock()
         self.slots = Slots(self.directory, str(self.url), reserve=self.reserve)
-        store = open_model(self.url, self.keys, limits=self.limits)
+        store = open_model(
+            self.url,
+            self.keys,
+            device=self.facts,
+            name=self.name,
+            pin=self.pin,
+            committed=lambda: self.slots.committed,
+            limits=self.limits,
+        )
         rollout = Rollout(
             self.slots,
             store,

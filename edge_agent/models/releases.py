@@ -29,7 +29,8 @@ VERSION_LENGTH = 128
 class Claims(msgspec.Struct, frozen=True):
     """What the metadata of an object in the plain form claims, as it stands there; empty where it says nothing.
 
-    `sha256` is that of its bytes, `signature` one by `key` over version, `sha256`, `sequence` and `audience`.
+    `sha256` is that of its bytes, `name` that of the model. `signature` is one by `key` over the version and all the
+    others.
     """
 
     sha256: str = ""
@@ -37,6 +38,9 @@ class Claims(msgspec.Struct, frozen=True):
     key: str = ""
     sequence: str = ""
     audience: str = ""
+    name: str = ""
+    labels: str = ""
+    accuracy: str = ""
 
 
 class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):

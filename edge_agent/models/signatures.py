@@ -112,7 +112,15 @@ def verify_model(version: str, claims: Claims, keys: Sequence[Ed25519PublicKey])
 
 
 def _plain(version: str, claims: Claims) -> bytes:
-    lines = (version, claims.sha256, claims.sequence, claims.audience)
+    lines = (
+        version,
+        claims.sha256,
+        claims.sequence,
+        claims.audience,
+        claims.name,
+        claims.labels,
+        claims.accuracy,
+    )
     if any("\n" in line for line in lines):
         raise UntrustedError("has a line break in its metadata, which cannot be signed")
     return _PLAIN_CONTEXT + "\n".join(lines).encode("utf-8", "surrogateescape")

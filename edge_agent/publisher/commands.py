@@ -142,9 +142,13 @@ def _upload(options: Namespace) -> int:
     labels = given_labels(options.labels)
     _warn(list(about_model(asyncio.run(inspected(options.model)), labels)))
     [key] = read_keys([options.key]) if options.key is not None else [None]
-    if key is not None and (labels is not None or options.accuracy is not None):
-        _warn(["labels and accuracy are not part of what is signed here: devices with keys leave them out"])
-    plain = Plain(model=options.model, version=options.version, labels=labels, accuracy=options.accuracy)
+    plain = Plain(
+        model=options.model,
+        version=options.version,
+        name=options.name,
+        labels=labels,
+        accuracy=options.accuracy,
+    )
     done = upload(plain, options.url, change=_change(options), key=key)
     signed = "" if key is not None else ", not signed"
     instead = "" if done.previous is None else f", instead of {done.previous}"

@@ -132,6 +132,9 @@ def _add_upload(steps: "Steps") -> None:
     upload.add_argument("model", type=Path, metavar="FILE", help="the model that devices run")
     upload.add_argument("url", metavar="URL", help="gs://BUCKET/OBJECT, file:///FILE or a path")
     upload.add_argument("--version", required=True, metavar="VERSION", help="of this model, for instance v1.4")
+    upload.add_argument(
+        "--name", default="", metavar="NAME", help="[model].name of the devices, where it is not that of the URL"
+    )
     _add_facts(upload)
     _add_audience(upload)
     upload.add_argument("--key", type=Path, metavar="FILE", help="the private key to sign it with")

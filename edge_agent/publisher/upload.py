@@ -1,6 +1,6 @@
 """A model in the plain form: one object whose metadata say all there is to say, or a file with a sidecar in JSON.
 
-Devices that have keys take it if its signature is good; it is over version, SHA-256, sequence and audience
+Devices that have keys take it if its signature is good, which is over all of them
 (`edge_agent.models.signatures.sign_model`).
 """
 
@@ -33,10 +33,11 @@ _MEANWHILE = "somebody else has uploaded a model meanwhile; look which one it is
 
 
 class Plain(msgspec.Struct, frozen=True, kw_only=True):
-    """What is uploaded. `accuracy` is from 0 to 1."""
+    """What is uploaded. `accuracy` is from 0 to 1. Without a `name` it is the one that devices take from the URL."""
 
     model: Path
     version: str
+    name: str = ""
     labels: list[str] | None = None
     accuracy: float | None = None
 
@@ -64,7 +65,11 @@ def upload(
     target = _Object(location) if location.scheme == "gs" else _File(Path(location.path))
     previous = _previous(target.store)
     audience = "" if change == UNCHANGED else write_audience(change.applied(Audience()))
-    metadata = _metadata(plain, _claims(plain, previous, audience, key))
+    name = plain.name or location.default_name
+    claims = _claims(plain, name, previous, audience, key)
+    metadata = {"version": plain.version} | {
+        each: text for each, text in msgspec.structs.asdict(claims).items() if text
+    }
     with show(plain.model.name, plain.model.stat().st_size) as watch:
         target.put(plain.model, metadata, previous, watch)
     return Uploaded(target.store.url, None if previous is None else previous.version, audience or "100%")
@@ -89,20 +94,20 @@ def _previous(store: Store) -> RemoteObject | None:
         raise ReleaseError(str(error)) from error
 
 
-def _claims(plain: Plain, previous: RemoteObject | None, audience: str, key: Ed25519PrivateKey | None) -> Claims:
+def _claims(
+    plain: Plain, name: str, previous: RemoteObject | None, audience: str, key: Ed25519PrivateKey | None
+) -> Claims:
     before = "" if previous is None else previous.claims.sequence
     sequence = next_sequence(int(before) if before.isascii() and before.isdecimal() else 0)
-    claims = Claims(sha256=file_sha256(plain.model), sequence=str(sequence), audience=audience)
+    claims = Claims(
+        sha256=file_sha256(plain.model),
+        sequence=str(sequence),
+        audience=audience,
+        name=name,
+        labels="" if plain.labels is None else json.dumps(plain.labels, ensure_ascii=False),
+        accuracy="" if plain.accuracy is None else f"{plain.accuracy:g}",
+    )
     return claims if key is None else sign_model(plain.version, claims, key)
-
-
-def _metadata(plain: Plain, claims: Claims) -> dict[str, str]:
-    facts = {"version": plain.version, **msgspec.structs.asdict(claims)}
-    if plain.accuracy is not None:
-        facts["accuracy"] = f"{plain.accuracy:g}"
-    if plain.labels is not None:
-        facts["labels"] = json.dumps(plain.labels, ensure_ascii=False)
-    return {name: value for name, value in facts.items() if value}
 
 
 def _upload_of(found: RemoteObject | None) -> str:

@@ -95,14 +95,21 @@ def test_a_sha256_that_is_none_is_told(device: Device) -> None:
 # ------------------------------------------------------------------------------------------ signatures
 
 
-def test_a_signed_object_is_taken_without_what_was_not_signed(trusting: Device) -> None:
-    upload(trusting, signed() | {"labels": "failure,normal", "accuracy": "1"})
+def test_a_signed_object_is_taken_with_what_was_signed(trusting: Device) -> None:
+    upload(trusting, signed(labels="normal,failure", accuracy="0.9"))
     outcome(trusting)
     [file] = trusting.worker.files
-    assert (file.version, file.labels) == ("v1.3", None)
+    assert (file.version, file.labels) == ("v1.3", ["normal", "failure"])
     assert trusting.slots.committed is not None
-    assert trusting.slots.committed.accuracy is None
+    assert trusting.slots.committed.accuracy == 0.9
     assert trusting.slots.sequence == NOW_MS
+
+
+@pytest.mark.parametrize("changed", ["labels", "accuracy", "name"])
+def test_nobody_can_change_what_was_signed(trusting: Device, changed: str) -> None:
+    upload(trusting, signed(labels="normal,failure", accuracy="0.9", name="vibration") | {changed: "1"})
+    assert "was changed after it was signed" in outcome(trusting)
+    assert trusting.worker.loaded == []
 
 
 def without(name: str) -> dict[str, str]:

@@ -158,7 +158,7 @@ def test_a_signature_over_a_manifest_is_none_over_a_model_and_the_other_way_roun
     claims = Claims(sha256="0" * 64, sequence="1")
     signed = sign_model("v1.3", claims, KEY)
     assert verify_model("v1.3", signed, KEYS) == key_id(KEY.public_key())
-    message = "\n".join(("v1.3", claims.sha256, "1", "")).encode()
+    message = "\n".join(("v1.3", claims.sha256, "1", "", "", "", "")).encode()
     as_manifest = base64.b64encode(KEY.sign(b"edge-agent release\0" + message)).decode()
     with pytest.raises(UntrustedError, match="was changed after"):
         verify_model("v1.3", msgspec.structs.replace(signed, signature=as_manifest), KEYS)

@@ -34,9 +34,10 @@ def key(tmp_path: Path) -> Path:
     return tmp_path / "key.pem"
 
 
-def seen(url: str, key: Path, device: str = "edge-001") -> Any:
-    public = key.with_name("key.pub.pem")
-    store = open_model(parse_location(url), [str(public)], device=Device(device, {"site": "lyon"}))
+def seen(url: str, key: Path, device: str = "edge-001", name: str = "") -> Any:
+    public, location = key.with_name("key.pub.pem"), parse_location(url)
+    device_facts = Device(device, {"site": "lyon"})
+    store = open_model(location, [str(public)], device=device_facts, name=name or location.default_name)
     try:
         return store.stat(), store
     except StoreError as error:
@@ -52,17 +53,23 @@ def test_by_a_command_and_taken_by_a_device_with_the_key(
     assert command("upload", DEMO_MODEL, url, "--version", "v1.3", *facts, "--key", key) == 0
     said = capsys.readouterr()
     assert said.out.endswith("model.tflite: v1.3, for 100%\n")
-    assert said.err.startswith("warning: labels and accuracy are not part of what is signed")
+    assert "warning" not in said.err
     plain = open_model(parse_location(url), [], device=Device("edge-001")).stat()
     assert (plain.version, plain.labels, plain.accuracy) == ("v1.3", ["normal", "warning", "failure"], 0.94)
     remote, store = seen(url, key)
-    assert (remote.version, remote.labels, remote.accuracy) == ("v1.3", None, None)
+    assert (remote.version, remote.labels, remote.accuracy) == (plain.version, plain.labels, plain.accuracy)
     store.fetch(remote, tmp_path / "fetched", threading.Event())
     assert (tmp_path / "fetched").read_bytes() == DEMO_MODEL.read_bytes()
 
     assert command("upload", DEMO_MODEL, url, "--version", "v1.4", "--cohort", "site=paris", "--key", key) == 0
     assert capsys.readouterr().out.endswith("model.tflite: v1.4, for 0% site=paris, instead of v1.3\n")
     assert "v1.4 is out for site=paris" in seen(url, key)[0].withheld
+
+
+def test_it_is_signed_as_a_version_of_one_model(url: str, key: Path) -> None:
+    assert command("upload", DEMO_MODEL, url, "--version", "v1.3", "--key", key, "--name", "vibration") == 0
+    assert seen(url, key, name="vibration")[0].version == "v1.3"
+    assert "is signed as a version of 'vibration', and not of 'temperature'" in seen(url, key, name="temperature")[0]
 
 
 def test_what_is_not_signed_is_not_for_devices_with_keys(
@@ -98,7 +105,7 @@ def test_of_two_at_the_same_time_one_is_told(url: str, key: Path, monkeypatch: p
 def test_what_people_find_beside_a_file(tmp_path: Path) -> None:
     upload(Plain(model=DEMO_MODEL, version="v1.3", labels=["é", "b"]), str(tmp_path / "share/model.tflite"))
     document = json.loads((tmp_path / "share/model.tflite.json").read_text())
-    assert sorted(document) == ["labels", "sequence", "sha256", "version"]
+    assert sorted(document) == ["labels", "name", "sequence", "sha256", "version"]
     assert sorted(path.name for path in (tmp_path / "share").iterdir()) == ["model.tflite", "model.tflite.json"]
 
 

@@ -225,7 +225,7 @@ class Rollout:
             self._found("warning", f"{remote.version} is offered by an older manifest than before: {again}")
             return
         if remote.sequence > self._slots.sequence:
-            await self._calls.run(lambda _: self._slots.note_sequence(remote.sequence))
+            await self._calls.run(lambda _: self._slots.note(sequence=remote.sequence))
         rejection = self._slots.rejection(remote)
         if rejection is not None:
             await self._withdraw()

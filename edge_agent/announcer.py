@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from edge_agent.models.rollout import RolloutChange
+from edge_agent.models.news import RolloutChange
 from edge_agent.telemetry.envelope import Envelope
 
 LONGEST_DETAIL = 1000

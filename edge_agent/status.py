@@ -10,7 +10,7 @@ from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, absent, matching
 from edge_agent.inference.accelerators.owners import THIS_SERVICE
 from edge_agent.inference.supervision.status import WorkerStatus
-from edge_agent.models.rollout import RolloutStatus
+from edge_agent.models.news import RolloutStatus
 from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import Latency, ResultEvent, TimeSource
 from edge_agent.report import (

@@ -12,7 +12,7 @@ import pytest
 from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, DeviceState
 from edge_agent.inference.supervision.status import WorkerStatus
-from edge_agent.models.rollout import RolloutStatus
+from edge_agent.models.news import RolloutStatus
 from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import Latency, LoadReport, ResultEvent, Score
 from edge_agent.report import RawDataReport, StatusReport, render

@@ -33,8 +33,11 @@ class Calls:
 
     async def fetch(self, store: Store, remote: RemoteObject, path: Path) -> None:
         """Have a store write `remote` to `path`. Raises `StoreError`."""
-        limit = FETCH_LIMIT + remote.size / SLOWEST_DOWNLOAD
-        await self.run(lambda stop: store.fetch(remote, path, stop), limit=limit)
+        await self.fetch_file(lambda stop: store.fetch(remote, path, stop), remote.size)
+
+    async def fetch_file(self, fetch: Callable[[threading.Event], None], size: int) -> None:
+        """Fetch `size` bytes by `fetch`. Raises `StoreError`."""
+        await self.run(fetch, limit=FETCH_LIMIT + size / SLOWEST_DOWNLOAD)
 
     async def run(self, call: Callable[[threading.Event], T], *, limit: float | None = None) -> T:
         """Return or raise what `call` does in its own thread.

@@ -57,7 +57,9 @@ class ManifestStore:
 
     def fetch(self, remote: RemoteObject, destination: Path, stop: threading.Event) -> None:
         """Download an object of the manifest that was read last, and compare its SHA-256."""
-        file = self._named(remote)
+        self._fetch_file(self._named(remote), destination, stop)
+
+    def _fetch_file(self, file: ObjectFile, destination: Path, stop: threading.Event) -> None:
         store = self._open_object(file.name)
         found = store.stat()
         if found.size != file.size:
@@ -65,6 +67,13 @@ class ManifestStore:
         store.fetch(found, destination, stop)
         if file_sha256(destination) != file.sha256:
             raise FetchFailed(f"{found.url} is not what {self.url} says: its SHA-256 is another; it was thrown away")
+
+    def fetch_golden(self, remote: RemoteObject, destination: Path, stop: threading.Event) -> None:
+        """Download the golden samples of the release that `remote` is the model of. Raises `StoreError`."""
+        golden = remote.acceptance.golden
+        if golden is None:
+            raise Missing(f"{self.url} names no golden samples", "build the release with --golden")
+        self._fetch_file(golden, destination, stop)
 
     @property
     def twin(self) -> "TwinOfManifest":

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from edge_agent.models.acquisition import GoldenStore
 from edge_agent.models.directory import FileStore
 from edge_agent.models.gcs import GcsStore
 from edge_agent.models.manifest import MANIFEST, OBJECTS
@@ -38,6 +39,11 @@ def open_model(location: Location, keys: Sequence[str], *, on_skew: OnSkew | Non
         return open_store(replace(location, path=f"{folder}/{name}"))
 
     return ManifestStore(store, open_object, [Path(key) for key in keys])
+
+
+def open_golden(store: Store) -> GoldenStore | None:
+    """Return what fetches the golden samples of the model in `store`, if it may have some."""
+    return store if isinstance(store, ManifestStore) else None
 
 
 def open_twins(slots: Slots, url: Location, cpu_url: Location | None, store: Store) -> Twins:

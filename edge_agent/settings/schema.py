@@ -95,6 +95,42 @@ class SourceSettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrialSettings(Table):
+    """[model.trial]: what a new model is watched for after it was taken into use, before there is no way back."""
+
+    time: Annotated[
+        Duration, doc("How long a new model is watched, with the one before it kept ready; 0 for not at all.")
+    ] = parse_duration("10m")
+    samples: Annotated[
+        Annotated[Whole, Ge(1)] | None,
+        doc("After so many results the trial is over, too; without it the time alone decides."),
+    ] = None
+    max_failed: Annotated[
+        Number,
+        Ge(0),
+        Le(1),
+        doc("How much larger the share of samples that cannot be worked on may be than before; 1 for any."),
+    ] = 0.01
+    max_latency: Annotated[
+        Number,
+        Ge(0),
+        doc("How many times longer a run of the model may take than before (95 % of the runs); 0 for any time."),
+    ] = 3.0
+    max_clipped: Annotated[
+        Number,
+        Ge(0),
+        Le(1),
+        doc("How much larger the share of input values out of the model's range may be than before; 1 for any."),
+    ] = 0.2
+    max_shift: Annotated[
+        Number,
+        Ge(0),
+        Le(1),
+        doc("How far the shares of the predictions may move, beyond how far they moved before; 1 for any."),
+    ] = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings(Table):
     """[model]"""
 
@@ -125,6 +161,12 @@ class ModelSettings(Table):
     poll_interval: Annotated[Duration, Ge(1), doc("How often to look for a new version of the model.")] = (
         parse_duration("1h")
     )
+    pin: Annotated[
+        Annotated[str, MinLen(1), MaxLen(128)] | None,
+        doc("Run this version and no other, also if it is an older one; it is not on trial."),
+    ] = None
+    hold: Annotated[bool, doc("Stay with the model in use; new ones are named, and not fetched.")] = False
+    trial: TrialSettings = TrialSettings()
 
     @property
     def model_name(self) -> str:

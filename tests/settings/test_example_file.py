@@ -31,6 +31,8 @@ EXAMPLES = {
     "model.name": "vibration-classifier",
     "model.cpu_url": "gs://your-model-bucket/edge-models/vibration-classifier/latest/model_quant.tflite",
     "model.keys": ["/etc/edge-agent/release.pub.pem"],
+    "model.pin": "v1.2",
+    "model.trial.samples": 10000,
     "inference.labels": ["normal", "warning", "failure"],
     "inference.limits.low": 10.0,
     "inference.limits.high": 90.0,

@@ -35,7 +35,8 @@ from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.latency import Histogram
 from edge_agent.lifecycle import Lifecycle
-from edge_agent.models.open import open_model, open_twins
+from edge_agent.models.audience import Device
+from edge_agent.models.open import golden_of, open_model, open_twins, trusted_keys
 from edge_agent.models.rollout import Rollout
 from edge_agent.models.slots import Slots
 from edge_agent.pipeline import Pipeline
@@ -223,13 +224,22 @@ class Agent:
         self._announcer.clock(state, detail)
 
     def _take_results(self, batch: ResultBatch) -> None:
+        self._rollout.take(batch.model, batch.report.accelerator, batch.results, batch.failed)
         self._pipeline.take(batch)
         self._uploads.note(batch.results)
 
     def _make_rollout(self, configuration: Configuration) -> Rollout:
         model = configuration.settings.model
         slots = Slots(self._directories.state / "models", str(model.url))
-        store = open_model(model.url, model.keys, on_skew=self._timekeeper.compare_soon)
+        store = open_model(
+            model.url,
+            trusted_keys(model.keys, os.environ),
+            device=Device(self._envelope.device_id, configuration.settings.device.labels),
+            name=model.model_name,
+            pin=model.pin or "",
+            committed=lambda: slots.committed,
+            on_skew=self._timekeeper.compare_soon,
+        )
         return Rollout(
             slots,
             store,
@@ -238,6 +248,10 @@ class Agent:
             model_name=model.model_name,
             poll_interval=model.poll_interval,
             on_change=self._announcer.model,
+            golden=golden_of(store),
+            pin=model.pin or "",
+            hold=model.hold,
+            trial=model.trial,
         )
 
     async def _run_rollout(self, rollout: Rollout) -> None:
@@ -357,8 +371,13 @@ class Agent:
 
     async def _apply_model(self, old: Configuration, new: Configuration) -> None:
         before, after = old.settings.model, new.settings.model
-        if replace(before, poll_interval=after.poll_interval) == after:
-            self._rollout.configure(poll_interval=after.poll_interval)
+        # Whom a release is for goes by the device's id and labels.
+        same_device = old.settings.device == new.settings.device
+        if (
+            same_device
+            and replace(before, poll_interval=after.poll_interval, hold=after.hold, trial=after.trial) == after
+        ):
+            self._rollout.configure(poll_interval=after.poll_interval, hold=after.hold, trial=after.trial)
             self._rollout.poll_now()
             return
         # The old model goes on until one from the new place has been accepted.

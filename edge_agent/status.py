@@ -127,7 +127,8 @@ def _worker_problems(worker: WorkerStatus) -> list[str]:
 def _running(now: Snapshot) -> str:
     if now.model.version is None:
         return "waiting"
-    running = f"{now.settings.model.model_name} {now.model.version}"
+    trial = f" (on trial: {now.model.trial})" if now.model.trial else ""
+    running = f"{now.settings.model.model_name} {now.model.version}{trial}"
     if now.worker.waiting:
         return f"{running} waits"
     if now.latest is None:
@@ -182,6 +183,10 @@ def _report_model(now: Snapshot) -> ModelReport:
         next_poll=now.model.next_poll,
         twin=now.model.twin,
         rejected=now.model.rejected,
+        trial=now.model.trial,
+        shadow=now.model.shadow,
+        pin=now.model.pin,
+        hold=now.model.hold,
     )
 
 

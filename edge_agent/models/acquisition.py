@@ -4,15 +4,15 @@
 one go against what is on the disk. Whoever tries models gives way to the outcome before it is followed.
 """
 
-import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import structlog
 
 from edge_agent.models.calls import Calls
 from edge_agent.models.manifest import MANIFEST
+from edge_agent.models.manifest_store import HasGolden
 from edge_agent.models.releases import GOLDEN_FILE, Release, RemoteObject, Shadow
 from edge_agent.models.slots import Slots
 from edge_agent.models.stores import Store, StoreError, StoreNeedsPerson, StoreUnavailable
@@ -20,13 +20,6 @@ from edge_agent.models.twins import Twins
 
 Level = Literal["debug", "info", "warning"]
 _log = structlog.get_logger()
-
-
-class GoldenStore(Protocol):
-    """A store whose releases may have golden samples."""
-
-    def fetch_golden(self, remote: RemoteObject, destination: Path, stop: threading.Event) -> None:
-        """Write the golden samples of `remote` to `destination`. Raises `StoreError`."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,7 @@ class Acquisition:
     """
 
     def __init__(
-        self, slots: Slots, store: Store, twins: Twins, golden: GoldenStore | None, *, pin: str | None, hold: bool
+        self, slots: Slots, store: Store, twins: Twins, golden: HasGolden | None, *, pin: str, hold: bool
     ) -> None:
         self.hold = hold
         self.pin = pin
@@ -102,7 +95,7 @@ class Acquisition:
     async def note(self, decision: Decision) -> None:
         """Take nothing older from now on. Raises `OSError`."""
         remote = decision.remote
-        if remote is not None and self.pin is None:
+        if remote is not None and not self.pin:
             sequence, generation = remote.sequence, _upload_number(remote) or 0
             await self._calls.run(lambda _: self._slots.note(sequence=sequence, generation=generation))
 
@@ -126,7 +119,7 @@ class Acquisition:
                 else:
                     self.offered = followed
         if decision.kind != "stay":
-            wanted = remote is not None and self.pin is None and not self.hold
+            wanted = remote is not None and not self.pin and not self.hold
             self.shadow = remote.shadow if wanted and remote is not None else None
         self.found(decision, twins=twins)
 
@@ -166,13 +159,13 @@ class Acquisition:
 
     def _can_recall(self) -> bool:
         committed, previous = self._slots.committed, self._slots.previous
-        if self.pin is None or previous is None or previous.version != self.pin:
+        if not self.pin or previous is None or previous.version != self.pin:
             return False
         return (committed is None or committed.version != self.pin) and self._slots.rejection(previous) is None
 
     def _untimely(self, remote: RemoteObject) -> Decision | None:
         """What is older than what was seen before is taken for nothing new, and a pin asks for one version only."""
-        if self.pin is not None:
+        if self.pin:
             return self._beside_the_pin(remote, self.pin)
         if remote.sequence < self._slots.sequence:
             again = "publish it again if devices shall go back to it"

@@ -14,9 +14,12 @@ from edge_agent.models.loading import Loader
 from edge_agent.models.news import RolloutChange
 from edge_agent.models.releases import Release
 from edge_agent.models.slots import Slots
+from edge_agent.models.stores import StoreUnavailable
 from edge_agent.models.trial import Record, Verdict, Watch
 from edge_agent.records import Accelerator, ModelFile, Result
-from edge_agent.settings.schema import TrialSettings
+from edge_agent.settings.trial import TrialSettings
+
+STOP_LIMIT = 0.3
 
 _log = structlog.get_logger()
 
@@ -159,6 +162,15 @@ class InUse:
             await self._calls.run(lambda _: self._slots.roll_back(change.release, change.reason))
         self._outcome = None
         self._on_change(change)
+
+    async def stop(self) -> None:
+        """Who ends in order has not died of the trial. Where the disk hangs, it counts as if."""
+        if self._slots.trial is None:
+            return
+        try:
+            await self._calls.run(lambda _: self._slots.forgive_trial(), limit=STOP_LIMIT)
+        except (StoreUnavailable, OSError) as error:  # a disk that hangs or is full must not hold up the end
+            _log.warning("that the trial has ended in order could not be noted", reason=str(error))
 
     async def _go_back(self, trial: _OnTrial, reason: str) -> RolloutChange:
         if not self._reverted:

@@ -56,5 +56,5 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
     twin: bool = False
     trial: str = ""
     shadow: str = ""
-    pin: str | None = None
+    pin: str = ""
     hold: bool = False

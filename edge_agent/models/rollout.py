@@ -17,10 +17,11 @@ from typing import Literal
 
 import structlog
 
-from edge_agent.models.acquisition import Acquisition, GoldenStore
+from edge_agent.models.acquisition import Acquisition
 from edge_agent.models.calls import Calls
 from edge_agent.models.in_use import InUse
 from edge_agent.models.loading import Loader
+from edge_agent.models.manifest_store import HasGolden
 from edge_agent.models.news import RolloutChange, RolloutStatus
 from edge_agent.models.releases import Release
 from edge_agent.models.shadowing import Shadowing
@@ -28,13 +29,12 @@ from edge_agent.models.slots import Slots
 from edge_agent.models.stores import Store
 from edge_agent.models.twins import Twins
 from edge_agent.records import Accelerator, LoadReport, ModelFile, Result, Terms
-from edge_agent.settings.schema import TrialSettings
+from edge_agent.settings.trial import TrialSettings
 from edge_agent.settings.units import format_duration
 
 FIRST_BACKOFF = 5.0
 LONGEST_LOAD_BACKOFF = 300.0
 STOP_LIMIT = 1.0
-FORGIVE_LIMIT = 0.3
 INTERRUPTIONS = 3
 """A release whose trials the process has not lived through so often is not tried again."""
 NO_TRIAL = TrialSettings(time=0.0)
@@ -61,8 +61,8 @@ class Rollout:
         poll_interval: float,
         on_change: Callable[[RolloutChange], None],
         twins: Twins | None = None,
-        golden: GoldenStore | None = None,
-        pin: str | None = None,
+        golden: HasGolden | None = None,
+        pin: str = "",
         hold: bool = False,
         trial: TrialSettings = NO_TRIAL,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -182,7 +182,7 @@ class Rollout:
             work.cancel()
         if self._work:
             await asyncio.wait(self._work, timeout=STOP_LIMIT)
-        await self._forgive()
+        await self._in_use.stop()
 
     def _state(self) -> Literal["no model", "waiting for the worker", "on trial", "running", "stopped"]:
         if self._stopped:
@@ -311,7 +311,7 @@ class Rollout:
         if release in (self._slots.committed, self._slots.previous) and release != self._slots.candidate:
             return Terms()
         golden, asked = self._slots.golden_path(release), release.acceptance
-        watched = self.running is not None and self._in_use.settings.time > 0 and self._acquisition.pin is None
+        watched = self.running is not None and self._in_use.settings.time > 0 and not self._acquisition.pin
         return Terms(
             golden=str(golden) if golden is not None else "",
             tolerance=asked.tolerance,
@@ -388,15 +388,6 @@ class Rollout:
                 await self._reported(self._in_use.settle())
                 if settled and not self._in_use.is_settled:
                     self.poll_now()
-
-    async def _forgive(self) -> None:
-        """Who ends in order has not died of the trial. Where the disk hangs, it counts as if."""
-        if self._slots.trial is None:
-            return
-        try:
-            await self._calls.run(lambda _: self._slots.forgive_trial(), limit=FORGIVE_LIMIT)
-        except Exception as error:  # noqa: BLE001  # a hanging or full disk must not hold up the end
-            _log.warning("that the trial has ended in order could not be noted", reason=str(error))
 
 
 def _backoff(failures: int) -> float:

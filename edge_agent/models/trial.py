@@ -18,7 +18,7 @@ import msgspec
 
 from edge_agent.latency import SparseHistogram
 from edge_agent.records import Accelerator, Result
-from edge_agent.settings.schema import TrialSettings
+from edge_agent.settings.trial import TrialSettings
 from edge_agent.settings.units import format_duration
 
 SOME = 3
@@ -162,7 +162,8 @@ class Watch:
         if reason := self._too_many_failures() or self._too_slow(0.5):
             return Verdict(reason)
         if not self._is_over(now):
-            return None
+            nothing = self._no_results() if self.rest(now) is None else ""
+            return Verdict(nothing) if nothing else None
         return Verdict(self._too_slow(0.05) or self._worse_on_the_whole())
 
     def rest(self, now: float) -> float | None:
@@ -191,6 +192,13 @@ class Watch:
         if samples is not None and results >= samples:
             return True
         return results >= SOME and self.rest(now) is None
+
+    def _no_results(self) -> str:
+        """Whether there is nothing but failures. Perhaps the source is to blame, but going back costs nothing then."""
+        new, old = self.record, self._before
+        if new.results or new.failed < FEWEST_FAILURES or not old.results:
+            return ""
+        return f"none of {new.failed:,} samples could be worked on, {old.results:,} before"
 
     def _too_many_failures(self) -> str:
         new, old = self.record, self._before

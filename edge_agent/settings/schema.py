@@ -19,6 +19,7 @@ from edge_agent.settings.location import Destination, Location, parse_destinatio
 from edge_agent.settings.publish import ALL, Publish, parse_publish
 from edge_agent.settings.raw_data import RawDataSettings, as_table, complete
 from edge_agent.settings.showing import show
+from edge_agent.settings.trial import TrialSettings
 from edge_agent.settings.units import Duration, Size, parse_duration, parse_size
 from edge_agent.settings.when import When, consistent
 
@@ -95,42 +96,6 @@ class SourceSettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialSettings(Table):
-    """[model.trial]: what a new model is watched for after it was taken into use, before there is no way back."""
-
-    time: Annotated[
-        Duration, doc("How long a new model is watched, with the one before it kept ready; 0 for not at all.")
-    ] = parse_duration("10m")
-    samples: Annotated[
-        Annotated[Whole, Ge(1)] | None,
-        doc("After so many results the trial is over, too; without it the time alone decides."),
-    ] = None
-    max_failed: Annotated[
-        Number,
-        Ge(0),
-        Le(1),
-        doc("How much larger the share of samples that cannot be worked on may be than before; 1 for any."),
-    ] = 0.01
-    max_latency: Annotated[
-        Number,
-        Ge(0),
-        doc("How many times longer a run of the model may take than before (95 % of the runs); 0 for any time."),
-    ] = 3.0
-    max_clipped: Annotated[
-        Number,
-        Ge(0),
-        Le(1),
-        doc("How much larger the share of input values out of the model's range may be than before; 1 for any."),
-    ] = 0.2
-    max_shift: Annotated[
-        Number,
-        Ge(0),
-        Le(1),
-        doc("How far the shares of the predictions may move, beyond how far they moved before; 1 for any."),
-    ] = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelSettings(Table):
     """[model]"""
 
@@ -154,8 +119,8 @@ class ModelSettings(Table):
     keys: Annotated[
         list[Text],
         doc(
-            "Public keys (PEM files, Ed25519) of those who may release models; with one, only a release.json that one "
-            "of them has signed is used."
+            "Public keys (PEM files, Ed25519) of those who may release models; with one, only what one of them has "
+            "signed is used."
         ),
     ] = field(default_factory=list)
     poll_interval: Annotated[Duration, Ge(1), doc("How often to look for a new version of the model.")] = (
@@ -166,7 +131,7 @@ class ModelSettings(Table):
         doc("Run this version and no other, also if it is an older one; it is not on trial."),
     ] = None
     hold: Annotated[bool, doc("Stay with the model in use; new ones are named, and not fetched.")] = False
-    trial: TrialSettings = TrialSettings()
+    trial: TrialSettings = field(default_factory=TrialSettings)
 
     @property
     def model_name(self) -> str:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import msgspec
 
+from edge_agent.models.audience import Device as Facts
 from edge_agent.models.news import RolloutChange
-from edge_agent.models.open import open_golden, open_model, open_twins
+from edge_agent.models.open import golden_of, open_model, open_twins
 from edge_agent.models.rollout import Rollout
 from edge_agent.models.slots import Slots
 from edge_agent.records import LoadReport, ModelFile, Result, Score, Terms
 from edge_agent.settings.location import Location
-from edge_agent.settings.schema import TrialSettings
+from edge_agent.settings.trial import TrialSettings
 from tests.servers.gcs import GcsServer
 
 HOUR = 3600.0
@@ -148,9 +149,11 @@ class Device:
         self.url = Location("gs", "bucket", name)
         self.cpu_url: Location | None = None
         self.keys: list[str] = []
+        self.facts = Facts("edge-001")
+        self.name = ""
+        self.pin = ""
         self.reserve = 0
         self.trial = TrialSettings(time=0)
-        self.pin: str | None = None
         self.hold = False
         self.worker = Worker()
         self.changes: list[RolloutChange] = []
@@ -165,7 +168,14 @@ class Device:
     async def _live(self, story: Callable[[Rollout, Clock], Awaitable[None]], interval: float) -> None:
         clock = Clock()
         self.slots = Slots(self.directory, str(self.url), reserve=self.reserve)
-        store = open_model(self.url, self.keys)
+        store = open_model(
+            self.url,
+            self.keys,
+            device=self.facts,
+            name=self.name,
+            pin=self.pin,
+            committed=lambda: self.slots.committed,
+        )
         rollout = Rollout(
             self.slots,
             store,
@@ -174,7 +184,7 @@ class Device:
             model_name="vibration",
             poll_interval=interval,
             on_change=self.changes.append,
-            golden=open_golden(store),
+            golden=golden_of(store),
             pin=self.pin,
             hold=self.hold,
             trial=self.trial,

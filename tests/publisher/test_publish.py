@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_agent.cli import main
+from edge_agent.models.audience import Device
 from edge_agent.models.manifest import parse, unsigned
 from edge_agent.models.open import open_model
 from edge_agent.models.stores import StoreError
@@ -52,7 +53,7 @@ class Workshop:
 
     def seen_by_device(self) -> str:
         """The version that a device is offered, or why it is offered none."""
-        store = open_model(parse_location(f"{self.url}/release.json"), [str(self.public)])
+        store = open_model(parse_location(f"{self.url}/release.json"), [str(self.public)], device=Device("edge-001"))
         try:
             return store.stat().version
         except StoreError as error:

@@ -41,6 +41,9 @@ class Stage(enum.IntEnum):
     SEND = 9
     CLOSE = 10
     SHUT = 11
+    GOLDEN = 12
+    SHADOW = 13
+    BOTH_FAIL = 14
 
     @property
     def words(self) -> str:
@@ -61,6 +64,9 @@ _WORDS = {
     Stage.SEND: "handing over results",
     Stage.CLOSE: "closing the device",
     Stage.SHUT: "closing the source",
+    Stage.GOLDEN: "trying golden samples",
+    Stage.SHADOW: "running the shadow",
+    Stage.BOTH_FAIL: "running the model and the one before it, which both fail",
 }
 
 _STAGES = {stage.value: stage for stage in Stage}

@@ -7,12 +7,12 @@ there is no version to negotiate. Only small things cross: never a frame of a ca
 import socket
 import struct
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from edge_agent.latency import Tally
-from edge_agent.records import LoadReport, ModelFile, Result
+from edge_agent.records import LoadReport, ModelFile, Result, Terms
 
 MAX_FRAME = 16 * 1024 * 1024
 HEAD = 4
@@ -78,15 +78,40 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     raw_data: RawDataOptions | None = None
 
 
-class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Agent to worker: build this model beside the running one and take it into use.
+Role = Literal["use", "again", "spare", "shadow"]
 
-    `avoid_edgetpu` says why the Edge TPU must not be touched now, or is empty.
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Agent to worker: build this model beside the running one, and see whether it meets the terms.
+
+    `role` is what becomes of it then. "use": it takes over, and with `terms.trial` the one before is kept beside it.
+    "again": it takes over from the same model, built in another way; what is kept beside that stays. "spare": it is
+    kept beside the one in use, as the one to go back to. "shadow": it runs on a `share` (0 to 1) of the samples, for
+    figures only. `avoid_edgetpu` says why the Edge TPU must not be touched now, or is empty.
     """
 
     request: int
     model: ModelFile
     avoid_edgetpu: str = ""
+    terms: Terms = Terms()
+    role: Role = "use"
+    share: float = 1.0
+
+
+class Revert(msgspec.Struct, frozen=True, tag="revert"):
+    """Agent to worker: go back to the model of load request `request`, which is kept beside the one in use."""
+
+    request: int
+
+
+class Keep(msgspec.Struct, frozen=True, tag="keep"):
+    """Agent to worker: the model of load request `request`, which is in use, stays; close what is kept beside it."""
+
+    request: int
+
+
+class EndShadow(msgspec.Struct, frozen=True, tag="end_shadow"):
+    """Agent to worker: close the shadow."""
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -100,10 +125,43 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """Worker to agent: how a `Load` went. Comes before the first results of that model."""
+    """Worker to agent: how a `Load` went. Comes before the first results of a model that takes over."""
 
     request: int
     report: LoadReport
+
+
+class Reverted(msgspec.Struct, frozen=True, tag="reverted"):
+    """Worker to agent: the model of load request `request` is in use again. Comes before its first results.
+
+    `reason` is why the worker has gone back by itself, or empty: it was told to. The other model is kept until `Keep`.
+    """
+
+    request: int
+    reason: str
+
+
+class ShadowTally(msgspec.Struct, frozen=True, tag="shadow"):
+    """Worker to agent, now and then: what the shadow of load request `request` came to since the message before.
+
+    Of its `samples`, it could not work on `failed`, and said the same as the model in use on `agreed`; `clipped` had
+    values outside its range. `invoke` has what `edge_agent.latency.Histogram.take` gives, `invoke_ns` is the sum.
+    """
+
+    request: int
+    samples: int
+    agreed: int
+    failed: int
+    clipped: int
+    invoke_ns: int
+    invoke: Tally
+
+
+class ShadowEnded(msgspec.Struct, frozen=True, tag="shadow_ended"):
+    """Worker to agent: the shadow of load request `request` was closed, for this reason."""
+
+    request: int
+    reason: str
 
 
 class Results(msgspec.Struct, frozen=True, tag="results"):
@@ -146,8 +204,8 @@ class SourceState(msgspec.Struct, frozen=True, tag="source"):
     count: int = 0
 
 
-ToWorker = Configure | Load | Stop
-ToAgent = Ready | Loaded | Results | Figures | SourceState
+ToWorker = Configure | Load | Revert | Keep | EndShadow | Stop
+ToAgent = Ready | Loaded | Reverted | Results | Figures | ShadowTally | ShadowEnded | SourceState
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -28,8 +29,32 @@ from edge_agent.records import ModelFile, Result, Sample
 _IMAGE_MEAN = _IMAGE_STD = 127.5
 
 
+class Examination(msgspec.Struct, frozen=True):
+    """What a model put out for one sample.
+
+    `outputs` are the real numbers, float32, of the model's outputs in their order, without those that are its state.
+    `answer` is what the task says of them.
+    """
+
+    outputs: tuple[npt.NDArray[np.float32], ...]
+    answer: Answer
+    prepared: Prepared
+    invoke_ns: int
+
+
+class Opinion(msgspec.Struct, frozen=True):
+    """What a model says of a sample, without its result being used. `clipped` is a share, as in `Result`."""
+
+    answer: Answer
+    clipped: float
+    invoke_ns: int
+
+
 class LoadedModel:
-    """One model with its interpreter. Owned by one thread at a time."""
+    """One model with its interpreter. Owned by one thread at a time. `path` is the file that it was built of.
+
+    `outputs` are its outputs in their order, without those that are its state.
+    """
 
     def __init__(
         self,
@@ -39,17 +64,20 @@ class LoadedModel:
         task: Task,
         options: ModelOptions,
         *,
+        outputs: Sequence[TensorInfo],
         state: State | None = None,
         remarks: Sequence[str] = (),
     ) -> None:
+        self.path = opened.path
         self.input = model_input
+        self.outputs = tuple(outputs)
         self.task = task
         self._interpreter = interpreter
         self._opened = opened
         self._set_tensor, self._get_tensor = interpreter.set_tensor, interpreter.get_tensor
         self._invoke = interpreter.invoke
         self._state = state
-        self._outputs = task.outputs
+        self._task_outputs = task.outputs
         self._raw_data = options.raw_data
         self.accelerator = opened.accelerator
         self.degraded = opened.degraded
@@ -66,6 +94,11 @@ class LoadedModel:
         self._invoke()
         self._read(prepared)
         self.reset_state()
+
+    @property
+    def has_state(self) -> bool:
+        """Whether what it says depends on the samples before."""
+        return self._state is not None
 
     def reset_state(self) -> None:
         """Forget the samples so far, for a model that remembers them: what comes next is no continuation."""
@@ -99,6 +132,33 @@ class LoadedModel:
             answer.outputs,
         )
 
+    def examine(self, data: npt.NDArray[Any]) -> Examination:
+        """Run the model on the data of a sample, as the first of a series. Raises what `run` does."""
+        self.reset_state()
+        prepared = self.input.prepare(data)
+        taken = self._timed(prepared)
+        outputs = tuple(tensor.real(self._get_tensor(tensor.index)).astype(np.float32) for tensor in self.outputs)
+        answer = self._read(prepared)
+        self.reset_state()
+        return Examination(outputs, answer, prepared, taken)
+
+    def ask(self, sample: Sample) -> Opinion:
+        """Return what the model says of the sample, and leave no trace of it elsewhere. Raises what `run` does."""
+        prepared = self.input.prepare(sample.data, sample.size)
+        taken = self._timed(prepared)
+        return Opinion(self._read(prepared), prepared.clipped, taken)
+
+    def interpret(self, outputs: Sequence[npt.NDArray[Any]], prepared: Prepared) -> Answer:
+        """Return what the task would say if these were the outputs, as `examine` gives them. Raises OutputMismatch."""
+        tensors = {tensor.index: tensor.raw(real) for tensor, real in zip(self.outputs, outputs, strict=True)}
+        return self.task.decode(tuple(map(tensors.__getitem__, self._task_outputs)), prepared)
+
+    def _timed(self, prepared: Prepared) -> int:
+        self._feed(prepared)
+        begun = time.monotonic_ns()
+        self._invoke()
+        return time.monotonic_ns() - begun
+
     def _feed(self, prepared: Prepared) -> None:
         self._set_tensor(self.input.index, prepared.tensor)
         if self._state is not None:
@@ -107,7 +167,7 @@ class LoadedModel:
     def _read(self, prepared: Prepared) -> Answer:
         if self._state is not None:
             self._state.keep(self._interpreter)
-        return self.task.decode(tuple(map(self._get_tensor, self._outputs)), prepared)
+        return self.task.decode(tuple(map(self._get_tensor, self._task_outputs)), prepared)
 
     def close(self) -> None:
         """Give up the interpreter first and the delegate second: the other order crashes libedgetpu."""
@@ -213,7 +273,9 @@ def _assemble(
     model_input = _make_input(roles.data, options, file)
     task = _make_task(options, roles, model.labels, file)
     state = State(roles.states) if roles.states else None
-    loaded = LoadedModel(interpreter, opened, model_input, task, options, state=state, remarks=file.remarks)
+    loaded = LoadedModel(
+        interpreter, opened, model_input, task, options, outputs=roles.outputs, state=state, remarks=file.remarks
+    )
     loaded.warm_up(last)
     return loaded
 

@@ -74,6 +74,15 @@ class TensorInfo(msgspec.Struct, frozen=True):
             return values.astype(np.float64)
         return (values.astype(np.float64) - self.zero_point) * float(np.float32(self.scale))
 
+    def raw(self, real: Array) -> Array:
+        """Return the tensor whose values come closest to these real numbers: the way back from `real`."""
+        if self.dtype.kind == "f":
+            return real.reshape(self.shape).astype(self.dtype)
+        if self.scale > 0:
+            real = real / float(np.float32(self.scale)) + self.zero_point
+        limits = np.iinfo(self.dtype)
+        return np.clip(np.rint(real), limits.min, limits.max).reshape(self.shape).astype(self.dtype)
+
     @property
     def same_shape(self) -> tuple[int, ...]:
         """The shape without dimensions of one, in which an output often differs from the input that it answers."""

@@ -17,7 +17,8 @@ class LastMoment:
     """What a worker left on its progress page.
 
     `working_on` is the key of the sample in the model, `read_after` that of the last sample before the one that
-    was being read; None where samples have no position, or nothing of the kind went on.
+    was being read; None where samples have no position, or nothing of the kind went on. `in_model` is what was done
+    with the model in use, `in_shadow` with its shadow, each as the stage's words, or empty for nothing.
     """
 
     doing: str
@@ -25,18 +26,24 @@ class LastMoment:
     on_sample: bool
     working_on: str | None
     read_after: str | None
+    in_model: str = ""
+    in_shadow: str = ""
 
     @classmethod
     def of(cls, page: ProgressPage) -> "LastMoment":
         """Read the page."""
-        on_sample = page.stage(Track.INFERENCE) in SAMPLE_STAGES
+        stage = page.stage(Track.INFERENCE)
+        on_sample = stage in {*SAMPLE_STAGES, Stage.BOTH_FAIL}
         reading = page.stage(Track.CAPTURE) is Stage.READ
         return cls(
             doing=page.last_words(),
-            loading=page.stage(Track.CONTROL) is Stage.LOAD,
-            on_sample=on_sample or page.stage(Track.INFERENCE) is Stage.CLOSE,
+            loading=page.stage(Track.CONTROL) in {Stage.LOAD, Stage.GOLDEN},
+            on_sample=on_sample or stage is Stage.CLOSE,
             working_on=page.position(Track.INFERENCE) if on_sample else None,
             read_after=page.position(Track.CAPTURE) if reading else None,
+            # What both models fail on is not the doing of either.
+            in_model=stage.words if stage in {*SAMPLE_STAGES, Stage.CLOSE} else "",
+            in_shadow=stage.words if stage is Stage.SHADOW else "",
         )
 
 
@@ -45,7 +52,8 @@ class Death:
     """The end of a worker that nobody had told to end. `cause` is a sentence that holds the other two.
 
     `exit_status` is in words. `outside` says that neither the worker nor the agent did it: somebody sent SIGKILL, the
-    memory killer for instance. `hung`: it was killed for standing still.
+    memory killer for instance. `hung`: it was killed for standing still. `of_trial`: it was the model on trial, and not
+    the device or a sample.
     """
 
     cause: str
@@ -53,6 +61,21 @@ class Death:
     last: LastMoment
     outside: bool = False
     hung: bool = False
+    of_trial: bool = False
+
+    @property
+    def over_model(self) -> bool:
+        """Whether the model in use may have done it, and neither one that was being loaded nor somebody outside."""
+        return not (self.outside or self.last.loading) and self._came_of(self.last.in_model)
+
+    @property
+    def over_shadow(self) -> bool:
+        """Whether the shadow may have done it: also by the memory that it takes."""
+        return self.outside or self._came_of(self.last.in_shadow)
+
+    def _came_of(self, stage: str) -> bool:
+        # Of a hang it is known which thread it was.
+        return bool(stage) and (not self.hung or self.cause.startswith(f"hangs: {stage}"))
 
     @classmethod
     def unborn(cls, reason: str) -> "Death":

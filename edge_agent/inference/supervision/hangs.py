@@ -29,11 +29,12 @@ def find_hang(page: ProgressPage, deadline: float, asked_ns: int | None = None) 
     limits = (
         (Track.CONTROL, (Stage.START,), START_DEADLINE),
         (Track.CONTROL, (Stage.LOAD,), LOAD_DEADLINE),
+        (Track.CONTROL, (Stage.GOLDEN,), deadline),
         (Track.CONTROL, (Stage.CLOSE,), CLOSE_DEADLINE),
         (Track.CAPTURE, (Stage.OPEN,), OPEN_DEADLINE),
         (Track.CAPTURE, (Stage.READ,), deadline),
         (Track.CAPTURE, (Stage.SHUT,), SHUT_DEADLINE),
-        (Track.INFERENCE, SAMPLE_STAGES, deadline),
+        (Track.INFERENCE, (*SAMPLE_STAGES, Stage.SHADOW), deadline),
         (Track.INFERENCE, (Stage.CLOSE,), CLOSE_DEADLINE),
     )
     now = time.monotonic_ns()

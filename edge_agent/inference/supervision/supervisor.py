@@ -3,24 +3,39 @@
 import asyncio
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 import structlog
 
-from edge_agent.inference.checks.model_check import check_model
 from edge_agent.inference.latencies import LatencySums
-from edge_agent.inference.protocol import Configure, Figures, Loaded, Ready, Results, SourceState, Stop, ToAgent
+from edge_agent.inference.protocol import (
+    Configure,
+    Figures,
+    Loaded,
+    Ready,
+    Results,
+    Reverted,
+    Role,
+    ShadowEnded,
+    ShadowTally,
+    SourceState,
+    ToAgent,
+)
+from edge_agent.inference.supervision.beside import Beside, check_files
 from edge_agent.inference.supervision.connection import Connection, Rubbish
-from edge_agent.inference.supervision.deaths import MAX_SAMPLE_DEATHS, Death, LastMoment, Suspects
+from edge_agent.inference.supervision.death_log import DeathLog
+from edge_agent.inference.supervision.deaths import Death, Suspects
 from edge_agent.inference.supervision.guard import Guard, OnHealth, Plan
 from edge_agent.inference.supervision.hangs import LOAD_DEADLINE, START_DEADLINE, find_hang
 from edge_agent.inference.supervision.interruption import unless
-from edge_agent.inference.supervision.loads import Loads, Unasked
+from edge_agent.inference.supervision.life import Life
+from edge_agent.inference.supervision.loads import Loads, Running, Unasked
+from edge_agent.inference.supervision.shadows import ShadowFigures
 from edge_agent.inference.supervision.source_news import SourceNews
 from edge_agent.inference.supervision.status import ResultBatch, WorkerStatus
-from edge_agent.records import LoadReport, ModelFile
+from edge_agent.inference.supervision.verdicts import Verdict
+from edge_agent.records import LoadReport, ModelFile, Terms
 
 log = structlog.get_logger()
 
@@ -33,14 +48,14 @@ STABLE_AFTER = 60.0
 FIRST_WAIT, LAST_WAIT = 2.0, 300.0
 # How long somebody with another model waits for a worker that starts and brings the model in use back.
 READY_DEADLINE = START_DEADLINE + LOAD_DEADLINE
-# More deaths than this within an hour are reported as a state of their own; the worker is still started again.
-DEATHS_PER_HOUR = 20
 
 
 class Supervisor:
     """Runs one worker at a time and brings it back to the model in use after each death.
 
-    `on_results` gets the results, `on_health` what somebody should know.
+    `on_results` gets the results, `on_health` what somebody should know. `on_revert` is called when a model on trial
+    has failed and the one before it is in use again, or comes with the next worker; `on_shadow_end` when the shadow has
+    ended by itself. Both are given the reason in a line, and may be set at any time.
     """
 
     def __init__(
@@ -60,13 +75,16 @@ class Supervisor:
         self._guard = guard
         self._on_results = on_results
         self._on_health = on_health
+        self.on_revert: Callable[[str], None] = lambda _: None
+        self.on_shadow_end: Callable[[str], None] = lambda _: None
         self._loads = Loads()
+        self._beside = Beside(self._loads, on_shadow_end=self._shadow_ended)
+        self._shadows = self._beside.shadows
         self._loading = asyncio.Lock()
-        self._suspects = Suspects()
+        self._death_log = DeathLog(self.status, guard, on_health)
         self._connection: Connection | None = None
         self._runtime = configure.runtime
         self._plan = Plan()
-        self._on_probation = False
         self._ready = asyncio.Event()
         self._changed = asyncio.Event()
         self._retry = asyncio.Event()
@@ -75,9 +93,7 @@ class Supervisor:
         self._stopping = False
         self._position: str | None = configure.resume
         self._source_news = SourceNews(self.status, on_health=on_health, on_end=self.source_ended.set)
-        self._verdict: asyncio.Future[str | None] | None = None
-        self._on_trial: asyncio.Future[str | None] | None = None
-        self._deaths: deque[float] = deque(maxlen=DEATHS_PER_HOUR)
+        self._verdict = Verdict()
 
     # -- what the rest of the agent calls
 
@@ -90,20 +106,22 @@ class Supervisor:
             if death is None:
                 delay = FIRST_DELAY
                 continue
-            self._decide(death.cause)
             if time.monotonic() - born > STABLE_AFTER:
                 delay = FIRST_DELAY
-            self._report_death(death)
+            self._mourn(death)
             await unless(self._changed, asyncio.sleep(delay * random.uniform(0.8, 1.2)))  # noqa: S311  jitter
             delay = min(delay * 2, LAST_DELAY)
         self.status.state = "stopped"
-        self._on_trial = self._verdict
-        self._decide("the agent is stopping")
+        self._verdict.next_worker()
+        self._verdict.give("the agent is stopping")
 
-    async def load(self, model: ModelFile) -> LoadReport:
-        """Take a model into use beside the running one. Never raises; a refusal says why."""
+    async def load(self, model: ModelFile, terms: Terms = Terms()) -> LoadReport:  # noqa: B008  it is frozen
+        """Take a model into use beside the running one. Never raises; a refusal says why.
+
+        With `terms.trial` the model before is kept until `keep` or `revert` is called, or `on_revert` calls.
+        """
         async with self._loading:
-            return await self._load(model)
+            return await self._load(model, terms)
 
     async def load_again(self) -> None:
         """Try the model in use once more: perhaps the Edge TPU can be had now."""
@@ -111,28 +129,42 @@ class Supervisor:
             if self._loads.current is None:
                 return
             if not self.status.waiting:
-                await self._load(self._loads.current)
+                await self._load_current(role="again")
                 return
             self._wait = FIRST_WAIT
             self._retry.set()
 
-    async def _load(self, model: ModelFile) -> LoadReport:
-        # The first model has nothing beside it that it could take down, and the one in use has been looked at.
-        if self._loads.current is not None and self._loads.current != model:
-            for path, whose in ((model.path, ""), (model.cpu_path, "its twin for the CPU: ")):
-                if path is not None and (verdict := await check_model(path)).reason:
-                    return LoadReport(accepted=False, reason=whose + verdict.reason, permanent=verdict.permanent)
-        try:
-            plan = await self._agree_on_runtime(model)
-        except TimeoutError:
-            why = self.status.last_death or f"after {READY_DEADLINE:.0f} s it is still {self.status.state}"
-            return LoadReport(accepted=False, reason=f"no worker is ready: {why}")
-        report = await self._loads.request(self._connection, model, plan)
-        first = self._loads.current is None and not report.accepted
-        if first and report.about_device and report.reason != self._first_wait:
-            self._first_wait = report.reason
-            self._on_health("worker", "waiting", report.reason)
-        return report
+    async def revert(self, reason: str) -> None:
+        """Give up the model on trial: the one before takes over again, within a sample where the worker has it."""
+        async with self._loading:
+            if self._loads.before is None:
+                return  # there is none, or the worker has just gone back by itself
+            log.warning("going back to the model before", reason=reason)
+            self._loads.give_up()
+            if self._connection is None:
+                self._changed.set()
+            elif not (await self._loads.go_back(self._connection) or await self._load_current()):
+                self._retry.set()
+
+    def keep(self) -> None:
+        """The model on trial stays: the one before it is closed."""
+        self._loads.keep(self._connection)
+
+    async def shadow(self, model: ModelFile | None, share: float, terms: Terms) -> LoadReport:
+        """Run a model beside the one in use on a share (0 to 1) of the samples, for figures; None ends that.
+
+        Never raises; a refusal says why. `terms` are looked at first, as for `load`, and their tolerance is that of the
+        figures. It uses the Edge TPU only if the model in use does, too: opening it would hold up the results.
+        """
+        async with self._loading:
+            if model is not None:
+                return await self._beside.start_shadow(self._connection, model, share, terms)
+            self._beside.end_shadow(self._connection)
+            return LoadReport(accepted=True)
+
+    def take_shadow(self) -> ShadowFigures | None:
+        """Return what the shadow came to since the last call, or None for nothing."""
+        return self._shadows.take()
 
     async def reconfigure(self, configure: Configure, deadline: float) -> str | None:
         """Go on with other settings: the worker ends in order and a new one starts at once.
@@ -140,19 +172,21 @@ class Supervisor:
         Returns None once the new worker is at work with the model in use. Otherwise the old settings go on, and
         the reason is returned.
         """
-        before, position, suspects = self._configure, self._position, self._suspects
+        before, position, suspects = self._configure, self._position, self._death_log.suspects
         if configure == before:
             self._deadline = deadline
             return None
         if (configure.plugin, configure.options) != (before.plugin, before.options):
             self._position = None
-            self._suspects = Suspects()
+            self._death_log.suspects = Suspects()
         self._runtime = configure.runtime
-        reason = await self._try_settings(configure)
+        self._configure = configure
+        self._changed.set()
+        reason = await self._verdict.wait(START_DEADLINE)
         if reason is None:
             self._deadline = deadline
         else:
-            self._configure, self._position, self._suspects = before, position, suspects
+            self._configure, self._position, self._death_log.suspects = before, position, suspects
             self._runtime = before.runtime
             self._changed.set()
         return reason
@@ -173,31 +207,33 @@ class Supervisor:
         """The process of the worker, while there is one."""
         return self._connection.pid if self._connection is not None else None
 
-    # -- settings and runtimes that need another worker
+    # -- models, and settings and runtimes that need another worker
 
-    async def _try_settings(self, configure: Configure) -> str | None:
-        self._configure = configure
-        self._verdict = asyncio.get_running_loop().create_future()
-        self._changed.set()
+    async def _load(self, model: ModelFile, terms: Terms = Terms(), role: Role = "use") -> LoadReport:  # noqa: B008
+        # The first model has nothing beside it that it could take down, and the one in use has been looked at.
+        looked_at = self._loads.current is None or self._loads.current == model
+        if not looked_at and (refusal := await check_files(model)) is not None:
+            return refusal
         try:
-            async with asyncio.timeout(START_DEADLINE):
-                return await self._verdict
+            plan = await self._agree_on_runtime(model)
         except TimeoutError:
-            return f"the worker was not at work after {START_DEADLINE:.0f} s"
-        finally:
-            self._verdict = None
+            why = self.status.last_death or f"after {READY_DEADLINE:.0f} s it is still {self.status.state}"
+            return LoadReport(accepted=False, reason=f"no worker is ready: {why}")
+        report = await self._loads.request(self._connection, model, plan, terms, role=role)
+        first = self._loads.current is None and not report.accepted
+        if first and report.about_device and report.reason != self._first_wait:
+            self._first_wait = report.reason
+            self._on_health("worker", "waiting", report.reason)
+        return report
 
-    def _decide(self, reason: str | None) -> None:
-        """Tell a waiting `reconfigure` how the first worker with the new settings fared: no other worker decides."""
-        if self._on_trial is not None and not self._on_trial.done():
-            self._on_trial.set_result(reason)
+    async def _load_current(self, role: Role = "use") -> bool:
+        current = self._loads.current
+        return current is not None and (await self._load(current, role=role)).accepted
 
     async def _agree_on_runtime(self, model: ModelFile) -> Plan:
         """Have a worker that runs on the runtime which suits the model and the device."""
         await self._until_ready()
-        in_use = self._loads.in_use
-        device_open = in_use is not None and in_use.accelerator == "edgetpu"
-        plan = await self._guard.plan(model, self._configure, device_open=device_open)
+        plan = await self._guard.plan(model, self._configure, device_open=self._loads.on_device)
         if plan.runtime not in {None, self._runtime}:
             self._runtime = str(plan.runtime)
             self._ready.clear()
@@ -215,7 +251,7 @@ class Supervisor:
         """Run one worker until it ends; returns how it died, or None when it was told to end."""
         self._changed.clear()
         self._retry.clear()
-        self._on_trial = self._verdict
+        self._verdict.next_worker()
         if self._stopping:
             return None
         self.status.failure = ""
@@ -234,18 +270,22 @@ class Supervisor:
         except OSError as error:  # no memory, or too many processes or open files: another time it may work
             return Death.unborn(f"cannot be started: {error}")
         self._connection = connection
-        conversation = asyncio.create_task(self._converse(connection), name="worker conversation")
-        watch = asyncio.create_task(self._watch(connection), name="worker watch")
-        orders = [asyncio.create_task(event.wait(), name="worker orders") for event in (self._changed, self._retry)]
+        life = Life(
+            connection,
+            self._converse(connection),
+            lambda: self._find_hang(connection),
+            interval=max(0.25, self._deadline / 4),
+        )
         death = None
         try:
-            await asyncio.wait([conversation, watch, *orders], return_when=asyncio.FIRST_COMPLETED)
-            if any(order.done() for order in orders) and not conversation.done():
-                await self._end(connection, conversation)
-            else:
-                death = await self._find_cause(connection, conversation, watch)
+            death = await life.until_end([self._changed, self._retry], STOP_DEADLINE)
+            if death is not None:
+                death = self._loads.judge(death)
         finally:
-            await self._bury(connection, [conversation, watch, *orders], death)
+            self._connection = None
+            self._ready.clear()
+            await life.close()
+            self._bury(death)
         return death
 
     async def _converse(self, connection: Connection) -> str | None:
@@ -255,8 +295,8 @@ class Supervisor:
                 self._configure,
                 runtime=self._runtime,
                 resume=self._position,
-                avoid=list(self._suspects.avoid),
-                pass_over=list(self._suspects.pass_over),
+                avoid=list(self._death_log.suspects.avoid),
+                pass_over=list(self._death_log.suspects.pass_over),
             )
         )
         restore: asyncio.Task[None] | None = None
@@ -273,14 +313,15 @@ class Supervisor:
         return None
 
     async def _restore(self, connection: Connection, model: ModelFile) -> None:
-        report = await self._loads.request(connection, model, self._plan)
+        report = await self._loads.request(connection, model, self._plan, role="again")
         if self._connection is not connection:
             return
         self._ready.set()
         if report.accepted:
+            await self._beside.restore(connection)
             return
         # New settings are no worse than the old ones if the model could not run with those, either.
-        self._decide(None if self.status.waiting and not report.permanent else report.reason)
+        self._verdict.give(None if self.status.waiting and not report.permanent else report.reason)
         # No death, and no reason to start workers in a row: most likely the device is gone.
         if report.reason != self.status.waiting:
             log.warning("the model cannot run now", version=model.version, reason=report.reason)
@@ -302,6 +343,10 @@ class Supervisor:
                 self.status.add(message)
             case Loaded():
                 self._take_report(message)
+            case Reverted():
+                self._take_reverted(message)
+            case ShadowTally() | ShadowEnded():
+                self._shadows.take_message(message)
             case SourceState():
                 self._source_news.take(message)
             case Ready():
@@ -311,7 +356,7 @@ class Supervisor:
                     self.status.state = "ready"
                 if self._loads.current is None:
                     self._ready.set()
-                    self._decide(None)
+                    self._verdict.give(None)
                 log.debug("worker ready", runtime=message.runtime)
 
     def _take_results(self, message: Results) -> None:
@@ -323,81 +368,54 @@ class Supervisor:
             self.status.failure = ""
             self._source_news.well()
             self._position = message.results[-1].position
-            if self._on_probation:
-                self._end_probation(report)
+            self._death_log.works(report)
         elif message.failed:
             self.status.failure = message.failure
         self._on_results(ResultBatch(message.results, model, report, message.dropped, message.failed, message.failure))
 
     def _take_report(self, message: Loaded) -> None:
-        if message.report.accepted:
-            self.status.state, self.status.waiting, self.status.report = "running", "", message.report
-            self._wait = FIRST_WAIT
-            self._decide(None)
-        self._guard.loaded(self._loads.answered(message), message.report)
+        asked = self._loads.answered(message)
+        if asked.load.role in {"use", "again"}:
+            if message.report.accepted:
+                self._wait = FIRST_WAIT
+                self._note_in_use(message.report)
+                self._verdict.give(None)
+            self._guard.loaded(asked.plan, message.report)
+        elif asked.load.role == "shadow" and message.report.accepted:
+            self._shadows.begun(asked.load)
 
-    def _end_probation(self, report: LoadReport) -> None:
-        """A sample was left out, and the model works: if it does so on the device, that was not to blame."""
-        self._on_probation = False
-        if report.accelerator == "edgetpu":
-            self._guard.acquit(MAX_SAMPLE_DEATHS)
+    def _note_in_use(self, report: LoadReport) -> None:
+        self.status.state, self.status.waiting, self.status.report = "running", "", report
 
-    async def _watch(self, connection: Connection) -> str:
-        """Return what hangs, once something does."""
-        while (hang := self._find_hang(connection)) is None:  # noqa: ASYNC110  a page cannot notify
-            await asyncio.sleep(max(0.25, self._deadline / 4))
-        return hang
+    def _take_reverted(self, message: Reverted) -> None:
+        back: Running = self._loads.reverted(message)
+        self._note_in_use(back.report)
+        self.status.failure = ""
+        # It has not been opened for this.
+        self._guard.loaded(msgspec.structs.replace(back.plan, beside=True), back.report)
+        self._loads.keep(self._connection)
+        if message.reason:
+            log.error("the model on trial has failed, the one before it goes on", reason=message.reason)
+            self.on_revert(message.reason)
 
     def _find_hang(self, connection: Connection) -> str | None:
         return find_hang(connection.page, self._deadline, self._loads.asked_ns)
 
-    # -- its end
+    def _shadow_ended(self, reason: str) -> None:
+        self.on_shadow_end(reason)
 
-    async def _end(self, connection: Connection, conversation: asyncio.Task[str | None]) -> None:
-        """Tell the worker to stop, and take what it still has to say."""
-        connection.send(Stop())
-        done, _ = await asyncio.wait([conversation], timeout=STOP_DEADLINE)
-        if not done:
-            doing = connection.page.last_words()
-            log.warning("worker did not stop in time and is killed", deadline=STOP_DEADLINE, doing=doing)
-
-    async def _find_cause(
-        self, connection: Connection, conversation: asyncio.Task[str | None], watch: asyncio.Task[str]
-    ) -> Death:
-        last = LastMoment.of(connection.page)
-        if watch.done():
-            return Death(watch.result(), "hung, and was killed", last, hung=True)
-        if (reason := conversation.result()) is not None:
-            return Death(reason, "killed for what it sent", last)
-        status = await connection.wait_for_exit(STOP_DEADLINE)
-        output = await connection.last_output()
-        cause = f"{status} while {last.doing}" + (f"; it said: {output}" if output else "")
-        return Death(cause, status, last, outside=status == "killed by SIGKILL")
-
-    async def _bury(self, connection: Connection, tasks: Sequence[asyncio.Task[object]], death: Death | None) -> None:
-        self._connection = None
-        self._ready.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await connection.close()
+    def _bury(self, death: Death | None) -> None:
         loading = death is not None and death.last.loading
-        if death is not None:
+        if death is not None and not death.of_trial:
             self._guard.died(death, self._loads.in_use, self._loads.pending if loading else None)
         self._loads.buried(death.cause if death is not None and loading else None)
 
-    def _report_death(self, death: Death) -> None:
-        now = time.monotonic()
-        self._deaths.append(now)
-        self.status.deaths += 1
-        self.status.last_death = death.cause
-        self.status.state = "restarting"
-        often = len(self._deaths) == DEATHS_PER_HOUR and now - self._deaths[0] < 3600  # noqa: PLR2004  an hour
-        log.error("worker died, starting it again", cause=death.cause, deaths=self.status.deaths)
-        state = "failing" if often else "died"
-        self._on_health("worker", state, death.cause, exit_status=death.exit_status, stage=death.last.doing)
-        self._on_probation = False
-        if what := self._suspects.blame(death.last):
-            self._on_probation = death.last.on_sample
-            log.error("a sample has ended the worker twice and is left out", sample=what)
-            self._on_health("source", "sample_set_aside", f"{what} has ended the worker twice: {death.cause}")
+    def _mourn(self, death: Death) -> None:
+        """Tell of a death, and go on without what has caused it."""
+        self._verdict.give(death.cause)
+        self._death_log.add(death)
+        if death.of_trial:
+            self._loads.give_up()
+            self.on_revert(f"the worker died: {death.cause}")
+        if death.over_shadow:
+            self._shadows.end(f"the worker died: {death.cause}")

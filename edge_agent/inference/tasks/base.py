@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy.typing as npt
+from msgspec import UNSET, UnsetType
 
 from edge_agent.inference.interpreter.inputs import Prepared
 from edge_agent.inference.interpreter.tensors import TensorInfo
@@ -28,6 +29,13 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     verdict: str | None = None
     value: float | None = None
     outputs: list[Tensor] | None = None
+
+    @property
+    def prediction(self) -> str | UnsetType:
+        """As `Result.prediction`."""
+        if self.verdict is not None:
+            return self.verdict
+        return self.scores[0].label if self.scores and self.value is None else UNSET
 
 
 class Task(Protocol):

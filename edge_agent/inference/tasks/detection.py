@@ -49,7 +49,7 @@ class Detection:
             self._labels = fit_labels(labels, self._detector.classes)
             # A column of scores for what is no object.
             self._background = is_background(self._labels[0])
-        self._top_k, self._threshold, self._iou_threshold = top_k, threshold, iou_threshold
+        self.top_k, self.threshold, self._iou_threshold = top_k, threshold, iou_threshold
 
     def __str__(self) -> str:
         classes = self._detector.classes
@@ -60,15 +60,15 @@ class Detection:
 
         Boxes that are none, and those outside the picture, are left out.
         """
-        found = self._detector.read(outputs, self._threshold)
+        found = self._detector.read(outputs, self.threshold)
         real = proper(found.boxes)
         if self._background:
             real &= found.classes != 0
         boxes = to_picture(np.where(real[:, np.newaxis], found.boxes, 0.0), prepared.placement)
         rows = np.flatnonzero(real & visible(boxes))
         if self._detector.overlapping:
-            rows = rows[suppress(boxes[rows], found.classes[rows], self._top_k, self._iou_threshold)]
-        return Answer(self._objects(found, boxes, rows[: self._top_k], prepared.placement))
+            rows = rows[suppress(boxes[rows], found.classes[rows], self.top_k, self._iou_threshold)]
+        return Answer(self._objects(found, boxes, rows[: self.top_k], prepared.placement))
 
     def _objects(self, found: Candidates, boxes: Array, rows: Array, placement: Placement | None) -> list[Score]:
         shares = [Box(*box) for box in np.round(boxes[rows], _DECIMALS).tolist()]

@@ -1,7 +1,7 @@
 """The worker process: owns the source and the Edge TPU, and may die without harm.
 
 Three threads: the main one obeys the agent and builds models, one captures (`capture`), one runs the model (`runner`).
-A new model is built and warmed up while the old one goes on; the thread that runs it then takes it between two invokes.
+A new model is built and tried while the old one goes on; the thread that runs it then takes it between two invokes.
 Started as `python -m edge_agent.inference.worker SOCKET PAGE` with two inherited file descriptors.
 """
 
@@ -15,16 +15,28 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from edge_agent.inference.child import die_with_parent, volunteer_for_oom_killer
-from edge_agent.inference.interpreter.model import LoadedModel, build
+from edge_agent.inference.interpreter.model import LoadedModel
 from edge_agent.inference.progress import ProgressPage, Reporter, Stage, Track
-from edge_agent.inference.protocol import AgentGone, Channel, Configure, Load, Loaded, Ready, Stop
-from edge_agent.inference.refusal import ModelRefused
+from edge_agent.inference.protocol import (
+    AgentGone,
+    Channel,
+    Configure,
+    EndShadow,
+    Keep,
+    Load,
+    Loaded,
+    Ready,
+    Revert,
+    Stop,
+)
 from edge_agent.inference.runtime.runtimes import Runtime, RuntimeUnavailable, find_runtime
 from edge_agent.inference.worker.buffer import SampleBuffer
 from edge_agent.inference.worker.capture import Capture
+from edge_agent.inference.worker.loading import load_model
 from edge_agent.inference.worker.runner import Inference, InvokesFail
 from edge_agent.inference.worker.selection import Selection
 from edge_agent.records import LoadReport
@@ -54,7 +66,6 @@ class Worker:
         if configure.raw_data is not None:
             selection = Selection(configure.raw_data, configure.model.task)
         self._inference = Inference(self._buffer, channel, Reporter(page, Track.INFERENCE), self._source.key, selection)
-        self._model: LoadedModel | None = None
         self._threads: list[threading.Thread] = []
 
     def run(self, runtime: Runtime) -> None:
@@ -62,62 +73,55 @@ class Worker:
         self._channel.send(Ready(str(runtime)))
         while True:
             self._progress.begin(Stage.IDLE)
-            message = self._channel.receive()
-            if isinstance(message, Load):
-                self._progress.begin(Stage.LOAD)
-                self._load(runtime, message)
-            elif message is None or isinstance(message, Stop):
-                break
+            match self._channel.receive():
+                case Load() as load:
+                    self._load(runtime, load)
+                case Revert(request) if self._threads:
+                    self._order(partial(self._inference.revert, request))
+                case Keep(request) if self._threads:
+                    self._order(partial(self._inference.keep, request))
+                    self._prefer_size(self._inference.model)
+                case EndShadow() if self._threads:
+                    self._order(self._inference.end_shadow)
+                case None | Stop():
+                    break
         self._stop()
 
     def _load(self, runtime: Runtime, load: Load) -> None:
-        start = time.monotonic()
-        model = None
-        try:
-            model = build(
-                runtime,
-                load.model,
-                self._options,
-                self._inference.last,
-                avoid_edgetpu=load.avoid_edgetpu,
-                root=self._root,
-            )
-        except ModelRefused as refused:
-            report = LoadReport(
-                accepted=False,
-                reason=str(refused),
-                permanent=refused.permanent,
-                about_device=refused.about_device,
-            )
-        if model is None:
-            # Told only here: the exception keeps the refused model, and with it the device.
+        takes_over = load.role in {"use", "again"}
+        if not (takes_over or self._threads):
+            report = LoadReport(accepted=False, reason="there is no model in use that it could be kept beside")
             self._channel.send(Loaded(load.request, report))
             return
-        report = LoadReport(
-            accepted=True,
-            accelerator=model.accelerator,
-            degraded=model.degraded,
-            device=model.device,
-            remarks=model.remarks,
-            detail=f"input {model.input}, {model.task}, "
-            f"built in {(time.monotonic() - start) * 1000:.0f} ms by {runtime}",
+        model, report = load_model(
+            runtime, load, self._options, self._inference.last, progress=self._progress, root=self._root
         )
-        # From here on the thread that runs the model has its say: what it does is no fault of the new model.
-        self._progress.begin(Stage.WAIT)
+        if model is None:
+            self._channel.send(Loaded(load.request, report))
+            return
         # What was made while starting and loading stays: keep the collector from walking it again and again.
         gc.collect()
         gc.freeze()
-        old, self._model = self._model, model
-        if model.input.takes_images and self._options.fit == "stretch":
-            _, height, width, _ = model.input.shape
-            self._source.prefer_size(width, height, self._options.resize)
-        self._inference.offer(model, Loaded(load.request, report))
+        if takes_over:
+            self._prefer_size(model)
+        self._order(partial(self._inference.offer, model, load, report))
+
+    def _order(self, give: Callable[[], None]) -> None:
+        """Have something done between two invokes, and close what is no longer needed then."""
+        # From here on the thread that runs the model has its say: what it does is no fault of a new model.
+        self._progress.begin(Stage.WAIT)
+        give()
         if not self._threads:
             self._start_threads()
-        self._inference.wait_until_taken()
-        if old is not None:
-            self._progress.begin(Stage.CLOSE)
-            old.close()
+        left = self._inference.wait_until_obeyed()
+        self._progress.begin(Stage.CLOSE)
+        while left:
+            left.pop().close()
+
+    def _prefer_size(self, model: LoadedModel | None) -> None:
+        if model is not None and model.input.takes_images and self._options.fit == "stretch":
+            _, height, width, _ = model.input.shape
+            self._source.prefer_size(width, height, self._options.resize)
 
     def _start_threads(self) -> None:
         self._threads = [
@@ -135,9 +139,9 @@ class Worker:
         for thread in self._threads:
             thread.join(max(0, deadline - time.monotonic()))
         inference_ended = not self._threads or not self._threads[0].is_alive()
-        if self._model is not None and inference_ended:
+        if inference_ended:
             self._progress.begin(Stage.CLOSE)
-            self._model.close()
+            self._inference.close()
 
 
 def guarded(target: Callable[..., None], *arguments: object) -> Callable[[], None]:

@@ -249,7 +249,8 @@ def test_the_interpreter_is_given_up_before_the_delegate() -> None:
     task = built().task
     tensor = TensorInfo.of(interpreter.get_input_details()[0])
     opened = Opened(str(DEMO_MODEL), delegates=[delegate])
-    model = LoadedModel(interpreter, opened, ModelInput(tensor, resize="nearest", mean=0, std=1), task, OPTIONS)
+    model_input = ModelInput(tensor, resize="nearest", mean=0, std=1)
+    model = LoadedModel(interpreter, opened, model_input, task, OPTIONS, outputs=[])
     assert model.accelerator == "edgetpu"
     weakref.finalize(interpreter, ends.append, "interpreter")
     weakref.finalize(delegate, ends.append, "delegate")

@@ -248,7 +248,7 @@ def test_only_a_worker_with_the_new_settings_decides_on_them(demo_model: ModelFi
             changing = asyncio.create_task(rig.supervisor.reconfigure(rig.replace(labels=["a"]), 10.0))
             # The worker before it takes another model at this very moment.
             await asyncio.sleep(0)
-            rig.supervisor._decide(None)
+            rig.supervisor._verdict.give(None)
             reason = await changing
             assert reason is not None
             assert "1 labels, but the model has 3 outputs" in reason

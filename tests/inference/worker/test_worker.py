@@ -112,7 +112,7 @@ def test_the_end_of_the_source_is_told_at_once_although_the_last_sample_came_wit
     # All of this has happened before the thread looks around for the first time.
     buffer.put(Sample(np.zeros(128, np.float32), 1, "1"))
     capture.ended = SourceEnded("all samples were read")
-    inference.offer(model, loaded)
+    inference.offer(model, Load(1, demo_model), loaded.report)
     thread = threading.Thread(target=inference.run, args=(capture,))
     thread.start()
     try:
@@ -145,7 +145,7 @@ def test_figures_are_told_although_no_other_sample_comes(
     model = build(find_runtime(), demo_model, OPTIONS, None)
     inference = Inference(buffer, channel, Reporter(page, Track.INFERENCE), str)
     capture = Capture(Faulty(FaultyOptions()), buffer, channel, Reporter(page, Track.CAPTURE), settings("faulty"))
-    inference.offer(model, Loaded(1, LoadReport(accepted=True)))
+    inference.offer(model, Load(1, demo_model), LoadReport(accepted=True))
     buffer.put(Sample(np.zeros(128, np.float32), 1))
     thread = threading.Thread(target=inference.run, args=(capture,))
     thread.start()

@@ -63,7 +63,12 @@ def _figures(change: RolloutChange) -> dict[str, float | None]:
     """What it came to in its trial, beside another, or at least on the golden samples."""
     if (shadow := change.shadow) is not None:
         agreement = round(shadow.agreed / shadow.samples, 4) if shadow.samples else None
-        return {"samples": shadow.samples, "failed": shadow.failed, "agreement": agreement}
+        return {
+            "samples": shadow.samples,
+            "failed": shadow.failed,
+            "agreement": agreement,
+            "latency_ms": shadow.latency_ms,
+        }
     if (trial := change.trial) is not None:
         return {
             "samples": trial.samples,

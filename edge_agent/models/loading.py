@@ -7,9 +7,10 @@ from edge_agent.records import LoadReport, ModelFile, Terms
 
 
 class ShadowFigures(Protocol):
-    """What a shadow has done since it was asked last. `agreed` counts samples of which it said the same.
+    """What a shadow has done since it was asked last.
 
-    `latency_ms` is what 95 % of its runs did not exceed, in ms.
+    `agreed` counts samples of which it said the same, `clipped` those with values out of its range. `latency_ms` is
+    what 95 % of its runs did not exceed.
     """
 
     @property
@@ -18,6 +19,10 @@ class ShadowFigures(Protocol):
     def agreed(self) -> int: ...
     @property
     def failed(self) -> int: ...
+    @property
+    def clipped(self) -> int: ...
+    @property
+    def latency_ms(self) -> float: ...
 
 
 class Loader(Protocol):

@@ -49,7 +49,7 @@ class Shadowing:
         self._report = LoadReport(accepted=False)
         self._ended: set[str] = set()
         self._told = 0.0
-        self._seen = ShadowReport(samples=0, agreed=0, failed=0)
+        self._seen: ShadowReport | None = None
 
     @property
     def words(self) -> str:
@@ -57,7 +57,7 @@ class Shadowing:
         if self._running is None:
             return ""
         seen = self._seen
-        agreement = f", {seen.agreed / seen.samples:.1%} of {seen.samples:,} samples agree" if seen.samples else ""
+        agreement = f", {seen.agreed / seen.samples:.1%} of {seen.samples:,} agree" if seen is not None else ""
         return f"{self._running.version} on {self._share:.3g} of the samples{agreement}"
 
     async def follow(self, wanted: Shadow | None, beside: Release) -> None:
@@ -99,7 +99,12 @@ class Shadowing:
         self._told = self._clock()
         figures = self._loader.take_shadow()
         if figures is not None and figures.samples:
-            self._seen = ShadowReport(samples=figures.samples, agreed=figures.agreed, failed=figures.failed)
+            self._seen = ShadowReport(
+                samples=figures.samples,
+                agreed=figures.agreed,
+                failed=figures.failed,
+                latency_ms=figures.latency_ms,
+            )
             self._tell(self._running, self._report, reason, self._seen)
         elif reason:
             self._tell(self._running, self._report, reason)
@@ -111,7 +116,7 @@ class Shadowing:
         self._report = await self._loader.shadow(self._model_file(release), wanted.share, self._terms(release))
         if self._report.accepted:
             self._running, self._share, self._told = release, wanted.share, self._clock()
-            self._seen = ShadowReport(samples=0, agreed=0, failed=0)
+            self._seen = None
             _log.info("shadow runs", version=release.version, share=wanted.share)
         elif self._report.permanent:
             self._ended.add(release.id)

@@ -28,6 +28,8 @@ class Shadowed(msgspec.Struct, frozen=True):
     samples: int
     agreed: int
     failed: int = 0
+    clipped: int = 0
+    latency_ms: float = 1.5
 
 
 class TrialWorker:

@@ -154,7 +154,7 @@ _Agreement = Annotated[
     Meta(
         ge=0,
         le=1,
-        description="share of golden samples with the outputs expected; of a shadow, of samples that it said the same of",
+        description="share of golden samples with the outputs expected; of a shadow, share of samples it agreed on",
     ),
 ]
 _TrialFailed = Annotated[int, Meta(ge=0, description="samples that it could not work on")]

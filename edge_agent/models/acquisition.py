@@ -44,14 +44,18 @@ class Decision:
 
 
 class Acquisition:
-    """Brings what the store offers onto the disk. `offered` is to be tried, `shadow` to be run beside.
+    """Brings what `store` offers onto the disk, with what `twins` and `golden` have of it.
 
+    `offered` is to be tried, `shadow` to be run beside.
     `last_poll` is what the last poll found, in words; `failures` counts those in a row that found nothing out.
     """
 
     def __init__(
         self, slots: Slots, store: Store, twins: Twins, golden: HasGolden | None, *, pin: str, hold: bool
     ) -> None:
+        self.store = store
+        self.twins = twins
+        self.golden = golden
         self.hold = hold
         self.pin = pin
         self.offered: Release | None = None
@@ -59,9 +63,6 @@ class Acquisition:
         self.last_poll = "not asked yet"
         self.failures = 0
         self._slots = slots
-        self._store = store
-        self._twins = twins
-        self._golden = golden
         self._twin_failures = 0
         self._calls = Calls()
 
@@ -72,7 +73,7 @@ class Acquisition:
 
     async def ask(self) -> RemoteObject | None:
         """Ask the store. Raises `StoreError`. None: nobody needs to be asked, as the pinned version is on the disk."""
-        return None if self._can_recall() else await self._calls.stat(self._store)
+        return None if self._can_recall() else await self._calls.stat(self.store)
 
     def judge(self, remote: RemoteObject | None, unfit: set[str]) -> Decision:
         """Say what to do about what `ask` has found. `unfit` are the releases that the worker refuses for now."""
@@ -111,9 +112,9 @@ class Acquisition:
                 self.offered = await self._calls.run(lambda _: self._slots.recall())
             case "fetch" if remote is not None:
                 release = await self.fetch(remote)
-                self.offered, twins = await self._twins.follow(release, remote), self._twins
+                self.offered, twins = await self.twins.follow(release, remote), self.twins
             case "follow" if remote is not None and (known := self._known_as(remote)) is not None:
-                followed, twins = await self._twins.follow(known, remote), self._twins
+                followed, twins = await self.twins.follow(known, remote), self.twins
                 if followed == self._slots.committed:
                     await self._withdraw()
                 else:
@@ -133,7 +134,7 @@ class Acquisition:
             _log.warning("model metadata not understood", url=remote.url, version=remote.version, remark=remark)
         _log.info("fetching a model", url=remote.url, version=remote.version, bytes=remote.size)
         path = await self._calls.run(lambda _: self._slots.begin(remote))
-        await self._calls.fetch(self._store, remote, path)
+        await self._calls.fetch(self.store, remote, path)
         await self._fetch_golden(remote, path.with_name(GOLDEN_FILE))
         return await self._calls.run(lambda _: self._slots.finish(remote, path, shadow=shadow))
 
@@ -231,7 +232,7 @@ class Acquisition:
         golden = remote.acceptance.golden
         if golden is None:
             return
-        store = self._golden
+        store = self.golden
         if store is None:
             raise StoreUnavailable(f"{remote.url} has golden samples, and its store cannot fetch them")
         await self._calls.fetch_file(lambda stop: store.fetch_golden(remote, path, stop), golden.size)

@@ -69,9 +69,8 @@ class Rollout:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._slots = slots
-        self._twins = twins or Twins(slots, None)
-        self._acquisition = Acquisition(slots, store, self._twins, golden, pin=pin, hold=hold)
+        self.slots = slots
+        self._acquisition = Acquisition(slots, store, twins or Twins(slots, None), golden, pin=pin, hold=hold)
         self._loader = loader
         self._model_name = model_name
         self._poll_interval = poll_interval
@@ -116,7 +115,7 @@ class Rollout:
     @property
     def status(self) -> RolloutStatus:
         """What goes on, for people."""
-        candidate, rejected, running = self._slots.candidate, self._slots.last_rejected, self.running
+        candidate, rejected, running = self.slots.candidate, self.slots.last_rejected, self.running
         return RolloutStatus(
             state=self._state(),
             version=running.version if running else None,
@@ -126,7 +125,7 @@ class Rollout:
             failures=self._acquisition.failures,
             next_poll=None if self._next_poll is None else max(0.0, self._next_poll - self._clock()),
             rejected=f"{rejected.what}: {rejected.reason}" if rejected else None,
-            twin=running is not None and self._twins.path(running) is not None,
+            twin=running is not None and self._acquisition.twins.path(running) is not None,
             trial=self._in_use.progress,
             shadow=self._shadowing.words,
             pin=self._acquisition.pin,
@@ -140,7 +139,7 @@ class Rollout:
         """
         self._loader.on_revert = self._in_use.reverted
         self._loader.on_shadow_end = self._shadowing.ended
-        await self._calls.run(lambda _: self._slots.open())
+        await self._calls.run(lambda _: self.slots.open())
         await self._load(self._known())
 
     async def run(self) -> None:
@@ -167,6 +166,12 @@ class Rollout:
         if before != (poll_interval, hold, trial):
             self._poll_interval, self._acquisition.hold, self._in_use.settings = poll_interval, hold, trial
             self.poll_now()
+
+    def ask(self, store: Store, *, twins: Twins, golden: HasGolden | None, pin: str) -> None:
+        """Ask another store for the same model from now on, beginning with a poll now: what runs goes on meanwhile."""
+        acquisition = self._acquisition
+        acquisition.store, acquisition.twins, acquisition.golden, acquisition.pin = store, twins, golden, pin
+        self.poll_now()
 
     def take(self, model: ModelFile, accelerator: Accelerator, results: Sequence[Result], failed: int) -> None:
         """See what a model has made of some samples. Called for every batch: it costs a few microseconds."""
@@ -262,13 +267,13 @@ class Rollout:
 
     def _known(self) -> list[Release]:
         """What to run when nothing runs: best first."""
-        known = (self._slots.committed, self._slots.previous) if self.running is None else ()
+        known = (self.slots.committed, self.slots.previous) if self.running is None else ()
         choices = [choice for one in known if one is not None for choice in one.with_and_without_twin()]
         return [one for one in choices if one.trial_id not in self._unfit]
 
     def _new(self) -> list[Release]:
         """What the store offers, if it is on disk and not running: best first."""
-        new, running = self._slots.candidate, self.running
+        new, running = self.slots.candidate, self.running
         if new is None or new != self._acquisition.offered or new == running or not self._in_use.is_settled:
             return []
         choices = [new] if running and running.id == new.id else new.with_and_without_twin()
@@ -281,11 +286,11 @@ class Rollout:
             return False
         await self._shadowing.end("")
         release = choices[0]
-        if self._slots.committed is not None:
-            begun = await self._calls.run(lambda _: self._slots.begin_trial(release, INTERRUPTIONS))
+        if self.slots.committed is not None:
+            begun = await self._calls.run(lambda _: self.slots.begin_trial(release, INTERRUPTIONS))
             if begun >= INTERRUPTIONS:
                 reason = f"its trial was interrupted {begun} times"
-                await self._calls.run(lambda _: self._slots.roll_back(release, reason))
+                await self._calls.run(lambda _: self.slots.roll_back(release, reason))
                 self._tell_rejected(release, LoadReport(accepted=False, reason=reason))
                 return False
         return await self._load(choices)
@@ -308,9 +313,9 @@ class Rollout:
 
     def _terms(self, release: Release, *, trial: bool | None = None) -> Terms:
         """What worked before is loaded without conditions, as there is nothing better."""
-        if release in (self._slots.committed, self._slots.previous) and release != self._slots.candidate:
+        if release in (self.slots.committed, self.slots.previous) and release != self.slots.candidate:
             return Terms()
-        golden, asked = self._slots.golden_path(release), release.acceptance
+        golden, asked = self.slots.golden_path(release), release.acceptance
         watched = self.running is not None and self._in_use.settings.time > 0 and not self._acquisition.pin
         return Terms(
             golden=str(golden) if golden is not None else "",
@@ -323,11 +328,11 @@ class Rollout:
 
     def _model_file(self, release: Release) -> ModelFile:
         return ModelFile(
-            path=str(self._slots.path(release)),
+            path=str(self.slots.path(release)),
             name=self._model_name,
             version=release.version,
             labels=release.labels,
-            cpu_path=self._twins.path(release),
+            cpu_path=self._acquisition.twins.path(release),
         )
 
     async def _take_over(self, release: Release, report: LoadReport, terms: Terms) -> None:
@@ -349,14 +354,14 @@ class Rollout:
 
     def _change_to(self, release: Release, report: LoadReport) -> RolloutChange:
         running = self.running
-        before = running or self._slots.committed
+        before = running or self.slots.committed
         part: Literal["model", "twin"] = "twin" if before is not None and before.id == release.id else "model"
         return RolloutChange(state="committed", release=release, previous=running, report=report, part=part)
 
     async def _refuse(self, release: Release, report: LoadReport) -> None:
         """A candidate is rejected on disk; one that worked before only until the next start, after a repair perhaps."""
-        if release == self._slots.candidate:
-            await self._calls.run(lambda _: self._slots.reject(release, report.reason))
+        if release == self.slots.candidate:
+            await self._calls.run(lambda _: self.slots.reject(release, report.reason))
         else:
             self._unfit.add(release.trial_id)
         self._tell_rejected(release, report)

@@ -247,7 +247,7 @@ def test_bad_luck_counts_once_per_process(tried: Device) -> None:
 
     async def story(_: Rollout, clock: Clock) -> None:
         await clock.pause()
-        for _ in range(5):
+        for _again in range(5):
             await clock.tick()
         assert tried.slots.trial is not None
         assert tried.slots.trial.begun == 1

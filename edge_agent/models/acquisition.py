@@ -82,7 +82,7 @@ class Acquisition:
         decision = self._untimely(remote) or self._unwanted(remote)
         if decision is not None:
             return decision
-        told = "; ".join(filter(None, ("", remote.withheld, remote.outlook)))
+        told = "".join(f"; {each}" for each in (remote.withheld, remote.outlook) if each)
         committed = self._slots.committed
         if not self._is_new(remote, unfit):
             level, text = self._nothing_new(remote, unfit)

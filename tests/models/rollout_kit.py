@@ -11,6 +11,7 @@ from edge_agent.models.news import RolloutChange
 from edge_agent.models.open import golden_of, open_model, open_twins
 from edge_agent.models.rollout import Rollout
 from edge_agent.models.slots import Slots
+from edge_agent.models.stores import Store
 from edge_agent.records import LoadReport, ModelFile, Result, Score, Terms
 from edge_agent.settings.location import Location
 from edge_agent.settings.trial import TrialSettings
@@ -167,10 +168,9 @@ class Device:
     def live(self, story: Callable[[Rollout, Clock], Awaitable[None]], *, interval: float = HOUR) -> None:
         asyncio.run(self._live(story, interval))
 
-    async def _live(self, story: Callable[[Rollout, Clock], Awaitable[None]], interval: float) -> None:
-        clock = Clock()
-        self.slots = Slots(self.directory, str(self.url), reserve=self.reserve)
-        store = open_model(
+    def open_store(self) -> Store:
+        """What is behind the URL."""
+        return open_model(
             self.url,
             self.keys,
             device=self.facts,
@@ -178,6 +178,11 @@ class Device:
             pin=self.pin,
             committed=lambda: self.slots.committed,
         )
+
+    async def _live(self, story: Callable[[Rollout, Clock], Awaitable[None]], interval: float) -> None:
+        clock = Clock()
+        self.slots = Slots(self.directory, str(self.url), reserve=self.reserve)
+        store = self.open_store()
         rollout = Rollout(
             self.slots,
             store,

@@ -317,6 +317,7 @@ class Agent:
             time_source=self._clock.time_source(),
             device_problems=self._monitor.problems,
             skew=self._timekeeper.skew,
+            budget=self._meter.budget,
             now=time.monotonic(),
         )
 

@@ -71,7 +71,7 @@ def takes_part(audience: Audience, device: Device, *, version: str, sha256: str)
 def why_not(audience: Audience, device: Device, *, version: str, sha256: str) -> str:
     """Say in words why this device may not switch to a release, the same at every call; empty if it may."""
     if audience.halted:
-        return f"{version} was halted"
+        return f"{version} was halted{audience.why and f': {audience.why}'}"
     if takes_part(audience, device, version=version, sha256=sha256):
         return ""
     for_whom = [f"for {_digits(audience.percent)} % of the devices"] if audience.percent else []
@@ -105,7 +105,7 @@ def parse_audience(text: str) -> Audience:
 def write_audience(audience: Audience) -> str:
     """Return the text form, on one line, in ASCII."""
     halted = ["halted"] if audience.halted else []
-    if audience == Audience(halted=True):
+    if audience == Audience(halted=True, why=audience.why):
         return "halted"
     shadow = [f"shadow {_digits(audience.shadow, 2)}%"] if audience.shadow else []
     cohorts = ["; ".join(map(write_cohort, audience.cohorts))] if audience.cohorts else []

@@ -53,13 +53,14 @@ class ObjectFile(msgspec.Struct, frozen=True, kw_only=True):
 class Audience(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which devices a release is for: the first `percent` of them, and before those all of `cohorts`.
 
-    A device belongs to a cohort if it has all of its labels. `halted`: no device switches to it any more. `shadow` is
-    the share of samples (0 to 1) on which the other devices run it beside their own model.
+    A device belongs to a cohort if it has all of its labels. `halted`: no device switches to it any more, and `why`.
+    `shadow` is the share of samples (0 to 1) on which the other devices run it beside their own model.
     """
 
     percent: Annotated[float, Meta(ge=0, le=100)] = 100.0
     cohorts: Annotated[list[Annotated[dict[_Text, _Text], Meta(min_length=1, max_length=16)]], Meta(max_length=64)] = []
     halted: bool = False
+    why: Annotated[str, Meta(max_length=128, pattern=rf"^[^{_UNSEEN}]*\Z")] = ""
     shadow: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
 

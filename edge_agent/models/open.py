@@ -50,7 +50,7 @@ def open_model(
     """
     store, trust = open_store(location, on_skew=on_skew), Trust([Path(key) for key in keys])
     if location.path.rpartition("/")[2] != MANIFEST:
-        return PlainStore(store, trust, device)
+        return PlainStore(store, trust, device, name=name)
     folder = location.path.removesuffix(MANIFEST)
 
     def open_object(object_name: str) -> Store:

@@ -25,19 +25,21 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class PlainStore:
     """The object in `store`, as far as its metadata may be believed and it is for this `device`.
 
-    `device` is None where another object decides for whom this one is.
+    `device` is None where another object decides for whom this one is. `name` is that of the model in the settings,
+    or empty: what is signed has to be of that model.
     """
 
-    def __init__(self, store: Store, trust: Trust, device: Device | None) -> None:
+    def __init__(self, store: Store, trust: Trust, device: Device | None, *, name: str = "") -> None:
         self.url = store.url
         self._store = store
         self._trust = trust
         self._device = device
+        self._name = name
         self._content = PromisedContent()
 
     def beside(self, store: Store) -> "PlainStore":
         """The twin in `store`, on the same terms."""
-        return PlainStore(store, self._trust, None)
+        return PlainStore(store, self._trust, None, name=self._name)
 
     def stat(self) -> RemoteObject:
         """Say which upload is there, and whether it is for this device. Raises `StoreError`."""
@@ -58,7 +60,7 @@ class PlainStore:
         self._content.fetch(self._store, remote, sha256, destination, stop, promised="its metadata")
 
     def _believed(self, remote: RemoteObject) -> RemoteObject:
-        """Return what was signed of it: neither labels nor accuracy are."""
+        """Return what was signed of it. Raises `StoreError`."""
         claims = remote.claims
         if not claims.signature:
             raise StoreNeedsPerson(
@@ -71,10 +73,12 @@ class PlainStore:
                 f"{self.url} is signed without version or sha256", "upload it again (edge-agent release upload)"
             )
         self._trust.check_model(self.url, remote.version, claims)
-        sequence = self._trust.sequence(self.url, claims)
-        left = "labels and accuracy in the metadata are not signed, and were left out"
-        remarks = (*remote.remarks, left) if remote.labels or remote.accuracy is not None else remote.remarks
-        return replace(remote, sequence=sequence, labels=None, accuracy=None, remarks=remarks)
+        if self._name and claims.name != self._name:
+            raise StoreNeedsPerson(
+                f"{self.url} is signed as a version of {claims.name!r}, and not of {self._name!r}",
+                "upload it with that --name, or let [model].name be the one that was signed",
+            )
+        return replace(remote, sequence=self._trust.sequence(self.url, claims))
 
     def _offered(self, remote: RemoteObject, device: Device) -> RemoteObject:
         try:

@@ -29,7 +29,8 @@ VERSION_LENGTH = 128
 class Claims(msgspec.Struct, frozen=True):
     """What the metadata of an object in the plain form claims, as it stands there; empty where it says nothing.
 
-    `sha256` is that of its bytes, `signature` one by `key` over version, `sha256`, `sequence` and `audience`.
+    `sha256` is that of its bytes, `name` that of the model. `signature` is one by `key` over the version and all the
+    others.
     """
 
     sha256: str = ""
@@ -37,6 +38,9 @@ class Claims(msgspec.Struct, frozen=True):
     key: str = ""
     sequence: str = ""
     audience: str = ""
+    name: str = ""
+    labels: str = ""
+    accuracy: str = ""
 
 
 class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,8 +140,11 @@ def pair_id(model: str, twin: str) -> str:
 
 def clean_version(text: str) -> str:
     """A version as people wrote it, made fit for logs, message attributes and state files."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text.strip())
-    return printable[:VERSION_LENGTH]
+    return _printable(text.strip())[:VERSION_LENGTH]
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def describe(
@@ -190,9 +197,9 @@ def _labels(text: str, remarks: list[str]) -> list[str] | None:
     if not text.strip():
         return None
     if not text.lstrip().startswith("["):
-        return [label.strip() for label in text.split(",")]
+        return [_printable(label.strip()) for label in text.split(",")]
     try:
-        return msgspec.json.decode(text, type=list[str])
+        return [_printable(label) for label in msgspec.json.decode(text, type=list[str])]
     except msgspec.DecodeError as error:
         remarks.append(f"labels are not a JSON list of strings and were left out: {error}")
         return None

@@ -7,7 +7,7 @@ day on which devices trust nobody: sign with both, give the devices the new one,
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,7 @@ from edge_agent.models.releases import Claims, clean_version
 _CONTEXT = b"edge-agent release\0"
 _PLAIN_CONTEXT = b"edge-agent model\0"
 _MAX_FILE = 64 * 1024
+_ENCRYPTED = b"ENCRYPTED"
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 
 
@@ -62,11 +63,15 @@ def _public_key(pem: bytes, path: Path) -> Ed25519PublicKey:
     return key
 
 
-def read_private_key(path: Path) -> Ed25519PrivateKey:
-    """Read a PEM file. Raises KeyFileError, OSError."""
+def read_private_key(path: Path, passphrase: Callable[[Path], bytes] | None = None) -> Ed25519PrivateKey:
+    """Read a PEM file; `passphrase` is asked where it has one. Raises KeyFileError, OSError."""
+    data = _read(path)
+    secret = passphrase(path) if passphrase is not None and _ENCRYPTED in data else None
     try:
-        key = serialization.load_pem_private_key(_read(path), password=None)
+        key = serialization.load_pem_private_key(data, secret)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        if secret is not None:
+            raise KeyFileError(f"{path}: cannot be read; its passphrase is another") from error
         raise KeyFileError(f"{path}: holds no private key in PEM form, without a password") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{path}: holds a key of another kind; releases are signed with Ed25519")
@@ -107,7 +112,15 @@ def verify_model(version: str, claims: Claims, keys: Sequence[Ed25519PublicKey])
 
 
 def _plain(version: str, claims: Claims) -> bytes:
-    lines = (version, claims.sha256, claims.sequence, claims.audience)
+    lines = (
+        version,
+        claims.sha256,
+        claims.sequence,
+        claims.audience,
+        claims.name,
+        claims.labels,
+        claims.accuracy,
+    )
     if any("\n" in line for line in lines):
         raise UntrustedError("has a line break in its metadata, which cannot be signed")
     return _PLAIN_CONTEXT + "\n".join(lines).encode("utf-8", "surrogateescape")

@@ -1,9 +1,13 @@
 """Whom a release is for: the same on every machine for ever, and in a text that people can write."""
 
 import hashlib
+import re
 import string
+from pathlib import Path
 
+import duckdb
 import pytest
+import sqlglot
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +23,7 @@ from edge_agent.models.audience import (
 )
 from edge_agent.models.manifest import Audience
 
+ROOT = Path(__file__).parents[2]
 SHA256 = hashlib.sha256(b"model").hexdigest()
 NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20)
 COHORTS = st.lists(st.dictionaries(NAMES, NAMES, min_size=1, max_size=4), max_size=4)
@@ -44,6 +49,25 @@ def test_the_place_can_be_computed_by_others() -> None:
     assert SHA256 == "9372c470eeadd5ecd9c3c74c2b3cb633f8e2f2fad799250a0f70d652b6b825e4"
     assert share_of("edge-001", "v1.4", SHA256) == 3436772019 * 100 / 2**32
     assert round(share_of("edge-001", "v1.4", SHA256), 6) == 80.018584
+
+
+def test_the_query_in_the_documentation_says_the_same() -> None:
+    [query] = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/decisions/releases.md").read_text(), re.DOTALL)
+    database = duckdb.connect()
+    database.execute("CREATE SCHEMA edge_agent")
+    database.execute(
+        "CREATE TABLE edge_agent.events AS SELECT 'edge-' || range AS device_id, now() AS publish_time FROM range(50)"
+    )
+    places = database.execute(sqlglot.transpile(query, read="bigquery", write="duckdb")[0]).fetchall()
+    assert len(places) == 50
+    assert all(place == share_of(device, "v1.4", SHA256) for device, place in places)
+
+
+def test_the_audiences_in_the_documentation_are_some() -> None:
+    page = (ROOT / "docs/releases.md").read_text().partition("## Whom a release is for")[2]
+    examples = re.findall(r"^\| `(.*?)` \|", page.partition("\n\nA device")[0], re.MULTILINE)
+    assert len(examples) == 5
+    assert all(write_audience(parse_audience(each)) in {each, f"0% {each}"} for each in examples)
 
 
 def test_places_are_spread_evenly_and_others_for_each_release() -> None:

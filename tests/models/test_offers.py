@@ -1,5 +1,6 @@
 """What a store with a manifest offers to one device: by audience, pin and time."""
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from edge_agent.models.manifest import MAX_GOLDEN, Acceptance, Audience, Manifes
 from edge_agent.models.open import golden_of, open_model
 from edge_agent.models.stores import FetchFailed, Missing, StoreNeedsPerson, StoreUnavailable
 from edge_agent.settings.location import parse_location
-from tests.models.store_kit import DAY, NOON, Site
+from tests.models.store_kit import DAY, NOON, Site, put
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_all_that_is_offered_can_be_fetched(site: Site, tmp_path: Path) -> None:
 
 def test_golden_samples_that_are_not_what_was_signed_are_thrown_away(site: Site, tmp_path: Path) -> None:
     golden = site.add(b"golden", "golden.npz")
-    (site.folder / "objects" / golden.name).write_bytes(b"forged")
+    put(site.folder / "objects" / golden.name, b"forged")
     site.publish(site.made("v1.3", acceptance=Acceptance(golden=golden)))
     store = site.store()
     with pytest.raises(FetchFailed, match="its SHA-256 is another; it was thrown away"):
@@ -123,14 +124,15 @@ def test_golden_samples_that_are_not_what_was_signed_are_thrown_away(site: Site,
 def test_an_upload_that_was_found_to_be_something_else_is_not_read_again(site: Site, tmp_path: Path) -> None:
     made = site.publish(site.made("v1.3"))
     there = site.folder / "objects" / made.model.name
-    there.write_bytes(b"another 3 ")
+    put(there, b"another 3 ")
     store = site.store()
     remote = store.stat()
     for _ in range(2):
         with pytest.raises(FetchFailed, match="thrown away"):
             store.fetch(remote, tmp_path / "file", threading.Event())
         (tmp_path / "file").unlink(missing_ok=True)
-    there.write_bytes(b"model v1.3")
+    put(there, b"model v1.3")
+    os.utime(there, (1, 1))
     store.fetch(remote, tmp_path / "file", threading.Event())
     assert (tmp_path / "file").read_bytes() == b"model v1.3"
 

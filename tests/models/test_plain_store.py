@@ -20,7 +20,7 @@ from edge_agent.models.stores import StoreNeedsPerson
 from edge_agent.settings.location import Location, parse_location
 from tests.models.release_kit import public_file
 from tests.models.rollout_kit import Clock, Device
-from tests.models.store_kit import KEY, THIEF
+from tests.models.store_kit import KEY, THIEF, put
 
 MODEL = b"model of v1.3" * 100
 NOW_MS = int(time.time() * 1000)
@@ -40,7 +40,7 @@ def signed(version: str = "v1.3", data: bytes = MODEL, key: Any = KEY, **more: s
     return metadata(version, sign_model(version, said, key))
 
 
-def put(device: Device, facts: dict[str, str], data: bytes = MODEL, name: str = "") -> None:
+def upload(device: Device, facts: dict[str, str], data: bytes = MODEL, name: str = "") -> None:
     device.server.upload("bucket", name or device.url.path, data, facts)
 
 
@@ -66,13 +66,13 @@ def trusting(device: Device, tmp_path: Path) -> Device:
 
 
 def test_a_sha256_in_the_metadata_is_compared(device: Device) -> None:
-    put(device, metadata("v1.3", claims()))
+    upload(device, metadata("v1.3", claims()))
     outcome(device)
     assert device.worker.loaded == ["v1.3"]
 
 
 def test_what_is_something_else_is_fetched_once_for_all_and_thrown_away(device: Device) -> None:
-    put(device, metadata("v1.3", claims(b"another")))
+    upload(device, metadata("v1.3", claims(b"another")))
 
     async def story(rollout: Rollout, clock: Clock) -> None:
         await clock.pause()
@@ -80,7 +80,7 @@ def test_what_is_something_else_is_fetched_once_for_all_and_thrown_away(device: 
             await clock.tick()
             assert "is not what its metadata says: its SHA-256 is another; it was thrown" in rollout.status.last_poll
         assert device.downloads() == 1
-        put(device, metadata("v1.3", claims()))
+        upload(device, metadata("v1.3", claims()))
         await clock.tick()
 
     device.live(story)
@@ -88,21 +88,28 @@ def test_what_is_something_else_is_fetched_once_for_all_and_thrown_away(device: 
 
 
 def test_a_sha256_that_is_none_is_told(device: Device) -> None:
-    put(device, {"version": "v1.3", "sha256": "SHA256:" + "0" * 64})
+    upload(device, {"version": "v1.3", "sha256": "SHA256:" + "0" * 64})
     assert "has a sha256 in its metadata that is none; write the 64 digits that sha256sum prints" in outcome(device)
 
 
 # ------------------------------------------------------------------------------------------ signatures
 
 
-def test_a_signed_object_is_taken_without_what_was_not_signed(trusting: Device) -> None:
-    put(trusting, signed() | {"labels": "failure,normal", "accuracy": "1"})
+def test_a_signed_object_is_taken_with_what_was_signed(trusting: Device) -> None:
+    upload(trusting, signed(labels="normal,failure", accuracy="0.9"))
     outcome(trusting)
     [file] = trusting.worker.files
-    assert (file.version, file.labels) == ("v1.3", None)
+    assert (file.version, file.labels) == ("v1.3", ["normal", "failure"])
     assert trusting.slots.committed is not None
-    assert trusting.slots.committed.accuracy is None
+    assert trusting.slots.committed.accuracy == 0.9
     assert trusting.slots.sequence == NOW_MS
+
+
+@pytest.mark.parametrize("changed", ["labels", "accuracy", "name"])
+def test_nobody_can_change_what_was_signed(trusting: Device, changed: str) -> None:
+    upload(trusting, signed(labels="normal,failure", accuracy="0.9", name="vibration") | {changed: "1"})
+    assert "was changed after it was signed" in outcome(trusting)
+    assert trusting.worker.loaded == []
 
 
 def without(name: str) -> dict[str, str]:
@@ -146,7 +153,7 @@ CHANGED = f"was changed after it was signed with {OURS}"
 )
 def test_what_is_not_to_be_believed_is_not_even_offered(tmp_path: Path, facts: dict[str, str], why: str) -> None:
     model = tmp_path / "m.tflite"
-    model.write_bytes(MODEL)
+    put(model, MODEL)
     (tmp_path / "m.tflite.json").write_text(json.dumps(facts))
     store = open_model(parse_location(str(model)), [public_file(KEY, tmp_path)], device=Facts("edge-001"))
     with pytest.raises(StoreNeedsPerson) as error:
@@ -157,18 +164,18 @@ def test_what_is_not_to_be_believed_is_not_even_offered(tmp_path: Path, facts: d
 
 
 def test_a_signed_sha256_is_that_of_the_bytes(trusting: Device) -> None:
-    put(trusting, signed(), data=b"model with a worm in it")
+    upload(trusting, signed(), data=b"model with a worm in it")
     assert "its SHA-256 is another; it was thrown away" in outcome(trusting)
     assert trusting.worker.loaded == []
 
 
 def test_an_older_object_that_is_uploaded_again_is_not_taken(trusting: Device) -> None:
     newer = b"model of v1.4"
-    put(trusting, signed("v1.4", newer, sequence=str(NOW_MS)), newer)
+    upload(trusting, signed("v1.4", newer, sequence=str(NOW_MS)), newer)
     outcome(trusting)
-    put(trusting, signed("v1.3", MODEL, sequence=str(NOW_MS - 1)))
+    upload(trusting, signed("v1.3", MODEL, sequence=str(NOW_MS - 1)))
     assert "v1.3 is offered by an older" in outcome(trusting)
-    put(trusting, signed("v1.3", MODEL, sequence=""))
+    upload(trusting, signed("v1.3", MODEL, sequence=""))
     assert "v1.3 is offered by an older" in outcome(trusting)
     assert set(trusting.worker.loaded) == {"v1.4"}
 
@@ -183,12 +190,12 @@ def test_nothing_with_a_line_break_can_be_signed() -> None:
 def test_the_twin_has_to_be_signed_too(trusting: Device) -> None:
     trusting.url = Location("gs", "bucket", "m_edgetpu.tflite")
     twin = b"model for the CPU"
-    put(trusting, signed())
-    put(trusting, {"version": "v1.3"}, twin, "m.tflite")
+    upload(trusting, signed())
+    upload(trusting, {"version": "v1.3"}, twin, "m.tflite")
     assert "the model for the CPU: gs://bucket/m.tflite is not signed" in outcome(trusting)
     assert trusting.worker.twins == [None]
     # Who gets the twin follows from who gets the model.
-    put(trusting, signed("v1.3", twin, audience="0%"), twin, "m.tflite")
+    upload(trusting, signed("v1.3", twin, audience="not looked at"), twin, "m.tflite")
     outcome(trusting)
     assert trusting.worker.twins[-1] == twin
     assert trusting.worker.loaded == ["v1.3"] * 3
@@ -201,16 +208,16 @@ def test_the_twin_has_to_be_signed_too(trusting: Device) -> None:
 def test_an_audience_in_the_metadata_is_obeyed(device: Device, tmp_path: Path, keys: bool) -> None:
     device.keys = [public_file(KEY, tmp_path)] if keys else []
     place = share_of(device.facts.id, "v1.3", claims().sha256)
-    put(device, signed(audience=f"{place - 0.001:.4f}%"))
+    upload(device, signed(audience=f"{place - 0.001:.4f}%"))
     assert "v1.3 is out for" in outcome(device)
     assert device.worker.loaded == []
-    put(device, signed(audience=f"{place + 0.001:.4f}%"))
+    upload(device, signed(audience=f"{place + 0.001:.4f}%"))
     outcome(device)
     assert device.worker.loaded == ["v1.3"]
 
 
 def test_metadata_are_changed_in_place_and_whoever_runs_a_release_that_is_halted_goes_on(device: Device) -> None:
-    put(device, metadata("v1.3", claims(audience="halted")))
+    upload(device, metadata("v1.3", claims(audience="halted")))
     assert outcome(device) == "v1.3 was halted"
     change = {"metadata": {"audience": "0% site=lyon"}}
     device.server.patch("bucket", "m", {}, change)
@@ -225,20 +232,20 @@ def test_metadata_are_changed_in_place_and_whoever_runs_a_release_that_is_halted
 
 def test_without_a_sha256_the_version_alone_decides(device: Device) -> None:
     place = share_of("edge-001", "v1.3", "")
-    put(device, {"version": "v1.3", "audience": f"{place + 0.001:.4f}%"})
+    upload(device, {"version": "v1.3", "audience": f"{place + 0.001:.4f}%"})
     outcome(device)
     assert device.worker.loaded == ["v1.3"]
 
 
 def test_an_audience_that_is_none_is_told_and_does_not_mean_everybody(device: Device) -> None:
-    put(device, {"version": "v1.3", "audience": "10"})
+    upload(device, {"version": "v1.3", "audience": "10"})
     found = outcome(device)
     assert 'gs://bucket/m has an audience in its metadata that is none; "10" is no label, NAME=VALUE; write it' in found
     assert device.worker.loaded == []
 
 
 def test_the_others_run_it_as_a_shadow(tmp_path: Path) -> None:
-    (tmp_path / "m.tflite").write_bytes(MODEL)
+    put(tmp_path / "m.tflite", MODEL)
     (tmp_path / "m.tflite.json").write_text(json.dumps({"version": "v1.3", "audience": "0% shadow 5%"}))
     remote = open_model(parse_location(str(tmp_path / "m.tflite")), [], device=Facts("edge-001")).stat()
     assert remote.withheld == "v1.3 is not out for any device yet"
@@ -248,7 +255,7 @@ def test_the_others_run_it_as_a_shadow(tmp_path: Path) -> None:
 
 def test_a_file_beside_a_model_in_a_folder_says_the_same(tmp_path: Path) -> None:
     model = tmp_path / "m.tflite"
-    model.write_bytes(MODEL)
+    put(model, MODEL)
     location, keys = parse_location(str(model)), [public_file(KEY, tmp_path)]
     store = open_model(location, keys, device=Facts("edge-001"))
     with pytest.raises(StoreNeedsPerson, match="is not signed"):

@@ -8,7 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import Coroutine
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,10 @@ from edge_agent.latency import Histogram
 from edge_agent.lifecycle import Lifecycle
 from edge_agent.models.audience import Device
 from edge_agent.models.limits import DownloadLimits
-from edge_agent.models.open import open_model, open_twins, trusted_keys
+from edge_agent.models.open import golden_of, open_model, open_twins, trusted_keys
 from edge_agent.models.rollout import Rollout
 from edge_agent.models.slots import Slots
+from edge_agent.models.stores import Store
 from edge_agent.models.watching import open_watcher
 from edge_agent.pipeline import Pipeline
 from edge_agent.raw_data.destinations import Destination as PictureDestination
@@ -231,31 +232,40 @@ class Agent:
         self._announcer.clock(state, detail)
 
     def _take_results(self, batch: ResultBatch) -> None:
+        self._rollout.take(batch.model, batch.report.accelerator, batch.results, batch.failed)
         self._pipeline.take(batch)
         self._uploads.note(batch.results)
 
     def _make_rollout(self, configuration: Configuration) -> Rollout:
         model = configuration.settings.model
         slots = Slots(self._directories.state / "models", str(model.url))
-        limits = self._download_limits
-        store = open_model(
-            model.url,
-            trusted_keys(model.keys, os.environ),
-            device=Device(self._envelope.device_id, configuration.settings.device.labels),
-            name=model.model_name,
-            committed=lambda: slots.committed,
-            on_skew=self._timekeeper.compare_soon,
-            limits=limits,
-        )
+        store = self._open_model(configuration, slots)
         return Rollout(
             slots,
             store,
             self._supervisor,
-            twins=open_twins(slots, model.url, model.cpu_url, store, limits),
-            limits=limits,
+            twins=open_twins(slots, model.url, model.cpu_url, store, self._download_limits),
+            golden=golden_of(store),
+            limits=self._download_limits,
+            pin=model.pin or "",
             model_name=model.model_name,
             poll_interval=model.poll_interval,
+            hold=model.hold,
+            trial=model.trial,
             on_change=self._announcer.model,
+        )
+
+    def _open_model(self, configuration: Configuration, slots: Slots) -> Store:
+        model = configuration.settings.model
+        return open_model(
+            model.url,
+            trusted_keys(model.keys, os.environ),
+            device=Device(self._envelope.device_id, configuration.settings.device.labels),
+            name=model.model_name,
+            pin=model.pin or "",
+            committed=lambda: slots.committed,
+            on_skew=self._timekeeper.compare_soon,
+            limits=self._download_limits,
         )
 
     async def _run_rollout(self, rollout: Rollout) -> None:
@@ -385,11 +395,13 @@ class Agent:
     async def _apply_model(self, old: Configuration, new: Configuration) -> None:
         before, after = old.settings.model, new.settings.model
         self._download_limits.configure(bandwidth=after.download.bandwidth, window=after.download.window)
-        # Whom a release is for goes by the device's id and labels.
-        same_device = old.settings.device == new.settings.device
-        if same_device and replace(before, poll_interval=after.poll_interval, download=after.download) == after:
-            self._rollout.configure(poll_interval=after.poll_interval)
-            self._rollout.poll_now()
+        if (before.url, before.cpu_url, before.model_name) == (after.url, after.cpu_url, after.model_name):
+            # Keys, pin, and whom a release is for: what runs goes on, as the store is asked on other terms.
+            slots = self._rollout.slots
+            store = self._open_model(new, slots)
+            twins = open_twins(slots, after.url, after.cpu_url, store, self._download_limits)
+            self._rollout.ask(store, twins=twins, golden=golden_of(store), pin=after.pin or "")
+            self._rollout.configure(poll_interval=after.poll_interval, hold=after.hold, trial=after.trial)
             return
         # The old model goes on until one from the new place has been accepted.
         await self._rollout.stop()

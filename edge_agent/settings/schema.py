@@ -19,6 +19,7 @@ from edge_agent.settings.location import Destination, Location, parse_destinatio
 from edge_agent.settings.publish import ALL, Publish, parse_publish
 from edge_agent.settings.raw_data import RawDataSettings, as_table, complete
 from edge_agent.settings.showing import show
+from edge_agent.settings.trial import TrialSettings
 from edge_agent.settings.units import Duration, Size, parse_duration, parse_size
 from edge_agent.settings.when import When, consistent
 from edge_agent.settings.window import Window, parse_window
@@ -145,6 +146,12 @@ class ModelSettings(Table):
         parse_duration("1h")
     )
     download: DownloadSettings = DownloadSettings()
+    pin: Annotated[
+        Annotated[str, MinLen(1), MaxLen(128)] | None,
+        doc("Run this version and no other, also if it is an older one; it is not on trial."),
+    ] = None
+    hold: Annotated[bool, doc("Stay with the model in use; new ones are named, and not fetched.")] = False
+    trial: TrialSettings = field(default_factory=TrialSettings)
 
     @property
     def model_name(self) -> str:

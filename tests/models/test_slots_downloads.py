@@ -37,7 +37,7 @@ def _parts(directory: Path) -> set[str]:
 def test_a_download_survives_a_restart_and_changes_of_the_state(tmp_path: Path) -> None:
     slots = _open(tmp_path)
     path = _half(slots, _remote("v1"))
-    slots.note_sequence(7)
+    slots.note(sequence=7, generation=0)
     again = _open(tmp_path)
     assert again.begin(_remote("v1")) == path
     with Part(path, _remote("v1")) as part:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from edge_agent.models.news import RolloutChange
 from edge_agent.models.open import sibling
-from edge_agent.models.rollout import Rollout, RolloutChange
+from edge_agent.models.rollout import Rollout
 from edge_agent.settings.location import Location, parse_location
 from tests.models.rollout_kit import GOOD, HOUR, NO_MODEL, NO_WORKER, Clock, Device, first_pause
 

@@ -33,6 +33,8 @@ EXAMPLES = {
     "model.keys": ["/etc/edge-agent/release.pub.pem"],
     "model.download.bandwidth": "1MB",
     "model.download.window": "01:00-05:00",
+    "model.pin": "v1.2",
+    "model.trial.samples": 10000,
     "inference.labels": ["normal", "warning", "failure"],
     "inference.limits.low": 10.0,
     "inference.limits.high": 90.0,

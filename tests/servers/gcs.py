@@ -532,7 +532,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_error(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         if status == HTTPStatus.NOT_MODIFIED:
-            self._send(status, b"", {}, plain=True)
+            self._send(status, b"", {})
             return
         error = {
             "code": status,

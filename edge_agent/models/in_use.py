@@ -164,13 +164,25 @@ class InUse:
         self._on_change(change)
 
     async def stop(self) -> None:
-        """Who ends in order has not died of the trial. Where the disk hangs, it counts as if."""
-        if self._slots.trial is None:
+        """Who ends in order has not died of the trial. Where the disk hangs, it counts as if.
+
+        An outcome that is being written down as the end comes is told, if it has come that far.
+        """
+        if self._slots.trial is None and self._outcome is None:
             return
         try:
             await self._calls.run(lambda _: self._slots.forgive_trial(), limit=STOP_LIMIT)
         except (StoreUnavailable, OSError) as error:  # a disk that hangs or is full must not hold up the end
             _log.warning("that the trial has ended in order could not be noted", reason=str(error))
+        change = self._outcome
+        if change is not None and self._is_written(change):
+            self._outcome = None
+            self._on_change(change)
+
+    def _is_written(self, change: RolloutChange) -> bool:
+        if change.state == "committed":
+            return self._slots.committed == change.release
+        return self._slots.rejection(change.release) is not None
 
     async def _go_back(self, trial: _OnTrial, reason: str) -> RolloutChange:
         if not self._reverted:

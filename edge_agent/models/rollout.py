@@ -347,10 +347,8 @@ class Rollout:
         change = self._change_to(release, report)
         self._last_wait = ""
         facts = {"name": self._model_name, "version": release.version, "accelerator": report.accelerator}
-        if change.part == "twin":
-            facts["twin"] = "another"
-        elif change.previous is not None:
-            facts["previous"] = change.previous.version
+        if change.previous is not None:
+            facts |= {"twin": "another"} if change.part == "twin" else {"previous": change.previous.version}
         if terms.trial:
             facts["trial"] = format_duration(self._in_use.settings.time)
         if report.degraded is not None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +34,7 @@ NOTHING = Prepared(None, 0.0)
 REFERENCES = {
     "faulty": "tests.plugins.faulty:Faulty",
     "images": "edge_agent.sources.images:Images",
+    "marked": "tests.plugins.marked:Marked",
     "recording": "edge_agent.sources.recording:Recording",
     "vibration": "edge_agent.sources.vibration:Vibration",
 }
@@ -79,6 +81,8 @@ class Rig:
         self.health: list[tuple[str, str, str]] = []
         self.ends: list[tuple[str, str]] = []
         self.alarms: list[str] = []
+        self.reverts: list[str] = []
+        self.shadow_ends: list[str] = []
         self.ahead = 0.0
         self.folder = folder
         self._news = asyncio.Event()
@@ -94,6 +98,8 @@ class Rig:
         self.supervisor = Supervisor(
             configure, deadline, guard=self.recovery, on_results=self._results, on_health=self._health
         )
+        self.supervisor.on_revert = self._note(self.reverts)
+        self.supervisor.on_shadow_end = self._note(self.shadow_ends)
 
     def _results(self, batch: ResultBatch) -> None:
         self.batches.append(batch)
@@ -109,10 +115,31 @@ class Rig:
         self.alarms.append(detail)
         self._news.set()
 
+    def _note(self, where: list[str]) -> Callable[[str], None]:
+        def note(reason: str) -> None:
+            where.append(reason)
+            self._news.set()
+
+        return note
+
+    @property
+    def versions(self) -> list[str]:
+        """The versions that results came from, each as often as it took over."""
+        return [version for version, _ in groupby(batch.model.version for batch in self.batches if batch.results)]
+
     @property
     def positions(self) -> list[int]:
         """The numbers of the samples that results came for, in the order of arrival."""
         return [int(result.position or 0) for batch in self.batches for result in batch.results]
+
+    async def more(self, count: int = 20) -> None:
+        """Wait for so many further results."""
+        wanted = len(self.positions) + count
+        await self.until(lambda: len(self.positions) >= wanted)
+
+    def lost_nothing(self) -> bool:
+        """Whether each sample so far has become one result, in order."""
+        return self.positions == list(range(1, len(self.positions) + 1))
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait for something reported to make the condition true."""

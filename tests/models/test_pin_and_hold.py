@@ -8,6 +8,7 @@ import pytest
 from edge_agent.models.releases import RemoteObject
 from edge_agent.models.rollout import Rollout
 from edge_agent.models.stores import StoreUnavailable
+from edge_agent.models.twins import Twins
 from edge_agent.settings.trial import TrialSettings
 from tests.models.rollout_kit import HOUR, NO_MODEL, Clock, Device, first_pause
 
@@ -38,6 +39,20 @@ def test_a_pinned_version_that_ran_before_needs_no_network(device: Device) -> No
     device.live(first_pause)
     assert device.worker.loaded == ["v2", "v1", "v1"]
     assert device.downloads() == 2
+
+
+def test_a_pin_that_a_reload_brings_goes_for_a_running_device_too(device: Device) -> None:
+    _committed(device, "v1", "v2")
+
+    async def story(rollout: Rollout, clock: Clock) -> None:
+        assert await clock.pause() == HOUR
+        device.pin = "v1"
+        rollout.ask(device.open_store(), twins=Twins(rollout.slots, None), golden=None, pin="v1")
+        assert await clock.pause() == HOUR
+        assert rollout.status.version == "v1"
+
+    device.live(story)
+    assert device.worker.loaded == ["v2", "v1"]
 
 
 def test_beside_a_pin_nothing_else_is_taken_until_it_is_gone(device: Device) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -405,6 +406,33 @@ def test_other_settings_go_on_with_the_trial(tried: Device) -> None:
 
     tried.live(story)
     assert _trial_states(tried) == ["trial", "committed"]
+
+
+@pytest.mark.parametrize("failed", [0, 50])
+def test_an_end_amid_the_writing_of_the_outcome_tells_of_it(
+    tried: Device, monkeypatch: pytest.MonkeyPatch, failed: int
+) -> None:
+    tried.trial = TrialSettings(time=TEN_MINUTES, samples=100)
+    writing, go_on = threading.Event(), threading.Event()
+    sync = os.fsync
+
+    def slow(handle: int) -> None:
+        writing.set()
+        assert go_on.wait(30)
+        sync(handle)
+
+    async def story(rollout: Rollout, clock: Clock) -> None:
+        await _on_trial(tried, rollout, clock)
+        monkeypatch.setattr(os, "fsync", slow)
+        _results(tried, rollout, 100, failed=failed)
+        assert await asyncio.to_thread(writing.wait, 30)
+        stopping = asyncio.create_task(rollout.stop())
+        await _until(lambda: rollout.status.state == "stopped")
+        go_on.set()
+        await stopping
+
+    tried.live(story)
+    assert _trial_states(tried) == ["trial", "rolled_back" if failed else "committed"]
 
 
 def test_stopping_twice_is_no_harm(tried: Device) -> None:

@@ -184,8 +184,9 @@ class Loads:
         """Answer for a worker that has ended. `cause` is what it died of while it loaded a model, if it did."""
         self.running = self.spare = None
         for asked in self._pending.values():
+            report = self._unanswered(asked, cause)
             if not asked.answer.done():
-                asked.answer.set_result(self._unanswered(asked, cause))
+                asked.answer.set_result(report)
             # The worker loads one after the other: it was at the first of them.
             cause = None
         self._pending.clear()

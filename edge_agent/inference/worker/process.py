@@ -99,9 +99,11 @@ class Worker:
         if model is None:
             self._channel.send(Loaded(load.request, report))
             return
-        # What was made while starting and loading stays: keep the collector from walking it again and again.
         gc.collect()
-        gc.freeze()
+        if not self._threads:
+            # What was made while starting stays: keep the collector from walking it again and again. What later models
+            # leave behind, such as ctypes' classes for each delegate, must not stay.
+            gc.freeze()
         if takes_over:
             self._prefer_size(model)
         self._order(partial(self._inference.offer, model, load, report))

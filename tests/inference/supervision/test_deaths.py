@@ -3,7 +3,7 @@
 import pytest
 
 from edge_agent.inference.progress import ProgressPage, Reporter, Stage, Track
-from edge_agent.inference.supervision.deaths import MAX_SET_ASIDE, LastMoment, Suspects
+from edge_agent.inference.supervision.deaths import MAX_SET_ASIDE, Death, LastMoment, Suspects
 from edge_agent.inference.supervision.hangs import find_hang
 
 
@@ -86,6 +86,51 @@ def test_the_page_tells_what_a_worker_was_at() -> None:
         assert LastMoment.of(page) == LastMoment("idle", False, False, None, None)
     finally:
         page.close()
+
+
+def moment(inference: Stage, control: Stage = Stage.IDLE) -> LastMoment:
+    page = ProgressPage.create()
+    try:
+        page.enter(Track.CAPTURE, Stage.READ)
+        page.enter(Track.INFERENCE, inference)
+        page.enter(Track.CONTROL, control)
+        return LastMoment.of(page)
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize(
+    ("stage", "model", "shadow"),
+    [
+        (Stage.PREPROCESS, True, False),
+        (Stage.INVOKE, True, False),
+        (Stage.DECODE, True, False),
+        (Stage.CLOSE, True, False),
+        (Stage.SHADOW, False, True),
+        (Stage.BOTH_FAIL, False, False),
+        (Stage.WAIT, False, False),
+        (Stage.SEND, False, False),
+    ],
+)
+def test_a_death_is_put_down_to_what_was_running(stage: Stage, *, model: bool, shadow: bool) -> None:
+    last = moment(stage)
+    crash = Death("killed by SIGABRT", "killed by SIGABRT", last)
+    assert (crash.over_model, crash.over_shadow) == (model, shadow)
+    # A hang is known to be that of one thread.
+    hang = Death(f"hangs: {stage.words} for 9.0 s", "hung", last, hung=True)
+    assert (hang.over_model, hang.over_shadow) == (model, shadow)
+    elsewhere = Death("hangs: reading the source for 9.0 s", "hung", last, hung=True)
+    assert (elsewhere.over_model, elsewhere.over_shadow) == (False, False)
+    # The memory killer takes no notice of what a model does, but a shadow is memory that can be spared.
+    killed = Death("killed by SIGKILL", "killed by SIGKILL", last, outside=True)
+    assert (killed.over_model, killed.over_shadow) == (False, True)
+
+
+@pytest.mark.parametrize("control", [Stage.LOAD, Stage.GOLDEN])
+def test_while_another_model_is_loaded_that_one_is_to_blame(control: Stage) -> None:
+    last = moment(Stage.INVOKE, control)
+    assert last.loading
+    assert not Death("killed by SIGABRT", "killed by SIGABRT", last).over_model
 
 
 @pytest.mark.parametrize("position", ["", "7", "3:17:4711", "Bilder/Käse 1.jpg", "y" * 1000])

@@ -53,6 +53,14 @@ def test_while_a_model_is_loaded_all_threads_may_stand_still(page: ProgressPage)
     assert find_hang(page, 1.0) == f"hangs: running the model for {LOAD_DEADLINE + 1:.1f} s"
 
 
+def test_a_golden_sample_and_the_shadow_may_take_as_long_as_a_sample(page: ProgressPage) -> None:
+    for track, stage in ((Track.CONTROL, Stage.GOLDEN), (Track.INFERENCE, Stage.SHADOW)):
+        since(page, track, stage, 5)
+        assert find_hang(page, 10.0) is None
+        assert find_hang(page, 4.0) == f"hangs: {stage.words} for 5.0 s"
+        page.enter(track, Stage.IDLE)
+
+
 def test_two_threads_that_wait_for_each_other_hang(page: ProgressPage) -> None:
     assert max(REOPEN_DELAYS) < WAIT_DEADLINE
     since(page, Track.CAPTURE, Stage.WAIT, 3 * WAIT_DEADLINE)

@@ -1,12 +1,7 @@
 """The worker's own side: what its threads tell the agent, and how the process ends."""
 
-import os
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +10,7 @@ import pytest
 from edge_agent.inference.interpreter.model import build
 from edge_agent.inference.progress import ProgressPage, Reporter, Stage, Track
 from edge_agent.inference.protocol import (
-    HEAD,
     Channel,
-    Configure,
     Figures,
     Load,
     Loaded,
@@ -26,11 +19,6 @@ from edge_agent.inference.protocol import (
     Results,
     SourceState,
     Stop,
-    ToAgent,
-    ToWorker,
-    decode_length,
-    frame,
-    to_agent,
 )
 from edge_agent.inference.runtime.runtimes import find_runtime
 from edge_agent.inference.worker import runner
@@ -41,7 +29,8 @@ from edge_agent.inference.worker.runner import Inference
 from edge_agent.records import LoadReport, ModelFile, Sample
 from edge_agent.sources.base import SourceEnded
 from edge_agent.testing import run_in_worker
-from tests.inference.conftest import ROOT, settings
+from tests.inference.conftest import settings
+from tests.inference.worker.kit import Agent, worker
 from tests.plugins.faulty import Busy, Faulty, FaultyOptions
 from tests.standin import build as edgetpu_build
 from tests.standin.models import edgetpu_model
@@ -49,54 +38,6 @@ from tests.standin.models import edgetpu_model
 OPTIONS = ModelOptions(
     accelerator="auto", device="", top_k=3, resize="nearest", image_mean=127.5, image_std=127.5, labels=None, raw_data=0
 )
-
-
-Process = subprocess.Popen[str]
-
-
-class Agent:
-    """The agent's end of the socket, blocking."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.settimeout(60)
-        self._socket = sock
-        self._stream = sock.makefile("rb")
-
-    def receive(self) -> ToAgent | None:
-        head = self._stream.read(HEAD)
-        return to_agent.decode(self._stream.read(decode_length(head))) if head else None
-
-    def send(self, message: ToWorker) -> None:
-        self._socket.sendall(frame(message))
-
-    def hang_up(self) -> None:
-        self._stream.close()
-        self._socket.close()
-
-
-@contextmanager
-def worker(configure: Configure, environ: dict[str, str] | None = None) -> Iterator[tuple[Agent, Process]]:
-    """A real worker process, configured."""
-    ours, theirs = socket.socketpair()
-    page = ProgressPage.create()
-    command = [sys.executable, "-m", "edge_agent.inference.worker", str(theirs.fileno()), str(page.descriptor)]
-    with subprocess.Popen(
-        command,
-        pass_fds=(theirs.fileno(), page.descriptor),
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=environ or dict(os.environ),
-    ) as process:
-        theirs.close()
-        agent = Agent(ours)
-        try:
-            agent.send(configure)
-            yield agent, process
-        finally:
-            agent.hang_up()
-            process.kill()
-            page.close()
 
 
 def test_the_end_of_the_source_is_told_at_once_although_the_last_sample_came_with_it(demo_model: ModelFile) -> None:

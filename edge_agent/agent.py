@@ -35,7 +35,8 @@ from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.latency import Histogram
 from edge_agent.lifecycle import Lifecycle
-from edge_agent.models.open import open_model, open_twins
+from edge_agent.models.audience import Device
+from edge_agent.models.open import open_model, open_twins, trusted_keys
 from edge_agent.models.rollout import Rollout
 from edge_agent.models.slots import Slots
 from edge_agent.pipeline import Pipeline
@@ -229,7 +230,14 @@ class Agent:
     def _make_rollout(self, configuration: Configuration) -> Rollout:
         model = configuration.settings.model
         slots = Slots(self._directories.state / "models", str(model.url))
-        store = open_model(model.url, model.keys, on_skew=self._timekeeper.compare_soon)
+        store = open_model(
+            model.url,
+            trusted_keys(model.keys, os.environ),
+            device=Device(self._envelope.device_id, configuration.settings.device.labels),
+            name=model.model_name,
+            committed=lambda: slots.committed,
+            on_skew=self._timekeeper.compare_soon,
+        )
         return Rollout(
             slots,
             store,
@@ -298,6 +306,7 @@ class Agent:
             time_source=self._clock.time_source(),
             device_problems=self._monitor.problems,
             skew=self._timekeeper.skew,
+            budget=self._meter.budget,
             now=time.monotonic(),
         )
 
@@ -357,7 +366,9 @@ class Agent:
 
     async def _apply_model(self, old: Configuration, new: Configuration) -> None:
         before, after = old.settings.model, new.settings.model
-        if replace(before, poll_interval=after.poll_interval) == after:
+        # Whom a release is for goes by the device's id and labels.
+        same_device = old.settings.device == new.settings.device
+        if same_device and replace(before, poll_interval=after.poll_interval) == after:
             self._rollout.configure(poll_interval=after.poll_interval)
             self._rollout.poll_now()
             return

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from edge_agent import __version__
+from edge_agent.publisher.options import add_steps
 from edge_agent.service.control_client import CONTROL_SOCKET, BadAnswer, ControlError, ask
 
 CONFIG_FILE = Path("/etc/edge-agent.toml")
@@ -112,32 +113,8 @@ def _add_demo(commands: "Commands") -> None:
 
 def _add_release(commands: "Commands") -> None:
     release = commands.add_parser("release", help="build, sign and publish releases of a model; not for devices")
-    steps = release.add_subparsers(required=True, metavar="STEP", dest="release")
     release.set_defaults(command=_release)
-    build = steps.add_parser("build", help="inspect the files of a model, and make a release of them in a folder")
-    build.add_argument("--name", required=True, metavar="NAME", help="of the model; the same for all its releases")
-    build.add_argument("--version", required=True, metavar="VERSION", help="of this release, for instance v1.4")
-    build.add_argument("--model", required=True, type=Path, metavar="FILE", help="the model that devices run")
-    build.add_argument(
-        "--twin", type=Path, metavar="FILE", help="the same model before the Edge TPU compiler, for the CPU"
-    )
-    build.add_argument("--labels", type=Path, metavar="FILE", help="the labels, one in each line")
-    build.add_argument("--accuracy", type=float, metavar="SHARE", help="as it was measured, from 0 to 1")
-    build.add_argument("output", type=Path, metavar="FOLDER", help="where to write the release")
-    sign = steps.add_parser("sign", help="sign a release, so that devices with the key believe it")
-    sign.add_argument("folder", type=Path, metavar="FOLDER", help="what `edge-agent release build` wrote")
-    sign.add_argument("--key", required=True, type=Path, metavar="FILE", help="the private key")
-    sign.add_argument("--expires", metavar="TIME", help='how long devices may take it, for instance "90d"')
-    publish = steps.add_parser("publish", help="bring a release to where devices look for it")
-    publish.add_argument("folder", type=Path, metavar="FOLDER", help="what `edge-agent release build` wrote")
-    publish.add_argument("url", metavar="URL", help="gs://BUCKET/FOLDER, file:///FOLDER or a path")
-    show = steps.add_parser("show", help="say what a release is made of, and who has signed it")
-    show.add_argument("folder", type=Path, metavar="FOLDER", help="a release")
-    show.add_argument(
-        "--key", type=Path, metavar="FILE", help="a public key: also say whether devices with it believe it"
-    )
-    new_key = steps.add_parser("new-key", help="make a key to sign releases with")
-    new_key.add_argument("file", type=Path, metavar="FILE", help="the private key; the public one is written beside it")
+    add_steps(release)
 
 
 def _release(options: argparse.Namespace) -> int:

@@ -100,13 +100,18 @@ class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SendingReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How sending goes. `since` is how long the state has lasted, in seconds."""
+    """How sending goes. `since` is how long the state has lasted, in seconds.
+
+    `used_today` of the `daily_budget` went over the line, in bytes; both are None where there is no such budget.
+    """
 
     sink: str
     state: str
     reason: str
     since: float
     sent: int
+    used_today: int | None = None
+    daily_budget: int | None = None
 
 
 class RawDataReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -296,6 +301,8 @@ def _sending(sending: SendingReport) -> Iterator[str]:
     if sending.reason:
         yield sending.reason
     yield f"{_counted(sending.sent, 'event')} sent since the start"
+    if sending.used_today is not None and sending.daily_budget is not None:
+        yield f"{approximate_size(sending.used_today)} of the day's {approximate_size(sending.daily_budget)} used"
 
 
 def _raw_data(raw_data: RawDataReport) -> Iterator[str]:

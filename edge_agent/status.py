@@ -42,7 +42,8 @@ _NOT_SET = "the clock is not set yet"
 class Snapshot:
     """What the agent knows of its parts at one moment. Ages in seconds; `now` is the clock of `sender.since`.
 
-    `skew` is how far the clock is from that of a server, in words, or empty.
+    `skew` is how far the clock is from that of a server, in words, or empty. `budget` are the bytes used of the day's
+    budget, and that budget.
     """
 
     settings: Settings
@@ -64,6 +65,7 @@ class Snapshot:
     device_problems: Sequence[str]
     now: float
     skew: str = ""
+    budget: tuple[int, int] | None = None
 
 
 def status_line(now: Snapshot) -> str:
@@ -248,12 +250,15 @@ def _report_queue(now: Snapshot) -> QueueReport:
 
 
 def _report_sending(now: Snapshot) -> SendingReport:
+    used, budget = now.budget or (None, None)
     return SendingReport(
         sink=str(now.settings.telemetry.sink),
         state=now.sender.status,
         reason=now.sender.reason,
         since=max(0.0, now.now - now.sender.since),
         sent=now.sender.sent_events,
+        used_today=used,
+        daily_budget=budget,
     )
 
 

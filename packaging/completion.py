@@ -16,7 +16,7 @@ from edge_agent import cli
 # bash(1).
 COMPLETERS = {"FILE": "compopt -o default", "DIR": "compopt -o dirnames", "FOLDER": "compopt -o dirnames"}
 # What no file can complete.
-COMPLETERS |= dict.fromkeys(("NAME", "VERSION", "SHARE", "TIME", "URL"), ":")
+COMPLETERS |= dict.fromkeys(("NAME", "VERSION", "SHARE", "TIME", "URL", "N", "LABELS", "TEXT"), ":")
 SCRIPT = """\
 # bash completion for edge-agent; packaging/completion.py in its sources writes this file.
 

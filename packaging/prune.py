@@ -26,8 +26,6 @@ UNUSED = {
         "ml_dtypes-*",
         "pycparser",
         "pycparser-*",
-        "tqdm",
-        "tqdm-*",
     ],
     "Pillow's fonts, AVIF, colour management, image arithmetic and windows; sources/images.py lists its formats": [
         "PIL/_avif.*.so",

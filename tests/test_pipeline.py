@@ -13,8 +13,8 @@ from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.pipeline import Pipeline
 from edge_agent.records import Box, LoadReport, ModelFile, Result, Score, Tensor, TimeSource
 from edge_agent.telemetry.envelope import Envelope
-from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.publishing import Everything
+from tests.telemetry.event_list import EventList
 
 MODEL = ModelFile("/m.tflite", "vibration", "v1")
 RULE = Rule(name="stop", labels=frozenset({"failure"}), min_confidence=0.8, cooldown=10.0, run=("true",))
@@ -28,28 +28,9 @@ class Clock:
         return "unverified"
 
 
-class Queue:
-    epoch = 1
-    next_number = 1
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-
-    def put(
-        self,
-        first_number: int,
-        events: Sequence[bytes],
-        first_ms: int,
-        last_ms: int,
-        priority: Priority = Priority.RESULT,
-    ) -> None:
-        self.next_number += len(events)
-        self.events += map(json.loads, events)
-
-
 class Rig:
     def __init__(self, *rules: Rule, clock: Callable[[], float] = time.monotonic) -> None:
-        self.queue = Queue()
+        self.queue = EventList()
         self.ran: list[tuple[str, dict[str, Any], int]] = []
         envelope = Envelope("edge-001", {}, Clock(), self.queue)
         self.pipeline = Pipeline(envelope, RuleSet(rules or [RULE]), self.run, Everything(envelope), clock=clock)

@@ -31,6 +31,7 @@ DEVICE = DeviceReport(
     owner="this service",
     in_use=True,
 )
+USED = {"used_today": 1_234_567, "daily_budget": 50_000_000}
 FULL = StatusReport(
     state="running",
     version="0.1.0",
@@ -238,6 +239,18 @@ def test_texts_from_outside_cannot_drive_the_terminal() -> None:
             "sending",
             {"state": "sending", "reason": "", "since": 0.0, "sent": 1},
             "pubsub://project/topic: sending for 0s; 1 event sent since the start",
+        ),
+        (
+            "sending",
+            {
+                "state": "idle",
+                "reason": "",
+                "since": 0.0,
+                "sent": 2,
+                "used_today": 1_234_567,
+                "daily_budget": 50_000_000,
+            },
+            "pubsub://project/topic: idle for 0s; 2 events sent since the start; 1.23 MB of the day's 50 MB used",
         ),
         (
             "worker",

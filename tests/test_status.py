@@ -259,6 +259,7 @@ def test_the_report_holds_what_the_agent_knows() -> None:
         sender=SenderState("sending", "slow", 40.0, 100, 1, 0),
         latest=event(degraded="no Edge TPU is plugged in"),
         dropped=5,
+        budget=(1000, 50_000_000),
     )
     library = "/usr/lib/libedgetpu.so.1"
     made = report(now, [STICK], library, DeviceHealth(cpu_temperature_c=48.2))
@@ -324,6 +325,8 @@ def test_the_report_holds_what_the_agent_knows() -> None:
             "reason": "slow",
             "since": 60.0,
             "sent": 100,
+            "used_today": 1000,
+            "daily_budget": 50_000_000,
         },
         "worker": {"state": "running", "deaths": 2, "last_death": "killed by SIGKILL"},
         "raw_data": None,

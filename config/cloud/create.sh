@@ -20,6 +20,7 @@ SUBSCRIPTION=${SUBSCRIPTION:-$TOPIC-to-bigquery}
 DEAD_LETTERS=${DEAD_LETTERS:-$TOPIC-dead-letters} # a topic, and the subscription that keeps what comes to it
 ACCOUNT=${ACCOUNT:-edge-agent}
 MODEL_BUCKET=${MODEL_BUCKET:-} # if [model].url is gs://MODEL_BUCKET/…
+IMAGE_BUCKET=${IMAGE_BUCKET:-} # if images of [telemetry.raw_data] is gs://IMAGE_BUCKET/…
 
 schema=$(dirname "$0")/events.schema.json
 account=$ACCOUNT@$PROJECT.iam.gserviceaccount.com
@@ -106,6 +107,11 @@ if [ -n "$MODEL_BUCKET" ]; then
     retry gcloud storage buckets add-iam-policy-binding "gs://$MODEL_BUCKET" \
         --member="serviceAccount:$account" \
         --role=roles/storage.objectViewer
+fi
+if [ -n "$IMAGE_BUCKET" ]; then
+    retry gcloud storage buckets add-iam-policy-binding "gs://$IMAGE_BUCKET" \
+        --member="serviceAccount:$account" \
+        --role=roles/storage.objectCreator # they can neither read pictures nor replace them
 fi
 
 cat <<END

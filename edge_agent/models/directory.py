@@ -85,7 +85,7 @@ class FileStore:
                 return as_facts(json.loads(file.read(_SIDECAR_LIMIT)))
         except FileNotFoundError:
             return {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreNeedsPerson(
                 f"{sidecar} cannot be read: {error}",
                 'write it as {"version": "v1.3"}, or remove it',

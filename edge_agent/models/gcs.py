@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import google_crc32c
@@ -35,6 +35,7 @@ from edge_agent.models.stores import (
 
 TIMEOUT = (10.0, 20.0)
 """Seconds to connect, and to wait for the next bytes."""
+_PIECE = 1 << 20
 
 
 class GcsStore:
@@ -164,7 +165,7 @@ class GcsFolder:
         self._timeout = timeout
         self._client: Any = None
 
-    def put(self, name: str, data: bytes | Path) -> None:
+    def put(self, name: str, data: "bytes | Path | Upload") -> None:
         """Store an object, or a file. Raises `StoreError`, but not if the name is there: it tells it from all others.
 
         Blocks until the bucket has it, or does not answer in time.
@@ -175,22 +176,47 @@ class GcsFolder:
             if not _is_there(error):
                 raise self._failed(error) from error
 
-    def replace(self, name: str, data: bytes, *, replacing: int) -> None:
+    def replace(
+        self, name: str, data: "bytes | Upload", *, replacing: int, metadata: dict[str, str] | None = None
+    ) -> None:
         """Store an object in the place of the generation `replacing`; 0 is none. Raises `StoreError`.
 
         That is `StoreUnavailable` where another generation is there.
         """
         try:
-            self._upload(name, data, replacing=replacing)
+            self._upload(name, data, replacing=replacing, metadata=metadata)
         except Exception as error:
             raise self._failed(error) from error
 
-    def _upload(self, name: str, data: bytes | Path, *, replacing: int) -> None:
+    def names(self, folder: str, most: int) -> list[str]:
+        """Return the names of the first `most` objects in a folder below this one, in their order.
+
+        Raises `StoreError`.
+        """
+        prefix = f"{self._prefix}{folder}/"
         try:
-            if self._client is None:
-                self._client = _connect()
-            blob = self._client.bucket(self._bucket).blob(self._prefix + name)
-            upload = blob.upload_from_filename if isinstance(data, Path) else blob.upload_from_string
+            found = self._connected().list_blobs(
+                self._bucket, prefix=prefix, max_results=most, timeout=self._timeout, retry=None
+            )
+            return [blob.name.removeprefix(prefix) for blob in found]
+        except Exception as error:
+            raise self._failed(error) from error
+        finally:
+            self._hang_up()
+
+    def _upload(
+        self, name: str, data: "bytes | Path | Upload", *, replacing: int, metadata: dict[str, str] | None = None
+    ) -> None:
+        try:
+            blob = self._connected().bucket(self._bucket).blob(self._prefix + name)
+            if metadata is not None:
+                blob.metadata = metadata
+            if isinstance(data, Upload):
+                # In pieces, as only these show how far it is; the library sends a file of up to 8 MiB as one.
+                blob.chunk_size = _PIECE
+                upload = blob.upload_from_file
+            else:
+                upload = blob.upload_from_filename if isinstance(data, Path) else blob.upload_from_string
             upload(
                 data,
                 content_type=mimetypes.guess_type(name)[0] or "application/octet-stream",
@@ -200,8 +226,17 @@ class GcsFolder:
                 retry=None,
             )
         finally:
-            if self._client is not None:
-                self._client.close()  # uploads are rare: an idle connection would hardly live until the next one
+            self._hang_up()
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            self._client = _connect()
+        return self._client
+
+    def _hang_up(self) -> None:
+        """Uploads are rare: an idle connection would hardly live until the next one."""
+        if self._client is not None:
+            self._client.close()
 
     def _failed(self, error: Exception) -> StoreError:
         from edge_agent.models.gcs_errors import PUBLISH, WRITE, explain  # noqa: PLC0415  # heavy, and seldom needed
@@ -211,6 +246,24 @@ class GcsFolder:
         if isinstance(explained, StoreNeedsPerson):
             self._client = None  # credentials are read anew once somebody has put them right
         return explained
+
+
+class Upload:
+    """A file that is open for reading; `watch` hears of each number of bytes that is taken from it to be sent."""
+
+    def __init__(self, file: BinaryIO, watch: Callable[[int], None]) -> None:
+        self._file = file
+        self._watch = watch
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        data = self._file.read(size)
+        self._watch(len(data))
+        return data
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._file.tell()
 
 
 def _is_there(error: Exception) -> bool:

@@ -7,24 +7,34 @@
 The objects lie in the folder `objects` beside it, under names that begin with their SHA-256, and never change. The
 manifest is written last, so that whoever reads it finds everything it names. Signatures are made over the bytes of the
 member `release` just as they stand in the file: no canonical form is needed, and nothing is read that was not signed.
+Each version stays in the folder `releases` beside it, as a manifest of its own, for devices that are pinned to it.
 """
 
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta
 
 MANIFEST = "release.json"
 OBJECTS = "objects"
+PINS = "releases"
 FORMAT = 1
 MAX_SIZE = 256 * 1024
 """Bytes; a file that claims to be longer is not read."""
+MAX_GOLDEN = 64 << 20
+"""Bytes of golden samples."""
 MAX_LABELS = 10_000
+MAX_SEQUENCE = 1 << 53
 _MAX_OBJECT = 1 << 32
+YEAR_10000 = 253_402_300_800
+"""Seconds since 1970: the end of Python's calendar."""
 # Patterns end in \Z, as $ would let a newline pass. One name, no path: it is used in folders and object names as it is.
 _Name = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,199}\Z")]
-# What is shown to people and put into events holds no control characters.
-_Text = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+\Z")]
+# What is shown to people and put into events holds no control characters, and nothing that turns the text around it
+# or breaks its line.
+_UNSEEN = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff"
+_Text = Annotated[str, Meta(min_length=1, max_length=128, pattern=rf"^[^{_UNSEEN}]+\Z")]
 _Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
@@ -43,13 +53,14 @@ class ObjectFile(msgspec.Struct, frozen=True, kw_only=True):
 class Audience(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which devices a release is for: the first `percent` of them, and before those all of `cohorts`.
 
-    A device belongs to a cohort if it has all of its labels. `halted`: no device switches to it any more. `shadow` is
-    the share of samples (0 to 1) on which the other devices run it beside their own model.
+    A device belongs to a cohort if it has all of its labels. `halted`: no device switches to it any more, and `why`.
+    `shadow` is the share of samples (0 to 1) on which the other devices run it beside their own model.
     """
 
     percent: Annotated[float, Meta(ge=0, le=100)] = 100.0
     cohorts: Annotated[list[Annotated[dict[_Text, _Text], Meta(min_length=1, max_length=16)]], Meta(max_length=64)] = []
     halted: bool = False
+    why: Annotated[str, Meta(max_length=128, pattern=rf"^[^{_UNSEEN}]*\Z")] = ""
     shadow: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
 
@@ -81,8 +92,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     format: Literal[1]
     name: _Text
     version: _Text
-    sequence: Annotated[int, Meta(ge=1, lt=1 << 53)]
-    expires: Annotated[int, Meta(ge=0, lt=1 << 53)] | None = None
+    sequence: Annotated[int, Meta(ge=1, lt=MAX_SEQUENCE)]
+    expires: Annotated[int, Meta(ge=0, lt=YEAR_10000)] | None = None
     model: ObjectFile
     twin: ObjectFile | None = None
     labels: Annotated[list[_Text], Meta(min_length=1, max_length=MAX_LABELS)] | None = None
@@ -126,6 +137,11 @@ class SignedManifest(msgspec.Struct, frozen=True):
         """Return the file."""
         signatures = msgspec.json.format(msgspec.json.encode(self.signatures), indent=2)
         return b'{"release": %s,\n "signatures": %s}\n' % (self.signed, signatures)
+
+
+def pin_name(version: str) -> str:
+    """Return the name, beside the manifest, of the one that stays for devices that are pinned to a version."""
+    return f"{PINS}/{quote(version, safe='')}.json"
 
 
 def unsigned(manifest: Manifest) -> SignedManifest:

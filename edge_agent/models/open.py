@@ -1,18 +1,24 @@
 """Makes the stores that the URLs of a model and of its twin name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from edge_agent.models.audience import Device
 from edge_agent.models.directory import FileStore
 from edge_agent.models.gcs import GcsStore
-from edge_agent.models.manifest import MANIFEST, OBJECTS
-from edge_agent.models.manifest_store import ManifestStore, UnsignedStore
+from edge_agent.models.manifest import MANIFEST, OBJECTS, pin_name
+from edge_agent.models.manifest_store import HasGolden, ManifestStore
+from edge_agent.models.plain_store import PlainStore
+from edge_agent.models.releases import Release
 from edge_agent.models.slots import Slots
 from edge_agent.models.stores import OnSkew, Readable, Store
+from edge_agent.models.trust import Trust
 from edge_agent.models.twins import Twins
 from edge_agent.settings.location import Location
 
+KEYS_CREDENTIAL = "release-keys.pem"
+"""The name of the credential in the unit's LoadCredential=."""
 _COMPILED = "_edgetpu.tflite"
 _PLAIN = ".tflite"
 
@@ -27,17 +33,47 @@ def open_store(location: Location, *, setting: str = "[model].url", on_skew: OnS
     return FileStore(Path(location.path), setting=setting)
 
 
-def open_model(location: Location, keys: Sequence[str], *, on_skew: OnSkew | None = None) -> Store:
-    """Make the store behind `[model].url`; `keys` are the files of `[model].keys`. `on_skew` as for `open_store`."""
-    store = open_store(location, on_skew=on_skew)
+def open_model(
+    location: Location,
+    keys: Sequence[str],
+    *,
+    device: Device,
+    name: str = "",
+    pin: str = "",
+    committed: Callable[[], Release | None] = lambda: None,
+    on_skew: OnSkew | None = None,
+) -> Store:
+    """Make the store behind `[model].url`; `keys` are the files of `trusted_keys`. `on_skew` as for `open_store`.
+
+    `name` is that of the model in the settings, `committed` says what the device starts with. `pin` is the version
+    that alone is wanted, or empty; where there is no manifest it is not looked at.
+    """
+    store, trust = open_store(location, on_skew=on_skew), Trust([Path(key) for key in keys])
     if location.path.rpartition("/")[2] != MANIFEST:
-        return UnsignedStore(store.url) if keys else store
-    folder = location.path.removesuffix(MANIFEST) + OBJECTS
+        return PlainStore(store, trust, device, name=name)
+    folder = location.path.removesuffix(MANIFEST)
 
-    def open_object(name: str) -> Store:
-        return open_store(replace(location, path=f"{folder}/{name}"))
+    def open_object(object_name: str) -> Store:
+        return open_store(replace(location, path=f"{folder}{OBJECTS}/{object_name}"))
 
-    return ManifestStore(store, open_object, [Path(key) for key in keys])
+    if pin:
+        of_pin = replace(location, path=folder + pin_name(pin))
+        file = open_store(of_pin, setting="[model].pin", on_skew=on_skew)
+    else:
+        file = store
+    return ManifestStore(file, open_object, trust, device, url=store.url, name=name, pin=pin, committed=committed)
+
+
+def trusted_keys(files: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """Return the files of `[model].keys`, and the one that systemd has passed on, if there is one."""
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    passed = [str(file)] if folder and (file := Path(folder) / KEYS_CREDENTIAL).exists() else []
+    return [*files, *passed]
+
+
+def golden_of(store: Store) -> HasGolden | None:
+    """Return what fetches the golden samples of the releases in `store`, if they can have any."""
+    return store if isinstance(store, ManifestStore) else None
 
 
 def open_twins(slots: Slots, url: Location, cpu_url: Location | None, store: Store) -> Twins:
@@ -47,10 +83,10 @@ def open_twins(slots: Slots, url: Location, cpu_url: Location | None, store: Sto
     """
     if isinstance(store, ManifestStore):
         return Twins(slots, store.twin)
-    if isinstance(store, UnsignedStore):
-        return Twins(slots, None)
     location = cpu_url or sibling(url)
     of_twin = None if location is None else open_store(location, setting="[model].cpu_url")
+    if of_twin is not None and isinstance(store, PlainStore):
+        return Twins(slots, store.beside(of_twin), expected=cpu_url is not None)
     return Twins(slots, of_twin, expected=cpu_url is not None)
 
 

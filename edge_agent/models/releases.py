@@ -26,6 +26,23 @@ PAIR = "+"
 VERSION_LENGTH = 128
 
 
+class Claims(msgspec.Struct, frozen=True):
+    """What the metadata of an object in the plain form claims, as it stands there; empty where it says nothing.
+
+    `sha256` is that of its bytes, `name` that of the model. `signature` is one by `key` over the version and all the
+    others.
+    """
+
+    sha256: str = ""
+    signature: str = ""
+    key: str = ""
+    sequence: str = ""
+    audience: str = ""
+    name: str = ""
+    labels: str = ""
+    accuracy: str = ""
+
+
 class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
     """The object in the store, before any byte of it was read.
 
@@ -34,7 +51,7 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
     `version_given` is whether the uploader named the version, `uploaded` the time of the upload by the store's clock,
     in seconds since the epoch. `sequence` is that of a manifest whose signature was checked, else 0. `acceptance` is
     what a device finds out before it switches. `withheld` is why this device may not take it, in words, or empty;
-    `outlook` what else a person should know of it. `shadow` is to be run beside it.
+    `outlook` what else a person should know of it. `shadow` is to be run beside it. `claims` are not checked yet.
     """
 
     url: str
@@ -52,6 +69,7 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
     withheld: str = ""
     outlook: str = ""
     shadow: "Shadow | None" = None
+    claims: Claims = Claims()
 
     @property
     def id(self) -> str:
@@ -122,8 +140,11 @@ def pair_id(model: str, twin: str) -> str:
 
 def clean_version(text: str) -> str:
     """A version as people wrote it, made fit for logs, message attributes and state files."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text.strip())
-    return printable[:VERSION_LENGTH]
+    return _printable(text.strip())[:VERSION_LENGTH]
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def describe(
@@ -136,7 +157,7 @@ def describe(
     unnamed: str = "",
     uploaded: float | None = None,
 ) -> RemoteObject:
-    """Build a `RemoteObject` from the metadata that its uploader wrote: `version`, `accuracy`, `labels`.
+    """Build a `RemoteObject` from the metadata that its uploader wrote: `version`, `accuracy`, `labels`, `Claims`.
 
     Without a version it is `unnamed`, or else each upload is a version of its own, named after its generation. What
     cannot be understood is left out and named in `remarks`.
@@ -154,6 +175,7 @@ def describe(
         remarks=tuple(remarks),
         version_given=bool(version),
         uploaded=uploaded,
+        claims=Claims(**{name: facts.get(name, "").strip() for name in Claims.__struct_fields__}),
     )
 
 
@@ -175,9 +197,9 @@ def _labels(text: str, remarks: list[str]) -> list[str] | None:
     if not text.strip():
         return None
     if not text.lstrip().startswith("["):
-        return [label.strip() for label in text.split(",")]
+        return [_printable(label.strip()) for label in text.split(",")]
     try:
-        return msgspec.json.decode(text, type=list[str])
+        return [_printable(label) for label in msgspec.json.decode(text, type=list[str])]
     except msgspec.DecodeError as error:
         remarks.append(f"labels are not a JSON list of strings and were left out: {error}")
         return None

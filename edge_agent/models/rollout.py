@@ -227,7 +227,10 @@ class Rollout:
         if remote.sequence > self._slots.sequence:
             await self._calls.run(lambda _: self._slots.note_sequence(remote.sequence))
         rejection = self._slots.rejection(remote)
-        if rejection is not None:
+        if remote.withheld and self._known_as(remote) is None:
+            await self._withdraw()
+            self._found("debug", remote.withheld)
+        elif rejection is not None:
             await self._withdraw()
             again = "upload it again to have it tried again"
             self._found("warning", f"{remote.version} was rejected: {rejection.reason}; {again}")

@@ -6,6 +6,7 @@ out/objects/3f1c8a2b94d07e15-model.tflite     each file under a name that no oth
 
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,21 +14,26 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.durable import replace_file
-from edge_agent.inference.checks.inspection import EDGETPU_OPERATOR, ModelFacts, NotInspectedError, inspect
+from edge_agent.inference.checks.inspection import ModelFacts, NotInspectedError, inspect
 from edge_agent.inference.interpreter.labels import LabelsError, read_labels
-from edge_agent.models.manifest import FORMAT, MANIFEST, OBJECTS, Manifest, ObjectFile, unsigned
+from edge_agent.models.manifest import FORMAT, MANIFEST, OBJECTS, Acceptance, Manifest, ObjectFile
 from edge_agent.models.stores import file_sha256
+from edge_agent.publisher.errors import ReleaseError
+from edge_agent.publisher.golden import Examined, Question, about_golden, examine
+from edge_agent.publisher.keys import signed_with
+from edge_agent.publisher.remarks import about_model, number_of_classes
 
+GOLDEN_NAME = "golden.npz"
 _UNSAFE = re.compile(r"[^0-9A-Za-z._-]")
 _LONGEST_NAME = 180
 
 
-class ReleaseError(Exception):
-    """The release cannot be made, signed or published; the message says why, and where."""
-
-
 class Ingredients(msgspec.Struct, frozen=True, kw_only=True):
-    """What a release is made of. `twin` is the same model for the CPU, `labels` a labels file."""
+    """What a release is made of. `twin` is the same model for the CPU, `labels` a labels file.
+
+    `golden` are samples (see `edge_agent.publisher.golden`), `golden_labels` a file with a line for each of them, and
+    `acceptance` what devices are to find out with them. `task` is the model's, or empty: it is told from its outputs.
+    """
 
     name: str
     version: str
@@ -35,35 +41,58 @@ class Ingredients(msgspec.Struct, frozen=True, kw_only=True):
     twin: Path | None = None
     labels: Path | None = None
     accuracy: float | None = None
+    golden: Path | None = None
+    golden_labels: Path | None = None
+    acceptance: Acceptance = Acceptance()
+    task: str = ""
 
 
 class Built(msgspec.Struct, frozen=True):
-    """The manifest that was written, and what its publisher should think about."""
+    """The manifest that was written, what was found out, and what its publisher should think about."""
 
     manifest: Manifest
+    notes: list[str]
     warnings: list[str]
 
 
 async def build(ingredients: Ingredients, folder: Path, *, now_ms: int | None = None) -> Built:
     """Inspect everything, and write the release to `folder`. Raises ReleaseError, OSError."""
-    model = await _inspected(ingredients.model)
-    twin = await _inspected(ingredients.twin) if ingredients.twin is not None else None
-    labels = _labels(ingredients.labels)
+    model = await inspected(ingredients.model)
+    twin = await inspected(ingredients.twin) if ingredients.twin is not None else None
+    labels = given_labels(ingredients.labels)
     if twin is not None:
         _check_twin(ingredients, model, twin)
-    manifest = _manifest(ingredients, labels, now_ms or int(time.time() * 1000))
-    _write(ingredients, manifest, folder)
-    return Built(manifest, list(_warnings(model, twin, labels)))
+    notes, warnings = [], list(_warnings(model, twin, labels))
+    if model.package is not None:
+        notes.append(f"{ingredients.model}: {model.package}")
+    with tempfile.TemporaryDirectory(prefix="edge-agent-release-") as desk:
+        golden = Path(desk) / GOLDEN_NAME
+        examined = await _run_golden(ingredients, model, labels, golden)
+        if examined is not None and ingredients.golden is not None:
+            notes.append(str(examined))
+            warnings += about_golden(ingredients.golden, examined)
+        files = _Files(ingredients.model, ingredients.twin, None if examined is None else golden)
+        manifest = _manifest(ingredients, files, model, labels, now_ms or int(time.time() * 1000))
+        _write(files, manifest, folder)
+    return Built(manifest, notes, warnings)
 
 
-async def _inspected(path: Path) -> ModelFacts:
+class _Files(msgspec.Struct, frozen=True):
+    model: Path
+    twin: Path | None
+    golden: Path | None
+
+
+async def inspected(path: Path) -> ModelFacts:
+    """Return what a model file holds. Raises ReleaseError."""
     try:
         return await inspect(str(path))
     except NotInspectedError as error:
         raise ReleaseError(f"{path}: {error}") from error
 
 
-def _labels(path: Path | None) -> list[str] | None:
+def given_labels(path: Path | None) -> list[str] | None:
+    """Return the labels of a file, where there is one. Raises ReleaseError."""
     try:
         return None if path is None else read_labels(path)
     except LabelsError as error:
@@ -87,16 +116,43 @@ def _listed(tensors: Sequence[object]) -> str:
     return ", ".join(map(str, tensors))
 
 
-def _manifest(ingredients: Ingredients, labels: list[str] | None, sequence: int) -> Manifest:
+async def _run_golden(
+    ingredients: Ingredients, model: ModelFacts, labels: list[str] | None, output: Path
+) -> Examined | None:
+    if ingredients.golden is None:
+        if ingredients.golden_labels is not None or ingredients.acceptance != Acceptance():
+            raise ReleaseError("without golden samples (--golden) there is nothing that a device could find out")
+        return None
+    task = ingredients.task or ("classification" if (number_of_classes(model) or 0) > 1 else "raw")
+    return await examine(
+        Question(
+            model=str(ingredients.twin or ingredients.model),
+            source=str(ingredients.golden),
+            output=str(output),
+            task=task,
+            labels_file=None if ingredients.golden_labels is None else str(ingredients.golden_labels),
+            labels=labels,
+            acceptance=ingredients.acceptance,
+        )
+    )
+
+
+def _manifest(
+    ingredients: Ingredients, files: _Files, model: ModelFacts, labels: list[str] | None, sequence: int
+) -> Manifest:
+    acceptance = msgspec.structs.replace(ingredients.acceptance, golden=_object(files.golden))
     given = {
         "format": FORMAT,
         "name": ingredients.name,
         "version": ingredients.version,
         "sequence": sequence,
-        "model": _object(ingredients.model),
-        "twin": _object(ingredients.twin),
+        "model": _object(files.model),
+        "twin": _object(files.twin),
         "labels": labels,
         "accuracy": ingredients.accuracy,
+        "inputs": list(map(str, model.inputs)),
+        "outputs": list(map(str, model.outputs)),
+        "acceptance": acceptance,
     }
     try:
         return msgspec.convert({key: value for key, value in given.items() if value is not None}, Manifest)
@@ -112,36 +168,18 @@ def _object(path: Path | None) -> ObjectFile | None:
     return ObjectFile(name=name, size=path.stat().st_size, sha256=digest)
 
 
-def _write(ingredients: Ingredients, manifest: Manifest, folder: Path) -> None:
+def _write(files: _Files, manifest: Manifest, folder: Path) -> None:
+    file = signed_with(manifest, ())
     objects = folder / OBJECTS
     objects.mkdir(parents=True, exist_ok=True)
-    for path, file in ((ingredients.model, manifest.model), (ingredients.twin, manifest.twin)):
-        if path is not None and file is not None:
-            shutil.copyfile(path, objects / file.name)
-    replace_file(folder / MANIFEST, unsigned(manifest).encode())
+    pairs = ((files.model, manifest.model), (files.twin, manifest.twin), (files.golden, manifest.acceptance.golden))
+    for path, each in pairs:
+        if path is not None and each is not None:
+            shutil.copyfile(path, objects / each.name)
+    replace_file(folder / MANIFEST, file.encode())
 
 
 def _warnings(model: ModelFacts, twin: ModelFacts | None, labels: list[str] | None) -> Iterator[str]:
     if model.compiled and twin is None:
         yield "there is no twin for the CPU (--twin): without an Edge TPU a device stands still"
-    if model.compiled and (rest := {name: n for name, n in model.operators.items() if name != EDGETPU_OPERATOR}):
-        names = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in sorted(rest.items()))
-        yield f"{sum(rest.values())} operators stay on the CPU: {names}"
-    if not model.compiled:
-        yield from _obstacles(model)
-    if labels is not None and (classes := _classes(model)) is not None and len(labels) != classes:
-        yield f"{len(labels)} labels, but the model has {classes} outputs; a classifier would be refused"
-
-
-def _obstacles(model: ModelFacts) -> Iterator[str]:
-    """Say what keeps the model from being compiled for the Edge TPU."""
-    if any(length < 0 for tensor in model.inputs for length in tensor.shape):
-        yield f"an input has no fixed shape ({model.inputs[0]}): the Edge TPU's compiler wants batch_shape=(1, …)"
-    if any(tensor.type == "float32" for tensor in model.inputs):
-        yield "the model is not quantised to 8 bits: the Edge TPU cannot run it"
-
-
-def _classes(model: ModelFacts) -> int | None:
-    """Return how many classes a classifier has: one output of shape (1, classes)."""
-    shape = model.outputs[0].shape
-    return shape[-1] if len(model.outputs) == 1 and len(shape) == 2 else None  # noqa: PLR2004  (1, classes)
+    yield from about_model(model, labels)

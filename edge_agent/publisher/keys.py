@@ -1,6 +1,13 @@
-"""Keys of those who may release models, and what is signed with them."""
+"""Keys of those who may release models, and what is signed with them.
 
+A private key may be protected with a passphrase. That is read from the file that EDGE_AGENT_KEY_PASSWORD_FILE names,
+else asked for at the terminal: it stands in no command line, no environment and no log.
+"""
+
+import getpass
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -8,28 +15,93 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_agent.durable import replace_file
-from edge_agent.models.manifest import MANIFEST, ManifestError, SignedManifest, parse, unsigned
-from edge_agent.models.signatures import KeyFileError, key_id, read_private_key, sign
-from edge_agent.publisher.build import ReleaseError
+from edge_agent.models.manifest import MANIFEST, MAX_SIZE, Manifest, ManifestError, SignedManifest, parse, unsigned
+from edge_agent.models.signatures import KeyFileError, key_id, read_private_key, sign, verify
+from edge_agent.publisher.errors import ReleaseError
+
+PASSWORD_FILE = "EDGE_AGENT_KEY_PASSWORD_FILE"  # noqa: S105  the name of a variable
 
 
-def make_key(path: Path) -> tuple[str, Path]:
+def make_key(path: Path, *, protected: bool = False) -> tuple[str, Path]:
     """Write a new private key to `path`, for its owner alone, and the public one beside it.
 
-    Returns the key's id and the file of the public key. Raises ReleaseError, OSError.
+    `protected` is whether it gets a passphrase. Returns the key's id and the file of the public key. Raises
+    ReleaseError, OSError.
     """
     public = path.with_name(f"{path.name.removesuffix('.pem')}.pub.pem")
     for file in (path, public):
         if file.exists():
             raise ReleaseError(f"{file}: is there already; a key that is lost cannot be made again")
     key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    encryption = (
+        serialization.BestAvailableEncryption(passphrase(path, twice=True))
+        if protected
+        else serialization.NoEncryption()
+    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
     with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as secret:
         secret.write(pem)
     public.write_bytes(
         key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
     return key_id(key.public_key()), public
+
+
+def passphrase(path: Path, *, twice: bool = False) -> bytes:
+    """Return the passphrase of a key. Raises ReleaseError where nobody can be asked, OSError."""
+    file = os.environ.get(PASSWORD_FILE)
+    if file:
+        given = Path(file).read_bytes().removesuffix(b"\n")
+    elif sys.stdin.isatty():
+        given = getpass.getpass(f"Passphrase of {path}: ").encode()
+        if twice and getpass.getpass("Again: ").encode() != given:
+            raise ReleaseError(f"{path}: the two passphrases differ; no key was made")
+    else:
+        raise ReleaseError(
+            f"{path}: nobody is there to ask for its passphrase: let {PASSWORD_FILE} name a file with it"
+        )
+    if not given:
+        raise ReleaseError(f"{path}: the passphrase is empty")
+    return given
+
+
+def read_keys(files: Sequence[Path]) -> list[Ed25519PrivateKey]:
+    """Read the private keys to sign with. Raises ReleaseError, OSError."""
+    try:
+        return [read_private_key(file, passphrase) for file in files]
+    except KeyFileError as error:
+        raise ReleaseError(str(error)) from error
+
+
+def signed_with(manifest: Manifest, keys: Sequence[Ed25519PrivateKey]) -> SignedManifest:
+    """Return the file of a manifest with a signature by each of the keys.
+
+    Raises ReleaseError for one that devices could not read.
+    """
+    file = unsigned(manifest)
+    for key in keys:
+        file = sign(file, key)
+    return _readable(file)
+
+
+def _readable(file: SignedManifest) -> SignedManifest:
+    data = file.encode()
+    if len(data) > MAX_SIZE:
+        raise ReleaseError(f"{MANIFEST} would have {len(data)} bytes, and devices read {MAX_SIZE}: shorten the labels")
+    try:
+        return parse(data)
+    except ManifestError as error:
+        raise ReleaseError(f"the release would not be a good one: {MANIFEST} {error}") from error
+
+
+def check_signed(file: SignedManifest, keys: Sequence[Ed25519PrivateKey]) -> None:
+    """See that one of `keys` has signed the file. Raises UntrustedError."""
+    verify(file, [key.public_key() for key in keys])
+
+
+def lost_signatures(file: SignedManifest, keys: Sequence[Ed25519PrivateKey]) -> list[str]:
+    """Return the ids of the keys whose signatures are lost when the file is signed anew with `keys`."""
+    return sorted({each.key for each in file.signatures} - {key_id(key.public_key()) for key in keys})
 
 
 def read_manifest(folder: Path) -> SignedManifest:
@@ -41,18 +113,16 @@ def read_manifest(folder: Path) -> SignedManifest:
         raise ReleaseError(f"{path}: {error}") from error
 
 
-def sign_release(folder: Path, key_file: Path, *, expires: int | None = None) -> SignedManifest:
+def sign_release(folder: Path, key_files: Sequence[Path], *, expires: int | None = None) -> SignedManifest:
     """Sign the manifest of a release in a folder; `expires` (seconds since 1970) changes what is signed.
 
     Raises ReleaseError, OSError.
     """
-    try:
-        key = read_private_key(key_file)
-    except KeyFileError as error:
-        raise ReleaseError(str(error)) from error
+    keys = read_keys(key_files)
     file = read_manifest(folder)
     if expires is not None and expires != file.manifest.expires:
         file = unsigned(msgspec.structs.replace(file.manifest, expires=expires))
-    signed = sign(file, key)
-    replace_file(folder / MANIFEST, signed.encode())
-    return signed
+    for key in keys:
+        file = sign(file, key)
+    replace_file(folder / MANIFEST, _readable(file).encode())
+    return file

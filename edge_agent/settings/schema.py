@@ -118,8 +118,8 @@ class ModelSettings(Table):
     keys: Annotated[
         list[Text],
         doc(
-            "Public keys (PEM files, Ed25519) of those who may release models; with one, only a release.json that one "
-            "of them has signed is used."
+            "Public keys (PEM files, Ed25519) of those who may release models; with one, only what one of them has "
+            "signed is used."
         ),
     ] = field(default_factory=list)
     poll_interval: Annotated[Duration, Ge(1), doc("How often to look for a new version of the model.")] = (

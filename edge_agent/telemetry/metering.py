@@ -118,6 +118,14 @@ class Meter:
         self._look()
         return self._budget - self._day.used < _LEAST
 
+    @property
+    def budget(self) -> tuple[int, int] | None:
+        """The bytes that went over the line this day, and those that may; None without a daily budget."""
+        if self._budget is None:
+            return None
+        self._look()
+        return self._day.used, self._budget
+
     def renewal(self) -> float:
         """Seconds until the next day begins."""
         self._look()

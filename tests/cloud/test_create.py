@@ -18,13 +18,14 @@ AGENT = f"serviceAccount:service-{NUMBER}@gcp-sa-pubsub.iam.gserviceaccount.com"
 DEVICES = "serviceAccount:edge-agent@project.iam.gserviceaccount.com"
 # Who may do what, and nothing else. https://cloud.google.com/pubsub/docs/access-control#roles,
 # https://cloud.google.com/pubsub/docs/create-bigquery-subscription and …/dead-letter-topics say what Pub/Sub itself
-# needs, https://cloud.google.com/storage/docs/access-control/iam-roles has the role for the model's bucket.
+# needs, https://cloud.google.com/storage/docs/access-control/iam-roles has the roles for the buckets.
 ROLES = {
     ("events", "roles/bigquery.dataEditor", AGENT),
     ("inference-results-dead-letters", "roles/pubsub.publisher", AGENT),
     ("inference-results-to-bigquery", "roles/pubsub.subscriber", AGENT),
     ("inference-results", "roles/pubsub.publisher", DEVICES),
     ("models", "roles/storage.objectViewer", DEVICES),
+    ("pictures", "roles/storage.objectCreator", DEVICES),
 }
 # As https://cloud.google.com/sdk/gcloud/reference and https://cloud.google.com/bigquery/docs/reference/bq-cli-reference
 # have them; gcloud's --project and --format, and bq's --project_id and --location, are for all commands.
@@ -130,7 +131,7 @@ def test_shellcheck_finds_no_fault() -> None:
 def test_commands_and_flags_are_those_that_google_documents(tools: Tools, *, there: bool) -> None:
     if there:
         (tools.folder / "there").touch()
-    done = tools.run(MODEL_BUCKET="models")
+    done = tools.run(MODEL_BUCKET="models", IMAGE_BUCKET="pictures")
     assert done.returncode == 0, done.stderr
     calls = tools.calls()
     for call in calls:
@@ -150,7 +151,7 @@ def test_commands_and_flags_are_those_that_google_documents(tools: Tools, *, the
 
 
 def test_the_devices_may_only_publish(tools: Tools) -> None:
-    tools.run(MODEL_BUCKET="models")
+    tools.run(MODEL_BUCKET="models", IMAGE_BUCKET="pictures")
     granted = set()
     for call in tools.calls():
         given = dict(word.split("=", 1) for word in call if word.startswith(("--role=", "--member=")))
@@ -225,6 +226,7 @@ def google_cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Go
                 for api in ("CLOUDRESOURCEMANAGER", "IAM", "PUBSUB", "SERVICEUSAGE")
             },
             "MODEL_BUCKET": "models",
+            "IMAGE_BUCKET": "pictures",
             "RETRY_DELAY": "0",
         }.items():
             monkeypatch.setenv(name, value)

@@ -184,8 +184,27 @@ def test_latency_of_inference_per_device_and_version(warehouse: Warehouse, tell:
         ("edge-001", "vibration", "v1", "edgetpu", 201, 201.0),
         ("edge-002", "vibration", "v1", "edgetpu", 1, 4.0),
     ]
+    assert {row["kind"] for row in rows} == {"result"}
     # Both databases estimate quantiles.
     assert [rows[1][name] for name in ("p50_ms", "p95_ms", "p99_ms")] == pytest.approx([101, 191, 199], abs=2)
+
+
+def test_latency_of_results_that_came_as_summaries(warehouse: Warehouse, tell: Tell) -> None:
+    async def story(fleet: Fleet) -> None:
+        device = await fleet.device("edge-001")
+        device.see(at(200), NORMAL, inference_ms=100)
+        device.publish_by(Publish("summary", window=3600.0))
+        for minutes_ago, took_ms in ((180, 2.0), (179, 2.0), (178, 2.0), (20, 8.0)):
+            device.see(at(minutes_ago), NORMAL, inference_ms=took_ms)
+        device.publish_by(Publish("all"))
+
+    for event in tell(story).values():
+        warehouse.write(event, 1)
+        warehouse.write(event, 1)
+    one_by_one, summed_up = warehouse.ask(query("inference_latency"))
+    assert (one_by_one["kind"], one_by_one["results"], one_by_one["p50_ms"]) == ("result", 1, 100.0)
+    assert (summed_up["kind"], summed_up["results"]) == ("summary", 4)
+    assert [summed_up[name] for name in ("p50_ms", "p95_ms", "max_ms")] == pytest.approx([3.5, 8, 8], rel=1 / 16)
 
 
 def test_latency_of_stages_is_weighted_by_samples(warehouse: Warehouse, tell: Tell) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from edge_agent.models.audience import Device as Facts
 from edge_agent.models.open import open_model, open_twins
 from edge_agent.models.rollout import Rollout, RolloutChange
 from edge_agent.models.slots import Slots
@@ -80,6 +81,9 @@ class Device:
         self.url = Location("gs", "bucket", name)
         self.cpu_url: Location | None = None
         self.keys: list[str] = []
+        self.facts = Facts("edge-001")
+        self.name = ""
+        self.pin = ""
         self.reserve = 0
         self.worker = Worker()
         self.changes: list[RolloutChange] = []
@@ -94,7 +98,14 @@ class Device:
     async def _live(self, story: Callable[[Rollout, Clock], Awaitable[None]], interval: float) -> None:
         clock = Clock()
         self.slots = Slots(self.directory, str(self.url), reserve=self.reserve)
-        store = open_model(self.url, self.keys)
+        store = open_model(
+            self.url,
+            self.keys,
+            device=self.facts,
+            name=self.name,
+            pin=self.pin,
+            committed=lambda: self.slots.committed,
+        )
         rollout = Rollout(
             self.slots,
             store,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from edge_agent.models.audience import Device as Facts
 from edge_agent.models.manifest import MAX_SIZE, unsigned
 from edge_agent.models.manifest_store import ManifestStore
 from edge_agent.models.open import open_model
@@ -223,7 +224,7 @@ def test_a_release_in_a_folder(tmp_path: Path) -> None:
     (tmp_path / "objects").mkdir()
     (tmp_path / "objects" / made.model.name).write_bytes(b"model")
     (tmp_path / "release.json").write_bytes(unsigned(made).encode())
-    store = open_model(parse_location(str(tmp_path / "release.json")), [])
+    store = open_model(parse_location(str(tmp_path / "release.json")), [], device=Facts("edge-001"))
     assert isinstance(store, ManifestStore)
     remote = store.stat()
     assert (remote.version, store.twin.stat().size) == ("v1.3", 4)

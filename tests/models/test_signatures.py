@@ -5,8 +5,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -17,7 +18,9 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.models.manifest import ManifestError, SignedManifest, parse, unsigned
+from edge_agent.models import signatures
+from edge_agent.models.manifest import ManifestError, Signature, SignedManifest, parse, unsigned
+from edge_agent.models.releases import Claims
 from edge_agent.models.signatures import (
     KeyFileError,
     UntrustedError,
@@ -25,7 +28,9 @@ from edge_agent.models.signatures import (
     read_private_key,
     read_public_key,
     sign,
+    sign_model,
     verify,
+    verify_model,
 )
 from tests.models.release_kit import edited, manifest, public_file
 
@@ -119,3 +124,42 @@ def test_keys_of_other_kinds(tmp_path: Path) -> None:
         read_private_key(private)
     with pytest.raises(KeyFileError, match="without a password"):
         read_private_key(locked)
+
+
+def signed_as(signature: bytes | str, key: str = "") -> SignedManifest:
+    text = signature if isinstance(signature, str) else base64.b64encode(signature).decode()
+    return SignedManifest(FILE.manifest, FILE.signed, [Signature(key or key_id(KEY.public_key()), text)])
+
+
+def test_signatures_of_other_lengths_and_kinds() -> None:
+    good = base64.b64decode(SIGNED.signatures[0].signature)
+    assert verify(signed_as(good), KEYS)
+    ecdsa = generate_private_key(SECP256R1()).sign(b"edge-agent release\0" + FILE.signed, ECDSA(SHA256()))
+    # RFC 8032, section 5.1.7: S must be less than the order of the group, or each signature would have others.
+    order = 2**252 + 27742317777372353535851937790883648493
+    larger = good[:32] + (int.from_bytes(good[32:], "little") + order).to_bytes(32, "little")
+    for other in (b"", good[:63], good + b"\0", good[:32], bytes(64), good[32:] + good[:32], ecdsa[:64], larger):
+        assert "was changed after" in distrust(signed_as(other))
+    for text in ("é", "=", "A", "\x1b[2J", base64.b64encode(good).decode() + "\n"):
+        assert "was changed after" in distrust(signed_as(text))
+
+
+def test_two_keys_of_one_name_are_both_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 bits are few enough that somebody may find a second key with the name of the first."""
+    monkeypatch.setattr(signatures, "key_id", lambda _: "0" * 16)
+    for keys in ([KEY.public_key(), OTHER.public_key()], [OTHER.public_key(), KEY.public_key()]):
+        assert verify(sign(FILE, KEY), keys) == "0" * 16
+        assert verify(sign(FILE, OTHER), keys) == "0" * 16
+    with pytest.raises(UntrustedError, match="was changed after"):
+        verify(sign(FILE, OTHER), KEYS)
+
+
+def test_a_signature_over_a_manifest_is_none_over_a_model_and_the_other_way_round() -> None:
+    claims = Claims(sha256="0" * 64, sequence="1")
+    signed = sign_model("v1.3", claims, KEY)
+    assert verify_model("v1.3", signed, KEYS) == key_id(KEY.public_key())
+    message = "\n".join(("v1.3", claims.sha256, "1", "", "", "", "")).encode()
+    as_manifest = base64.b64encode(KEY.sign(b"edge-agent release\0" + message)).decode()
+    with pytest.raises(UntrustedError, match="was changed after"):
+        verify_model("v1.3", msgspec.structs.replace(signed, signature=as_manifest), KEYS)
+    assert "was changed after" in distrust(signed_as(KEY.sign(b"edge-agent model\0" + FILE.signed)))

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.inference.checks.inspection import ModelFacts, TensorFacts
+from edge_agent.inference.interpreter.edgetpu_package import EdgeTpuPackage
 from edge_agent.models.manifest import parse
-from edge_agent.publisher.build import Built, Ingredients, ReleaseError, build
+from edge_agent.publisher.build import Built, Ingredients, build
+from edge_agent.publisher.errors import ReleaseError
+from edge_agent.publisher.remarks import about_model
 from tests.inference.conftest import ROOT
+from tests.inference.synthetic import Spec, slices
+from tests.standin.models import edgetpu_model
 
 MODELS = ROOT.parent / "shared" / "models"
 DEMO = Path("edge_agent/demo/vibration_classifier.tflite")
@@ -43,6 +49,7 @@ def test_what_devices_and_people_find_in_the_folder(tmp_path: Path) -> None:
     assert (file.manifest, file.signatures) == (built.manifest, [])
     manifest = file.manifest
     assert (manifest.version, manifest.sequence, manifest.accuracy) == ("v1.4", 1234, 0.98)
+    assert (manifest.inputs, manifest.outputs) == (["uint8 of shape 1x128"], ["uint8 of shape 1x3"])
     assert manifest.labels == ["normal", "warning", "failure"]
     content = (tmp_path / "out/objects" / manifest.model.name).read_bytes()
     assert content == DEMO.read_bytes()
@@ -64,6 +71,32 @@ def test_what_a_publisher_should_think_about(tmp_path: Path) -> None:
         "there is no twin for the CPU (--twin): without an Edge TPU a device stands still",
         "2 labels, but the model has 1001 outputs; a classifier would be refused",
     ]
+
+
+def test_what_stays_on_the_cpu_is_told(tmp_path: Path) -> None:
+    [warning] = made(tmp_path, MODELS / "traffic_model.tflite").warnings
+    assert warning.startswith("1 operator stays on the CPU, with all that comes after, as the Edge TPU has no floating")
+    assert warning.endswith(": TFLite_Detection_PostProcess")
+    path = tmp_path / "model.tflite"
+    path.write_bytes(slices(Spec("x", (1, 4)), [Spec("y", (1, 3))]).bytes())
+    assert made(tmp_path, path).warnings == ["the model is not quantised to 8 bits: the Edge TPU cannot run it"]
+    path.write_bytes(edgetpu_model(DEMO.read_bytes()))
+    assert made(tmp_path, path).warnings[1:] == [
+        "its Edge TPU package is not understood, so nobody can say which runtime it needs"
+    ]
+
+
+def test_parts_beside_the_edge_tpu_and_runtimes_of_the_future_are_told() -> None:
+    tensor = TensorFacts((1, 3), "uint8")
+    operators = {"edgetpu-custom-op": 1, "QUANTIZE": 2, "SOFTMAX": 1}
+    facts = ModelFacts([tensor], [tensor], operators, package=EdgeTpuPackage("17.0", 15))
+    rest, runtime = about_model(facts, None)
+    assert rest == "3 operators stay on the CPU: QUANTIZE (2), SOFTMAX"
+    assert runtime.startswith("it needs an Edge TPU runtime of version 15, and that of libedgetpu 16.0 is 14: compile ")
+    facts = ModelFacts([TensorFacts((-1, 3), "uint8")], [tensor], {"SOFTMAX": 1}, dynamic=3)
+    assert "an input has no fixed shape (uint8 of shape -1x3)" in next(iter(about_model(facts, None)))
+    facts = ModelFacts([tensor], [tensor], {"SOFTMAX": 1}, dynamic=3)
+    assert list(about_model(facts, None)) == ["3 tensors have no fixed shape: the Edge TPU's compiler refuses them"]
 
 
 @pytest.mark.parametrize(

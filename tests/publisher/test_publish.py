@@ -7,63 +7,17 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edge_agent.cli import main
-from edge_agent.models.manifest import parse, unsigned
-from edge_agent.models.open import open_model
-from edge_agent.models.stores import StoreError
-from edge_agent.publisher.build import ReleaseError
-from edge_agent.publisher.keys import make_key, sign_release
+from edge_agent.models.manifest import parse
+from edge_agent.publisher.errors import ReleaseError
+from edge_agent.publisher.keys import sign_release
 from edge_agent.publisher.places import open_place
 from edge_agent.publisher.publish import publish
-from edge_agent.settings.location import parse_location
 from tests.inference.conftest import ROOT
-from tests.models.release_kit import manifest, public_file
+from tests.models.release_kit import public_file
+from tests.publisher.conftest import Workshop, command
 from tests.servers.gcs import GcsServer
 
 DEMO = ROOT / "edge_agent/demo/vibration_classifier.tflite"
-PLACES = ["bucket", "folder"]
-
-
-def command(*arguments: object) -> int:
-    return main(["release", *map(str, arguments)])
-
-
-class Workshop:
-    """A publisher's desk: makes releases, and publishes them to `url`."""
-
-    def __init__(self, folder: Path, url: str) -> None:
-        self.folder = folder
-        self.url = url
-        self.key = folder / "release-key.pem"
-        _, self.public = make_key(self.key)
-
-    def build(self, version: str, sequence: int, content: bytes = b"model") -> Path:
-        """A release without an inspection: what is in the model does not matter here."""
-        folder = self.folder / f"{version}-{sequence}"
-        made = manifest(version, content, sequence=sequence)
-        (folder / "objects").mkdir(parents=True)
-        (folder / "objects" / made.model.name).write_bytes(content)
-        (folder / "release.json").write_bytes(unsigned(made).encode())
-        sign_release(folder, self.key)
-        return folder
-
-    def publish(self, folder: Path) -> Any:
-        return publish(folder, open_place(self.url))
-
-    def seen_by_device(self) -> str:
-        """The version that a device is offered, or why it is offered none."""
-        store = open_model(parse_location(f"{self.url}/release.json"), [str(self.public)])
-        try:
-            return store.stat().version
-        except StoreError as error:
-            return error.reason
-
-
-@pytest.fixture(params=PLACES)
-def workshop(request: pytest.FixtureRequest, tmp_path: Path, gcs_server: GcsServer) -> Workshop:
-    gcs_server.create_bucket("bucket")
-    url = "gs://bucket/models/vibration" if request.param == "bucket" else str(tmp_path / "share")
-    return Workshop(tmp_path, url)
 
 
 def test_the_whole_way_by_commands(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,6 +153,6 @@ def test_a_new_expiry_takes_the_old_signatures_away(tmp_path: Path) -> None:
     workshop = Workshop(tmp_path, str(tmp_path / "share"))
     folder = workshop.build("v1.3", 1)
     before = parse((folder / "release.json").read_bytes())
-    after = sign_release(folder, workshop.key, expires=2_000_000_000)
+    after = sign_release(folder, [workshop.key], expires=2_000_000_000)
     assert (after.manifest.expires, len(after.signatures)) == (2_000_000_000, 1)
     assert after.signatures != before.signatures

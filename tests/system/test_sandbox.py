@@ -225,8 +225,10 @@ def test_the_drop_in_for_chrony_lets_the_clock_be_read_and_not_set(installed: Ma
 def test_credentials_come_from_the_credential_store(installed: Machine) -> None:
     assert installed.run("test", "-e", CREDENTIAL, check=False).returncode != 0
     installed.write(CREDSTORE, "a key", 0o600)
+    installed.write("/etc/credstore/edge-agent.release-keys.pem", "keys", 0o600)
     installed.systemctl("restart", "edge-agent")
     assert installed.read(CREDENTIAL) == "a key"
+    assert installed.read("/run/credentials/edge-agent.service/release-keys.pem") == "keys"
     as_user = ["runuser", "-u", "edge-agent", "-g", "edge-agent", "--", "cat"]
     assert installed.run(*as_user, CREDENTIAL).stdout == "a key"
     assert installed.run("runuser", "-u", "nobody", "--", "cat", CREDENTIAL, check=False).returncode != 0

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.daemon import GOOGLE_CREDENTIALS
+from edge_agent.models.open import KEYS_CREDENTIAL
+
 FOLDER = Path(__file__).parents[2] / "systemd"
 UNIT = FOLDER / "edge-agent.service"
 # Tenths: `systemd-analyze security` says 1.5.
@@ -85,11 +88,10 @@ def test_its_folders_outlive_it(directives: dict[str, list[str]]) -> None:
 
 
 def test_credentials_may_be_absent(directives: dict[str, list[str]]) -> None:
-    (credential,) = directives["LoadCredential"]
-    name, _, place = credential.partition(":")
-    assert name == "google-credentials.json"
+    places = dict(credential.split(":") for credential in directives["LoadCredential"])
+    assert list(places) == [GOOGLE_CREDENTIALS, KEYS_CREDENTIAL]
     # An absolute path would have to exist.
-    assert "/" not in place
+    assert list(places.values()) == [f"edge-agent.{name}" for name in places]
 
 
 def test_its_memory_and_its_tasks_are_bounded(directives: dict[str, list[str]]) -> None:

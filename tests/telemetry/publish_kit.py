@@ -1,7 +1,7 @@
 """Results on their way through the pipeline, with a queue that shows what became of them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from edge_agent.actions.rules import Rule, RuleSet
@@ -9,8 +9,8 @@ from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.pipeline import Pipeline
 from edge_agent.records import Box, LoadReport, ModelFile, Result, Score, TimeSource
 from edge_agent.telemetry.envelope import Envelope
-from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.publishing import Publisher
+from tests.telemetry.event_list import EventList
 
 S, MS = 1_000_000_000, 1_000_000
 MODEL = ModelFile("/m.tflite", "vibration", "v1")
@@ -29,39 +29,11 @@ class WallClock:
         return "unverified"
 
 
-class Queue:
-    """Takes events as the disk queue does, and keeps them."""
-
-    epoch = 1
-    next_number = 1
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.priorities: list[Priority] = []
-        self.told: Callable[[], object] = int  # called after each put
-
-    def put(
-        self,
-        first_number: int,
-        events: Sequence[bytes],
-        first_ms: int,
-        last_ms: int,
-        priority: Priority = Priority.RESULT,
-    ) -> None:
-        assert first_number == self.next_number
-        self.next_number += len(events)
-        self.events += map(json.loads, events)
-        self.priorities += [priority] * len(events)
-        numbers = [int(event["event_id"].rpartition("/")[2]) for event in self.events]
-        assert numbers == list(range(1, self.next_number))
-        self.told()
-
-
 class Rig:
     """A pipeline. `now_ns` is the capture time of the next result; each takes `step_ns`."""
 
     def __init__(self, make: Callable[[Envelope], Publisher], *rules: Rule, step_ns: int = S // 30) -> None:
-        self.queue = Queue()
+        self.queue = EventList()
         self.clock = WallClock()
         self.envelope = Envelope("edge-001", {}, self.clock, self.queue)
         self.now_ns = 1000 * S

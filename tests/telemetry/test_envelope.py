@@ -1,7 +1,6 @@
 """Events as consumers see them."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from edge_agent.records import Chosen, Quantiles, Result, Score, TimeSource
 from edge_agent.telemetry.envelope import Envelope, ModelFacts
 from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.schema import event_schema, schema_text
+from tests.telemetry.event_list import EventList
 
 SCHEMA = Path(__file__).parents[2] / "docs/event.schema.json"
 FACTS = ModelFacts("vibration-classifier", "v1.3", "cpu", None)
@@ -30,43 +30,13 @@ class Clock:
         return "synchronized" if self.is_set else "unverified"
 
 
-class Numbers:
-    """The queue, as far as numbering goes."""
-
-    epoch = 3
-    next_number = 41
-
-    def __init__(self) -> None:
-        self.lines: list[bytes] = []
-        self.ranges: list[tuple[int, int]] = []
-        self.priorities: list[Priority] = []
-
-    def put(
-        self,
-        first_number: int,
-        events: Sequence[bytes],
-        first_ms: int,
-        last_ms: int,
-        priority: Priority = Priority.RESULT,
-    ) -> None:
-        assert first_number == self.next_number
-        self.next_number += len(events)
-        self.lines += events
-        self.ranges.append((first_ms, last_ms))
-        self.priorities.append(priority)
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.lines]
+@pytest.fixture
+def queue() -> EventList:
+    return EventList(epoch=3, next_number=41)
 
 
 @pytest.fixture
-def queue() -> Numbers:
-    return Numbers()
-
-
-@pytest.fixture
-def envelope(queue: Numbers) -> Envelope:
+def envelope(queue: EventList) -> Envelope:
     return Envelope("edge-001", {"site": "lyon"}, Clock(), queue)
 
 
@@ -75,7 +45,7 @@ def result(captured_s: float, label: str = "normal", **more: Any) -> Result:
     return Result(int(captured_s * 1e9), 3_600_000, scores, 0.03125, **more)
 
 
-def test_a_result_keeps_the_keys_that_consumers_know(queue: Numbers, envelope: Envelope) -> None:
+def test_a_result_keeps_the_keys_that_consumers_know(queue: EventList, envelope: Envelope) -> None:
     envelope.put_results([result(100, raw_data=[0.5, 0.25])], FACTS)
     assert queue.events == [
         {
@@ -101,7 +71,7 @@ def test_a_result_keeps_the_keys_that_consumers_know(queue: Numbers, envelope: E
     ]
 
 
-def test_a_chosen_sample_says_by_which_rule_and_where_its_picture_will_be(queue: Numbers, envelope: Envelope) -> None:
+def test_a_chosen_sample_says_by_which_rule_and_where_its_picture_will_be(queue: EventList, envelope: Envelope) -> None:
     url = "gs://bucket/retraining/edge-001/2026-05-01/100000.000-ff.jpg"
     chosen = [result(100, chosen=Chosen("one_in", url)), result(101, chosen=Chosen("max_margin"), raw_data=[1.0])]
     [event, _] = envelope.put_results(chosen, FACTS)
@@ -114,7 +84,7 @@ def test_a_chosen_sample_says_by_which_rule_and_where_its_picture_will_be(queue:
     ]
 
 
-def test_a_batch_is_numbered_in_order_and_stamped_with_its_captures(queue: Numbers, envelope: Envelope) -> None:
+def test_a_batch_is_numbered_in_order_and_stamped_with_its_captures(queue: EventList, envelope: Envelope) -> None:
     envelope.put_results([result(99), result(99.5), result(101)], FACTS)
     envelope.put_health(102_000_000_000, component="worker", state="died", detail="SIGABRT")
     ids = [event["event_id"] for event in queue.events]
@@ -125,19 +95,19 @@ def test_a_batch_is_numbered_in_order_and_stamped_with_its_captures(queue: Numbe
     assert queue.ranges == [(base - 1000, base + 1000), (base + 2000, base + 2000)]
 
 
-def test_a_result_tells_of_those_that_were_left_out_before_it(queue: Numbers, envelope: Envelope) -> None:
+def test_a_result_tells_of_those_that_were_left_out_before_it(queue: EventList, envelope: Envelope) -> None:
     envelope.put_results([result(1), result(2)], FACTS, [(7, 3), (UNSET, UNSET)])
     assert [(event.get("unpublished"), event.get("changes")) for event in queue.events] == [(7, 3), (None, None)]
 
 
-def test_the_event_of_a_result_that_is_not_published_has_no_number(queue: Numbers, envelope: Envelope) -> None:
+def test_the_event_of_a_result_that_is_not_published_has_no_number(queue: EventList, envelope: Envelope) -> None:
     event = envelope.describe(result(100), FACTS)
     assert (event.prediction, event.timestamp) == ("normal", 1_767_225_600_000)
     assert event.event_id.endswith("/000000000000")
     assert queue.lines == []
 
 
-def test_what_is_made_before_the_clock_is_set_can_be_dated_later(queue: Numbers) -> None:
+def test_what_is_made_before_the_clock_is_set_can_be_dated_later(queue: EventList) -> None:
     clock = Clock()
     clock.is_set = False
     envelope = Envelope("edge-001", {}, clock, queue, boot_id="3f0c")
@@ -159,7 +129,7 @@ def test_what_is_made_before_the_clock_is_set_can_be_dated_later(queue: Numbers)
         validator.validate(each)
 
 
-def test_every_kind_of_event_fits_the_committed_schema(queue: Numbers, envelope: Envelope) -> None:
+def test_every_kind_of_event_fits_the_committed_schema(queue: EventList, envelope: Envelope) -> None:
     [event] = envelope.put_results([result(100)], ModelFacts("m", "v1", "edgetpu", "the device is gone"))
     envelope.put_alarm(event, "stop-the-line")
     envelope.put_model(1, model_name="m", model_version="v1", state="committed", accelerator="cpu", accuracy=0.94)

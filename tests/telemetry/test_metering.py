@@ -51,6 +51,7 @@ def test_without_limits_nothing_is_held_up(clocks: Clocks) -> None:
     free.count(10**12)
 
     assert (free.limited, free.pause(), free.room(9_000_000), free.used_up) == (False, 0.0, 9_000_000, False)
+    assert free.budget is None
 
 
 def test_bandwidth_counts_from_the_beginning_of_the_request(clocks: Clocks) -> None:
@@ -93,6 +94,7 @@ def test_a_new_day_begins_after_24_hours(clocks: Clocks) -> None:
     day.count(1_000_000)
 
     assert day.used_up
+    assert day.budget == (1_000_000, 1_000_000)
     assert day.renewal() == 14 * HOUR
     assert day.explain() == "the daily budget of 1MB is used up until 2026-05-29 20:27 UTC"
     clocks.pass_by(14 * HOUR - 1)

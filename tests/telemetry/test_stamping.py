@@ -7,9 +7,9 @@ import pytest
 
 from edge_agent.records import Result, Score, TimeSource
 from edge_agent.telemetry.envelope import Envelope, ModelFacts
-from edge_agent.telemetry.priority import Priority
 from edge_agent.telemetry.sinks import SinkRejected, SinkUnavailable
 from edge_agent.telemetry.stamping import StampingSink
+from tests.telemetry.event_list import EventList
 
 OFFSET = 1_800_000_000_000  # 2027-01-15, at the boot
 FACTS = ModelFacts("m", "v1", "cpu", None)
@@ -61,32 +61,11 @@ class Clock:
         return self.source
 
 
-class Lines:
-    """The queue, as far as an envelope needs it."""
-
-    epoch = 1
-    next_number = 1
-
-    def __init__(self) -> None:
-        self.lines: list[bytes] = []
-
-    def put(
-        self,
-        first_number: int,
-        events: Sequence[bytes],
-        first_ms: int,
-        last_ms: int,
-        priority: Priority = Priority.RESULT,
-    ) -> None:
-        self.next_number += len(events)
-        self.lines += events
-
-
 class Device:
     """An envelope before a stamping sink."""
 
     def __init__(self, boot_id: str = "boot-1") -> None:
-        self.clock, self.queue, self.timeline, self.list = Clock(), Lines(), Timeline(), ListSink()
+        self.clock, self.queue, self.timeline, self.list = Clock(), EventList(), Timeline(), ListSink()
         self.envelope = Envelope(
             "edge-001", {"boot_id": "left", "monotonic_ms": "right"}, self.clock, self.queue, boot_id=boot_id
         )

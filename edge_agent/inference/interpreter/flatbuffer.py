@@ -64,9 +64,9 @@ class Table:
             raise DamagedError(f"there is no item {index} in a list of {count}")
         return self._item(start, index)
 
-    def data(self, field: int) -> bytes:
-        """Return a vector of bytes."""
-        start, count = self._vector(field, MAX_LENGTH)
+    def data(self, field: int, most: int = MAX_LENGTH) -> bytes:
+        """Return a vector of at most so many bytes."""
+        start, count = self._vector(field, most)
         if start + count > len(self._buffer):
             raise DamagedError("it is cut short")
         return bytes(self._buffer[start : start + count])

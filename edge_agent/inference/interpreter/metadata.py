@@ -10,12 +10,15 @@ import math
 import mmap
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
 from edge_agent.inference.interpreter.flatbuffer import DamagedError, Table
 from edge_agent.inference.interpreter.labels import MAX_FILE, LabelsError, clean, parse_labels
+
+if TYPE_CHECKING:
+    from zipfile import ZipFile
 
 _MODEL = b"TFL3"
 _SUBGRAPHS, _BUFFERS, _METADATA, _SIGNATURES = 2, 4, 6, 7
@@ -30,9 +33,12 @@ _FILE_TYPE, _FILE_LOCALE = 2, 3
 _NORMALIZATION = 1
 _LABEL_FILES = {2, 3}  # TENSOR_AXIS_LABELS, TENSOR_VALUE_LABELS
 
-# An archive of labels has a few files; zipfile reads its whole table of contents into memory.
+# An archive of labels has a few files; zipfile reads its whole table of contents into memory, whatever number that has.
 _MAX_ENTRIES = 1000
+_MAX_CONTENTS = 1 << 20
 _END_OF_ZIP, _END_SIZE, _LONGEST_COMMENT = b"PK\x05\x06", 22, 65535
+# Stands before that where the numbers in it do not count, as they are too small for the archive.
+_ZIP64, _ZIP64_SIZE = b"PK\x06\x07", 20
 
 
 class Description(msgspec.Struct):
@@ -133,9 +139,8 @@ def _unpack(file: BinaryIO, name: str) -> bytes:
 
     _check_size_of_contents(file)
     try:
-        with zipfile.ZipFile(file) as archive, archive.open(name) as packed:
-            # Read no more than that, whatever size the archive claims.
-            content = packed.read(MAX_FILE + 1)
+        with zipfile.ZipFile(file) as archive:
+            content = _read_bounded(archive, name)
     except KeyError:
         raise DamagedError(f"{clean(name)} is not in the model's archive") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
@@ -146,13 +151,26 @@ def _unpack(file: BinaryIO, name: str) -> bytes:
     return content
 
 
+def _read_bounded(archive: "ZipFile", name: str) -> bytes:
+    """Read no more than `MAX_FILE` and one byte, whatever size the archive claims."""
+    import zipfile  # noqa: PLC0415  few models have an archive
+
+    # With the other methods zipfile unpacks all that it has read at once: gigabytes out of a few kilobytes.
+    if archive.getinfo(name).compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise ValueError("packed by another method than deflate")
+    with archive.open(name) as packed:
+        return packed.read(MAX_FILE + 1)
+
+
 def _check_size_of_contents(file: BinaryIO) -> None:
     size = file.seek(0, 2)
-    file.seek(max(0, size - _END_SIZE - _LONGEST_COMMENT))
+    file.seek(max(0, size - _END_SIZE - _LONGEST_COMMENT - _ZIP64_SIZE))
     tail = file.read()
     at = tail.rfind(_END_OF_ZIP)
     if at < 0 or len(tail) - at < _END_SIZE:
         raise DamagedError("the model has no archive at its end")
-    (entries,) = struct.unpack_from("<H", tail, at + 10)
+    entries, contents = struct.unpack_from("<HI", tail, at + 10)
     if entries > _MAX_ENTRIES:
         raise DamagedError(f"the model's archive has {entries} files, which are no labels")
+    if contents > _MAX_CONTENTS or tail[: at - _ZIP64_SIZE + len(_ZIP64)].endswith(_ZIP64):
+        raise DamagedError("the model's archive is larger than one of labels")

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,57 @@ def test_an_archive_with_too_many_files_is_not_even_listed(tmp_path: Path) -> No
             packed.writestr(f"{number}", "")
     content = with_metadata(classifier(), labels=[("0", AXIS_LABELS)]) + archive.getvalue()
     assert refused_labels(content, tmp_path) == f"{LEFT_OUT}the model's archive has 1001 files, which are no labels"
+
+
+def peak(content: bytes, folder: Path) -> tuple[int, list[str]]:
+    """How many bytes of memory it takes to read what the file says, and the remarks."""
+    path = folder / "model.tflite"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        remarks = describe(str(path)).remarks
+        return tracemalloc.get_traced_memory()[1], remarks
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_labels_that_unpack_to_gigabytes_take_a_few_megabytes(tmp_path: Path, method: int) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", method) as packed, packed.open("l", "w") as file:
+        for _ in range(100):
+            file.write(bytes(1_000_000))
+    content = with_metadata(classifier(), labels=[("l", AXIS_LABELS)]) + archive.getvalue()
+    assert len(archive.getvalue()) < 200_000
+    memory, [remark] = peak(content, tmp_path)
+    assert remark.startswith(f"{LEFT_OUT}l: ")
+    assert memory < 16_000_000
+
+
+def test_an_archive_may_claim_any_number_of_files(tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("l", LABELS)
+        entry = packed.infolist()[0]
+        packed.filelist = [entry] * 60_000
+    made = bytearray(archive.getvalue())
+    at = made.rindex(b"PK\x05\x06")
+    made[at + 8 : at + 12] = struct.pack("<HH", 1, 1)
+    model = with_metadata(classifier(), labels=[("l", AXIS_LABELS)])
+    memory, [remark] = peak(model + made, tmp_path)
+    assert remark == f"{LEFT_OUT}the model's archive is larger than one of labels"
+    assert memory < 1_000_000
+    # In the later format all these numbers stand elsewhere.
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("l", LABELS)
+        packed.filelist = [packed.infolist()[0]] * 70_000
+    later = bytearray(archive.getvalue())
+    at = later.rindex(b"PK\x05\x06")
+    later[at + 8 : at + 16] = struct.pack("<HHI", 0, 0, 0)
+    memory, [remark] = peak(model + later, tmp_path)
+    assert remark == f"{LEFT_OUT}the model's archive is larger than one of labels"
+    assert memory < 1_000_000
 
 
 def test_labels_do_not_bring_control_characters(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ from edge_agent.raw_data.destinations import Destination as PictureDestination
 from edge_agent.raw_data.open import open_images
 from edge_agent.raw_data.spool import Spool
 from edge_agent.raw_data.uploads import Uploads
-from edge_agent.records import Latency
+from edge_agent.records import Latency, Terms
 from edge_agent.report import Reloaded, StatusReport
 from edge_agent.service.logs import configure as configure_logs
 from edge_agent.settings.faults import SettingsError
@@ -405,6 +405,7 @@ class Agent:
             return
         # The old model goes on until one from the new place has been accepted.
         await self._rollout.stop()
+        await self._supervisor.shadow(None, 0.0, Terms())
         self._rollout = self._make_rollout(new)
         self._start("models", self._run_rollout(self._rollout))
 

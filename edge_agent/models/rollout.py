@@ -192,6 +192,7 @@ class Rollout:
             work.cancel()
         if self._work:
             await asyncio.wait(self._work, timeout=STOP_LIMIT)
+        self._shadowing.report(last=True)
         await self._in_use.stop()
 
     def _state(self) -> Literal["no model", "waiting for the worker", "on trial", "running", "stopped"]:

@@ -161,6 +161,15 @@ def test_a_shadow_that_nobody_wants_any_more_goes(device: Device, shadowed: Publ
     assert device.worker.loaded == ["v1", "v1"]
 
 
+def test_the_end_of_the_agent_tells_the_rest(device: Device, shadowed: Publisher) -> None:
+    async def story(_: Rollout, clock: Clock) -> None:
+        await clock.pause()
+        device.worker.shadowed = Shadowed(samples=10, agreed=9)
+
+    device.live(story)
+    assert [one.shadow and one.shadow.agreed for one in device.changes] == [9]
+
+
 def test_another_share_begins_it_anew(device: Device, shadowed: Publisher) -> None:
     async def story(_: Rollout, clock: Clock) -> None:
         await clock.pause()

@@ -11,6 +11,7 @@ the worker finds out, or not what a manifest says.
 import hashlib
 import json
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class FileStore:
     def stat(self) -> RemoteObject:
         """Read the sidecar, and the file too if it changed since the last call."""
         try:
-            status = self._path.stat()
+            status = self._status()
             checksum = self._checksum(status)
             facts = self._sidecar()
         except OSError as error:
@@ -72,6 +73,7 @@ class FileStore:
     def read(self, limit: int) -> tuple[bytes, str]:
         """Return the file, of which no more than `limit` bytes are read, and its generation."""
         try:
+            self._status()
             with self._path.open("rb") as file:
                 data = file.read(limit + 1)
                 status = os.fstat(file.fileno())
@@ -80,6 +82,13 @@ class FileStore:
         if len(data) > limit:
             raise too_long(self.url, status.st_size, limit)
         return data, _generation(status)
+
+    def _status(self) -> os.stat_result:
+        """What can be read to its end: neither a device, which has none, nor a pipe, which waits for a writer."""
+        status = self._path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise StoreNeedsPerson(f"{self._path} is no file", f"let {self._setting} name the model file itself")
+        return status
 
     def _checksum(self, status: os.stat_result) -> str:
         """SHA-256 of the file, read again only after a change."""

@@ -45,7 +45,8 @@ _log = structlog.get_logger()
 class GcsStore:
     """The object `name` in `bucket`; `setting` is what named it.
 
-    `limits` say how fast it may be fetched. `pause` waits for so many seconds, or for an event.
+    `limits` say how fast it may be fetched. `publishing` is whether a person reads it, and no device. `pause` waits for
+    so many seconds, or for an event.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class GcsStore:
         setting: str = "[model].url",
         on_skew: OnSkew | None = None,
         limits: DownloadLimits | None = None,
+        publishing: bool = False,
         pause: Callable[[threading.Event, float], object] = threading.Event.wait,
     ) -> None:
         self.url = f"gs://{bucket}/{name}"
@@ -65,6 +67,7 @@ class GcsStore:
         self._name = name
         self._timeout = timeout
         self._limits = limits or DownloadLimits()
+        self._publishing = publishing
         self._pause = pause
         self._answers = Answers(self.url, on_skew)
         self._client: Any = None
@@ -197,9 +200,10 @@ class GcsStore:
     def _failed(self, error: Exception, *, fetching: bool = False) -> Exception:
         if isinstance(error, StoreError):
             return error
-        from edge_agent.models.gcs_errors import explain  # noqa: PLC0415  # heavy, and seldom needed
+        from edge_agent.models.gcs_errors import PUBLISH, READ, explain  # noqa: PLC0415  # heavy, and seldom needed
 
-        explained = explain(error, self.url, fetching=fetching, setting=self._setting)
+        access = PUBLISH if self._publishing else READ
+        explained = explain(error, self.url, fetching=fetching, setting=self._setting, access=access)
         if isinstance(explained, StoreNeedsPerson) and not isinstance(explained, Missing):
             self._client = None  # credentials are read anew once somebody has put them right
         return explained

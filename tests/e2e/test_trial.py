@@ -100,7 +100,7 @@ def test_a_trial_that_a_kill_interrupts_begins_anew_and_is_passed(tmp_path: Path
         agent.wait_until(file.has(kind="model", state="committed", model_version="v3"), "a model without a trial")
         assert agent.stop() == 0
 
-    file.check()
+    file.check(killed=True)
     told = [(event["state"], event["model_version"]) for event in file.having(kind="model")]
     assert told == [
         ("committed", "v1"),

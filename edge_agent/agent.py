@@ -8,7 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import Coroutine
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from edge_agent.actions.rules import RuleSet, rules_of
 from edge_agent.actions.runner import ActionRunner
 from edge_agent.announcer import Announcer
 from edge_agent.configuration import Configuration, load_configuration
+from edge_agent.delivery import Delivery
 from edge_agent.device.boots import Boots
 from edge_agent.device.clock import Clock
 from edge_agent.device.identity import boot_id, device_id
@@ -35,10 +36,6 @@ from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.latency import Histogram
 from edge_agent.lifecycle import Lifecycle
-from edge_agent.models.audience import Device
-from edge_agent.models.open import open_model, open_twins, trusted_keys
-from edge_agent.models.rollout import Rollout
-from edge_agent.models.slots import Slots
 from edge_agent.pipeline import Pipeline
 from edge_agent.raw_data.destinations import Destination as PictureDestination
 from edge_agent.raw_data.open import open_images
@@ -139,7 +136,15 @@ class Agent:
             on_results=self._take_results,
             on_health=self._announcer.health,
         )
-        self._rollout = self._make_rollout(configuration)
+        self._delivery = Delivery(
+            settings,
+            self._supervisor,
+            directories.state / "models",
+            device_id=lambda: self._envelope.device_id,
+            clock_is_set=lambda: self._clock.is_set,
+            on_change=self._announcer.model,
+            on_skew=self._timekeeper.compare_soon,
+        )
         self._monitor = DeviceMonitor(
             Sensors(directories.state),
             on_health=self._announcer.health,
@@ -155,7 +160,7 @@ class Agent:
             counters=lambda: count(self._supervisor.status, self._recovery.counts, self._actions),
             take_latencies=self._take_latencies,
             survey=self._monitor.survey,
-            model=lambda: (self._configuration.settings.model.model_name, self._rollout.status.version),
+            model=lambda: (self._configuration.settings.model.model_name, self._delivery.rollout.status.version),
             health_interval=settings.telemetry.health_interval,
         )
         self._device_watch = DeviceWatch(self._recovery, wanted=self._wanted_device, again=self._try_device_again)
@@ -181,7 +186,7 @@ class Agent:
             "sender": self._sender.run(),
             "uploads": self._uploads.run(),
             "worker": self._supervisor.run(),
-            "models": self._run_rollout(self._rollout),
+            "models": self._delivery.run(),
             "devices": self._device_watch.run(),
             "sensors": self._monitor.run(),
             "reload": self._lifecycle.serve_reloads(self._reload, self._status_line),
@@ -224,42 +229,17 @@ class Agent:
         self._announcer.clock(state, detail)
 
     def _take_results(self, batch: ResultBatch) -> None:
+        self._delivery.take(batch)
         self._pipeline.take(batch)
         self._uploads.note(batch.results)
-
-    def _make_rollout(self, configuration: Configuration) -> Rollout:
-        model = configuration.settings.model
-        slots = Slots(self._directories.state / "models", str(model.url))
-        store = open_model(
-            model.url,
-            trusted_keys(model.keys, os.environ),
-            device=Device(self._envelope.device_id, configuration.settings.device.labels),
-            name=model.model_name,
-            committed=lambda: slots.committed,
-            on_skew=self._timekeeper.compare_soon,
-        )
-        return Rollout(
-            slots,
-            store,
-            self._supervisor,
-            twins=open_twins(slots, model.url, model.cpu_url, store),
-            model_name=model.model_name,
-            poll_interval=model.poll_interval,
-            on_change=self._announcer.model,
-        )
-
-    async def _run_rollout(self, rollout: Rollout) -> None:
-        log.info("looking for a model", url=str(self._configuration.settings.model.url))
-        await rollout.start()
-        await rollout.run()
 
     def _wanted_device(self) -> str | None:
         """Which Edge TPU is wanted and not in use."""
         return self._configuration.settings.inference.device if self._recovery.degraded else None
 
     async def _try_device_again(self) -> None:
-        if self._rollout.running is None:
-            self._rollout.poll_now()
+        if self._delivery.rollout.running is None:
+            self._delivery.rollout.poll_now()
         else:
             await self._supervisor.load_again()
 
@@ -291,7 +271,7 @@ class Agent:
             settings=self._configuration.settings,
             device_id=self._envelope.device_id,
             worker=self._supervisor.status,
-            model=self._rollout.status,
+            model=self._delivery.rollout.status,
             sender=self._sender.state,
             latest=self._pipeline.prediction,
             rate=self._housekeeping.rate,
@@ -358,30 +338,18 @@ class Agent:
         # A sink that waits for a person may have been mended: whoever reloads wants it tried now.
         if settings.telemetry.sink != old.settings.telemetry.sink or self._sender.state.status == "needs_person":
             await self._sender.replace_sink(self._open_sink(settings.telemetry.sink))
-        await self._apply_model(old, new)
+        if await self._delivery.apply(settings):
+            self._start("models", self._delivery.run())
         if self._recovery.degraded:
             # As with the sink: whoever reloads wants the Edge TPU tried now. That may take longer than he waits.
             self._recovery.begin_afresh()
             self._start("device", self._try_device_again())
 
-    async def _apply_model(self, old: Configuration, new: Configuration) -> None:
-        before, after = old.settings.model, new.settings.model
-        # Whom a release is for goes by the device's id and labels.
-        same_device = old.settings.device == new.settings.device
-        if same_device and replace(before, poll_interval=after.poll_interval) == after:
-            self._rollout.configure(poll_interval=after.poll_interval)
-            self._rollout.poll_now()
-            return
-        # The old model goes on until one from the new place has been accepted.
-        await self._rollout.stop()
-        self._rollout = self._make_rollout(new)
-        self._start("models", self._run_rollout(self._rollout))
-
     # -- the end
 
     async def _shut_down(self) -> None:
         self._lifecycle.service.stopping()
-        await self._rollout.stop()
+        await self._delivery.rollout.stop()
         worker = [task for task in self._tasks if task.get_name() == "worker"]
         await self._supervisor.stop()
         await asyncio.gather(*worker, return_exceptions=True)

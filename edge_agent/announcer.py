@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from edge_agent.models.rollout import RolloutChange
+from edge_agent.models.news import RolloutChange
 from edge_agent.telemetry.envelope import Envelope
 
 LONGEST_DETAIL = 1000
@@ -29,11 +29,10 @@ class Announcer:
         )
 
     def model(self, change: RolloutChange) -> None:
-        """Tell of a model that was taken into use or refused, or of another twin of the one in use."""
+        """Tell what has become of a model, or of another twin of the one in use."""
         release, previous, report = change.release, change.previous, change.report
-        committed = change.state == "committed"
         if change.part == "twin":
-            detail = release.version if committed else f"{release.version}: {report.reason}"
+            detail = f"{release.version}: {change.reason}" if change.reason else release.version
             self.health("model", f"twin {change.state}", detail)
             return
         self._envelope.put_model(
@@ -41,10 +40,11 @@ class Announcer:
             model_name=self._model_name(),
             model_version=release.version,
             state=change.state,
-            accelerator=report.accelerator if committed else None,
+            accelerator=report.accelerator if change.state in {"trial", "committed", "shadow"} else None,
             previous_version=previous.version if previous else None,
             accuracy=release.accuracy,
-            reason=None if committed else report.reason,
+            reason=change.reason[:LONGEST_DETAIL] or None,
+            **{"agreement": report.agreement} | _figures(change),
         )
 
     def clock(self, state: str, detail: str) -> None:
@@ -57,3 +57,23 @@ class Announcer:
     def device_alarm(self, detail: str) -> None:
         """Ask for a hand at the Edge TPU."""
         self._envelope.put_device_alarm(time.monotonic_ns(), action="accelerator", detail=detail[:LONGEST_DETAIL])
+
+
+def _figures(change: RolloutChange) -> dict[str, float | None]:
+    """What it came to in its trial, beside another, or at least on the golden samples."""
+    if (shadow := change.shadow) is not None:
+        agreement = round(shadow.agreed / shadow.samples, 4) if shadow.samples else None
+        return {
+            "samples": shadow.samples,
+            "failed": shadow.failed,
+            "agreement": agreement,
+            "latency_ms": shadow.latency_ms,
+        }
+    if (trial := change.trial) is not None:
+        return {
+            "samples": trial.samples,
+            "failed": trial.failed,
+            "clipped": trial.clipped,
+            "latency_ms": trial.latency_ms,
+        }
+    return {"latency_ms": change.report.latency_ms}

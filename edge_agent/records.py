@@ -148,6 +148,21 @@ _Changes = Annotated[
 _Clipped = Annotated[float, Meta(ge=0, le=1, description="share of input values outside the model's range")]
 
 
+_TrialSamples = Annotated[int, Meta(ge=0, description="results of the trial, or samples that the shadow ran on")]
+_Agreement = Annotated[
+    float,
+    Meta(
+        ge=0,
+        le=1,
+        description="share of golden samples with the outputs expected; of a shadow, share of samples it agreed on",
+    ),
+]
+_TrialFailed = Annotated[int, Meta(ge=0, description="samples that it could not work on")]
+_TrialLatency = Annotated[
+    float, Meta(ge=0, description="95 % of its runs took no longer: in the trial, before it those on golden samples")
+]
+
+
 class _ModelOutput(_EventBase, frozen=True, kw_only=True, omit_defaults=True):
     prediction: Annotated[
         str | UnsetType,
@@ -247,15 +262,26 @@ class AlarmEvent(_ModelOutput, frozen=True, kw_only=True, omit_defaults=True, ta
 
 
 class ModelEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag="model"):
-    """A model version was taken into use, or refused."""
+    """A model version was taken into use, refused, given up again, or runs beside the one in use."""
 
     model_name: str
     model_version: str
-    state: Literal["committed", "rejected"]
+    state: Annotated[
+        Literal["trial", "committed", "rejected", "rolled_back", "shadow"],
+        Meta(
+            description="trial: in use, and watched; committed: it stays; rejected: refused before it was in use; "
+            "rolled_back: previous_version is in use again; shadow: what it did beside the one in use"
+        ),
+    ]
     accelerator: Accelerator | UnsetType = UNSET
     previous_version: str | UnsetType = UNSET
     accuracy: Annotated[float | UnsetType, Meta(description="as the publisher stated it")] = UNSET
-    reason: Annotated[str | UnsetType, Meta(description="why it was refused")] = UNSET
+    reason: Annotated[str | UnsetType, Meta(description="why it was refused, given up or ended")] = UNSET
+    samples: _TrialSamples | UnsetType = UNSET
+    agreement: _Agreement | UnsetType = UNSET
+    failed: _TrialFailed | UnsetType = UNSET
+    clipped: _Clipped | UnsetType = UNSET
+    latency_ms: _TrialLatency | UnsetType = UNSET
 
 
 class LossEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag="loss"):

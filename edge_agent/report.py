@@ -57,7 +57,11 @@ class AcceleratorReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The model in use. `next_poll` is in seconds from now. `twin`: there is the same model for the CPU, too."""
+    """The model in use. `next_poll` is in seconds from now. `twin`: there is the same model for the CPU, too.
+
+    `trial` is how far its trial is, `shadow` what runs beside it; both are empty if nothing is. `pin` is the version
+    that the settings ask for, `hold`: they ask for no new one.
+    """
 
     name: str
     version: str | None
@@ -65,6 +69,10 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     last_poll: str
     next_poll: float | None
     rejected: str | None
+    trial: str = ""
+    shadow: str = ""
+    pin: str = ""
+    hold: bool = False
 
 
 class ResultsReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,9 +210,17 @@ def _headline(report: StatusReport) -> Iterator[str]:
 
 def _model(model: ModelReport) -> Iterator[str]:
     yield f"{model.name} {model.version}" if model.version else f"{model.name}: none yet"
+    if model.trial:
+        yield f"on trial: {model.trial}"
     if model.twin:
         yield "with a twin for the CPU"
+    if model.pin:
+        yield f"pinned to {model.pin}"
+    if model.hold:
+        yield "held"
     yield model.last_poll
+    if model.shadow:
+        yield f"beside it {model.shadow}"
     if model.next_poll is not None:
         yield f"next look in {format_duration(round(model.next_poll))}"
     if model.rejected:

@@ -10,7 +10,7 @@ from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, absent, matching
 from edge_agent.inference.accelerators.owners import THIS_SERVICE
 from edge_agent.inference.supervision.status import WorkerStatus
-from edge_agent.models.rollout import RolloutStatus
+from edge_agent.models.news import RolloutStatus
 from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import Latency, ResultEvent, TimeSource
 from edge_agent.report import (
@@ -129,7 +129,8 @@ def _worker_problems(worker: WorkerStatus) -> list[str]:
 def _running(now: Snapshot) -> str:
     if now.model.version is None:
         return "waiting"
-    running = f"{now.settings.model.model_name} {now.model.version}"
+    trial = f" (on trial: {now.model.trial})" if now.model.trial else ""
+    running = f"{now.settings.model.model_name} {now.model.version}{trial}"
     if now.worker.waiting:
         return f"{running} waits"
     if now.latest is None:
@@ -184,6 +185,10 @@ def _report_model(now: Snapshot) -> ModelReport:
         next_poll=now.model.next_poll,
         twin=now.model.twin,
         rejected=now.model.rejected,
+        trial=now.model.trial,
+        shadow=now.model.shadow,
+        pin=now.model.pin,
+        hold=now.model.hold,
     )
 
 

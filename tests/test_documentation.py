@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import jsonschema
 import pytest
@@ -18,12 +18,16 @@ from edge_agent.inference.accelerators import devices, recovery, watch
 from edge_agent.inference.accelerators.devices import DeviceState
 from edge_agent.inference.latencies import StageLatencies
 from edge_agent.inference.supervision import hangs, supervisor
+from edge_agent.models import trial
+from edge_agent.models.news import RolloutChange
+from edge_agent.models.rollout import INTERRUPTIONS
 from edge_agent.records import Counters, HealthEvent, TimeSource
 from edge_agent.report import AcceleratorReport, DeviceReport, StatusReport, render
 from edge_agent.settings import device_options
 from edge_agent.settings.faults import NotSetUp
 from edge_agent.settings.loading import load
 from edge_agent.settings.schema import InferenceSettings, keys
+from edge_agent.settings.trial import TrialSettings
 from edge_agent.settings.units import format_duration
 from edge_agent.telemetry import losses, publishing
 
@@ -31,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in FILES}
 README, EDGE_TPU, EVENTS, MODELS = (PAGES[name] for name in ("README.md", "edge-tpu.md", "events.md", "models.md"))
+ROLLOUT = PAGES["rollout.md"]
 SCHEMA = json.loads((ROOT / "docs/event.schema.json").read_text(encoding="utf-8"))
 KINDS = {
     definition["properties"]["kind"]["enum"][0]: name
@@ -38,12 +43,13 @@ KINDS = {
     if "kind" in definition["properties"]
 }
 
+MODEL_STATES = get_args(get_type_hints(RolloutChange)["state"])
 # Who tells of what has happened, by component and state; and which states those come to that are computed.
 TELLERS = {"_on_health", "health", "put_health"}
 COMPUTED = {
     ("worker", "state"): {"died", "failing"},
     ("source", "message.state"): {"trouble"},
-    ("model", "f'twin {change.state}'"): {"twin committed", "twin rejected"},
+    ("model", "f'twin {change.state}'"): {f"twin {state}" for state in MODEL_STATES if state != "shadow"},
     ("action", "state"): {"failed", "skipped"},
     ("clock", "state"): set(get_args(ClockState)),
     ("inference", "self._supervisor.status.state"): {"starting", "ready", "running", "waiting", "restarting"},
@@ -128,6 +134,24 @@ def test_every_figure_of_the_board_and_the_queue_is_explained() -> None:
     parts = (HealthEvent, NetworkInterface, Battery, Dropped)
     common = {"exit_status", "stage", "latencies", "counters", "queue", "device", "device_labels"}
     assert {name for part in parts for name in part.__struct_fields__} - words <= common
+
+
+def test_every_state_of_a_model_is_explained() -> None:
+    assert first_cells(EVENTS, "Models") == list(MODEL_STATES)
+
+
+def test_the_limits_of_a_trial_are_those_of_the_code() -> None:
+    default = TrialSettings()
+    told = {name: row for row in rows(ROLLOUT, "The trial") for name in coded(row[0])}
+    for name in ("max_failed", "max_latency", "max_clipped", "max_shift"):
+        assert f" {getattr(default, name):g}" in told[name][1]
+    assert f"{trial.FEWEST_FAILURES} of them" in told["max_failed"][1]
+    text = " ".join(ROLLOUT.split())
+    assert default.time == 600
+    assert "For `time` (10 minutes)" in text
+    assert f"fewer than {trial.ENOUGH} results" in text
+    assert trial.LONGEST_RUN == trial.SOME == INTERRUPTIONS == 3
+    assert f"`its trial was interrupted {INTERRUPTIONS} times`" in text
 
 
 def test_every_component_and_state_of_health_is_explained() -> None:

@@ -201,6 +201,26 @@ def test_texts_from_outside_cannot_drive_the_terminal() -> None:
             "vibration v1.3; v1.4 was rejected: is no model; next look in 0s",
         ),
         (
+            "model",
+            {"trial": "3m of 10m, 1,200 samples", "next_poll": None, "rejected": None, "twin": False},
+            "vibration v1.3; on trial: 3m of 10m, 1,200 samples; v1.4 was rejected: is no model",
+        ),
+        (
+            "model",
+            {"pin": "v1.3", "hold": True, "last_poll": "v1.4 is offered", "next_poll": None, "rejected": None},
+            "vibration v1.3; with a twin for the CPU; pinned to v1.3; held; v1.4 is offered",
+        ),
+        (
+            "model",
+            {
+                "shadow": "v1.5 on 0.1 of the samples",
+                "last_poll": "v1.3 is the newest",
+                "rejected": None,
+                "twin": False,
+            },
+            "vibration v1.3; v1.3 is the newest; beside it v1.5 on 0.1 of the samples; next look in 1m",
+        ),
+        (
             "accelerator",
             {"used": None, "device": None, "runtime": "", "devices": [], "library": None, "remarks": []},
             "none now (edgetpu was asked for); no libedgetpu; no Edge TPU is plugged in",

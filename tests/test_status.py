@@ -12,7 +12,7 @@ import pytest
 from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, DeviceState
 from edge_agent.inference.supervision.status import WorkerStatus
-from edge_agent.models.rollout import RolloutStatus
+from edge_agent.models.news import RolloutStatus
 from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import Latency, LoadReport, ResultEvent, Score
 from edge_agent.report import RawDataReport, StatusReport, render
@@ -233,6 +233,12 @@ def report(
     )
 
 
+def test_a_trial_is_told_beside_the_version() -> None:
+    on_trial = model(version="v1.4", state="on trial", trial="3m of 10m, 1,200 samples")
+    line = status_line(snapshot(model=on_trial))
+    assert line.startswith("vibration v1.4 (on trial: 3m of 10m, 1,200 samples)")
+
+
 def test_the_report_holds_what_the_agent_knows() -> None:
     now = snapshot(
         worker=WorkerStatus(
@@ -281,6 +287,10 @@ def test_the_report_holds_what_the_agent_knows() -> None:
             "next_poll": 60.0,
             "twin": False,
             "rejected": "v1.4",
+            "trial": "",
+            "shadow": "",
+            "pin": "",
+            "hold": False,
         },
         "accelerator": {
             "asked": "edgetpu",

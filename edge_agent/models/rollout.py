@@ -1,76 +1,56 @@
-"""How a new model takes over: ask the store, fetch, let the worker try it beside the old one, and only then commit.
+"""How a new model takes over: ask the store, fetch, let the worker try it beside the old one, watch it, and commit.
 
 The loop goes round once per poll, and sooner after a failure (backoff with jitter). Nothing a store or a worker says
 ends it. A store's calls run in a daemon thread, so that neither the event loop nor the end of the process waits for
 a network that hangs. What is worth a line in the log is logged when it changes, not at every try.
+
+While a new model is on trial, the one before it is ready in the worker and committed on the disk. `_turn` is held by
+whoever changes what runs: a round once the store has answered, and the verdict on a trial, which so never waits for a
+network.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
-from typing import Literal, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
 
-import msgspec
 import structlog
 
+from edge_agent.models.acquisition import Acquisition
 from edge_agent.models.calls import Calls
-from edge_agent.models.releases import Release, RemoteObject
+from edge_agent.models.in_use import InUse
+from edge_agent.models.limits import DownloadLimits
+from edge_agent.models.loading import Loader
+from edge_agent.models.manifest_store import HasGolden
+from edge_agent.models.news import RolloutChange, RolloutStatus
+from edge_agent.models.releases import Release
+from edge_agent.models.shadowing import Shadowing
 from edge_agent.models.slots import Slots
-from edge_agent.models.stores import Store, StoreError, StoreNeedsPerson
+from edge_agent.models.stores import Store
 from edge_agent.models.twins import Twins
-from edge_agent.records import LoadReport, ModelFile
+from edge_agent.records import Accelerator, LoadReport, ModelFile, Result, Terms
+from edge_agent.settings.trial import TrialSettings
+from edge_agent.settings.units import format_duration
 
 FIRST_BACKOFF = 5.0
 LONGEST_LOAD_BACKOFF = 300.0
 STOP_LIMIT = 1.0
+WINDOW_SPREAD = 120.0
+INTERRUPTIONS = 3
+"""A release whose trials the process has not lived through so often is not tried again."""
+NO_TRIAL = TrialSettings(time=0.0)
+_INSTANT = 1e-3
 
 _log = structlog.get_logger()
-
-
-class Loader(Protocol):
-    """Whoever runs models: the supervisor of the worker."""
-
-    async def load(self, model: ModelFile) -> LoadReport:
-        """Build and warm `model` beside the one in use, and switch to it if that went well."""
-
-
-class RolloutChange(msgspec.Struct, frozen=True, kw_only=True):
-    """A release was taken into use, or refused for good, instead of `previous`.
-
-    `part` is "twin" where that is all that is new, or all that was given up: no other version runs then.
-    """
-
-    state: Literal["committed", "rejected"]
-    release: Release
-    previous: Release | None
-    report: LoadReport
-    part: Literal["model", "twin"] = "model"
-
-
-class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """For people. `version` runs, `waiting` is to be tried; `next_poll` is in seconds from now.
-
-    `refusal` is why the worker cannot take a model now, with its version, and empty if it can. `twin` is whether what
-    runs has a twin for the CPU.
-    """
-
-    state: Literal["no model", "waiting for the worker", "running", "stopped"]
-    version: str | None
-    waiting: str | None
-    refusal: str
-    last_poll: str
-    failures: int
-    next_poll: float | None
-    rejected: str | None
-    twin: bool = False
 
 
 class Rollout:
     """Keeps the worker on the version that the store offers, with the twin that `twins` finds.
 
-    `poll_interval` is in seconds. `on_change` is called in the event loop. `sleep`, `clock` (seconds) and `jitter`
-    (0 to 1) stand for time and chance.
+    `poll_interval` is in seconds. `on_change` is called in the event loop. `golden` is asked for golden samples, within
+    `limits`. `pin` is the version to run, `hold` keeps what runs; `trial` is what a new one is watched for. `sleep`,
+    `clock` (seconds) and `jitter` (0 to 1) stand for time and chance.
     """
 
     def __init__(
@@ -83,13 +63,19 @@ class Rollout:
         poll_interval: float,
         on_change: Callable[[RolloutChange], None],
         twins: Twins | None = None,
+        golden: HasGolden | None = None,
+        limits: DownloadLimits | None = None,
+        pin: str = "",
+        hold: bool = False,
+        trial: TrialSettings = NO_TRIAL,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._slots = slots
-        self._store = store
-        self._twins = twins or Twins(slots, None)
+        self.slots = slots
+        self._acquisition = Acquisition(
+            slots, store, twins or Twins(slots, None), golden, pin=pin, hold=hold, limits=limits
+        )
         self._loader = loader
         self._model_name = model_name
         self._poll_interval = poll_interval
@@ -97,40 +83,58 @@ class Rollout:
         self._sleep = sleep
         self._clock = clock
         self._jitter = jitter
-        self._running: Release | None = None
-        self._uncommitted: RolloutChange | None = None
-        self._offered: Release | None = None
-        self._refused: set[str] = set()
-        self._poll_failures = 0
-        self._twin_failures = 0
+        self._shadowing = Shadowing(
+            slots,
+            self._acquisition,
+            loader,
+            model_file=self._model_file,
+            terms=lambda release: self._terms(release, trial=False),
+            on_change=on_change,
+            clock=clock,
+        )
+        self._unfit: set[str] = set()
         self._load_failures = 0
-        self._last_poll = "not asked yet"
         self._last_wait = ""
         self._next_poll: float | None = None
         self._wake = asyncio.Event()
+        self._judge = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._in_use = InUse(
+            slots,
+            loader,
+            trial,
+            on_change=on_change,
+            on_verdict=self._judge.set,
+            on_lost=self._wake.set,
+            clock=clock,
+        )
         self._calls = Calls()
-        self._work: asyncio.Task[None] | None = None
+        self._work: list[asyncio.Task[None]] = []
         self._stopped = False
 
     @property
     def running(self) -> Release | None:
-        """The release that the worker accepted last."""
-        return self._running
+        """The release that the worker accepted last, or has gone back to."""
+        return self._in_use.release
 
     @property
     def status(self) -> RolloutStatus:
         """What goes on, for people."""
-        candidate, rejected = self._slots.candidate, self._slots.last_rejected
+        candidate, rejected, running = self.slots.candidate, self.slots.last_rejected, self.running
         return RolloutStatus(
             state=self._state(),
-            version=self._running.version if self._running else None,
-            waiting=candidate.version if candidate else None,
+            version=running.version if running else None,
+            waiting=candidate.version if candidate is not None and candidate != running else None,
             refusal=self._last_wait,
-            last_poll=self._last_poll,
-            failures=self._poll_failures,
+            last_poll=self._acquisition.last_poll,
+            failures=self._acquisition.failures,
             next_poll=None if self._next_poll is None else max(0.0, self._next_poll - self._clock()),
             rejected=f"{rejected.what}: {rejected.reason}" if rejected else None,
-            twin=self._running is not None and self._twins.path(self._running) is not None,
+            twin=running is not None and self._acquisition.twins.path(running) is not None,
+            trial=self._in_use.progress,
+            shadow=self._shadowing.words,
+            pin=self._acquisition.pin,
+            hold=self._acquisition.hold,
         )
 
     async def start(self) -> None:
@@ -138,42 +142,67 @@ class Rollout:
 
         Tries once; `run` goes on trying. Raises `OSError` if the state directory cannot be used.
         """
-        await self._calls.run(lambda _: self._slots.open())
+        self._loader.on_revert = self._in_use.reverted
+        self._loader.on_shadow_end = self._shadowing.ended
+        await self._calls.run(lambda _: self.slots.open())
         await self._load(self._known())
 
     async def run(self) -> None:
         """Poll until `stop`, the first time at once."""
-        self._work = asyncio.create_task(self._loop(), name="model-rollout")
+        self._work = [
+            asyncio.create_task(self._loop(), name="model-rollout"),
+            asyncio.create_task(self._attend(), name="model-trial"),
+        ]
         try:
-            await asyncio.wait({self._work})
+            done, _ = await asyncio.wait(self._work, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await self.stop()
-        if self._work.done() and not self._work.cancelled():
-            self._work.result()
+        for work in done:
+            if not work.cancelled():
+                work.result()
 
     def poll_now(self) -> None:
         """Ask the store now rather than at the next poll."""
         self._wake.set()
 
-    def configure(self, *, poll_interval: float) -> None:
-        """Take another interval (seconds), beginning with a poll now."""
-        if poll_interval != self._poll_interval:
-            self._poll_interval = poll_interval
+    def configure(self, *, poll_interval: float, hold: bool = False, trial: TrialSettings = NO_TRIAL) -> None:
+        """Take other settings, beginning with a poll now; a trial that goes on is judged by the old ones."""
+        before = self._poll_interval, self._acquisition.hold, self._in_use.settings
+        if before != (poll_interval, hold, trial):
+            self._poll_interval, self._acquisition.hold, self._in_use.settings = poll_interval, hold, trial
             self.poll_now()
 
-    async def stop(self) -> None:
-        """End `run` within a second, even if the network hangs. A half-finished download is thrown away."""
-        self._stopped = True
-        if self._work is not None:
-            self._work.cancel()
-            await asyncio.wait({self._work}, timeout=STOP_LIMIT)
+    def ask(self, store: Store, *, twins: Twins, golden: HasGolden | None, pin: str) -> None:
+        """Ask another store for the same model from now on, beginning with a poll now: what runs goes on meanwhile."""
+        acquisition = self._acquisition
+        acquisition.store, acquisition.twins, acquisition.golden, acquisition.pin = store, twins, golden, pin
+        self.poll_now()
 
-    def _state(self) -> Literal["no model", "waiting for the worker", "running", "stopped"]:
+    def take(self, model: ModelFile, accelerator: Accelerator, results: Sequence[Result], failed: int) -> None:
+        """See what a model has made of some samples. Called for every batch: it costs a few microseconds."""
+        self._in_use.take(model, accelerator, results, failed)
+
+    async def stop(self) -> None:
+        """End `run` within a second, even if the network hangs. A half-finished download waits for the next start.
+
+        A trial is given up, and begins anew at the next start.
+        """
+        self._stopped = True
+        for work in self._work:
+            work.cancel()
+        if self._work:
+            await asyncio.wait(self._work, timeout=STOP_LIMIT)
+        self._shadowing.report(last=True)
+        await self._in_use.stop()
+
+    def _state(self) -> Literal["no model", "waiting for the worker", "on trial", "running", "stopped"]:
         if self._stopped:
             return "stopped"
-        if self._running is not None:
-            return "running"
+        if self.running is not None:
+            return "on trial" if self._in_use.on_trial is not None else "running"
         return "waiting for the worker" if self._load_failures else "no model"
+
+    # -- the rounds
 
     async def _loop(self) -> None:
         while not self._stopped:
@@ -182,219 +211,195 @@ class Rollout:
             await self._pause(self._delay())
 
     async def _round(self) -> None:
-        waits = await self._reported(self._load(self._known()))
+        async with self._turn:
+            waits = await self._reported(self._load(self._known()))
         await self._reported(self._poll())
-        waits_too = await self._reported(self._load(self._new()))
-        waits = waits_too or (waits and self._running is None)
+        async with self._turn:
+            waits_too = await self._reported(self._load_new())
+            await self._reported(self._shadow())
+        waits = waits_too or (waits and self.running is None)
         self._load_failures = self._load_failures + 1 if waits else 0
 
     async def _reported(self, step: Awaitable[bool | None]) -> bool:
         """Take a step; a failure is noted, and the running model goes on."""
         try:
             return bool(await step)
-        except StoreError as error:
-            self._failed(str(error), needs_person=isinstance(error, StoreNeedsPerson))
         except Exception as error:  # noqa: BLE001  # a full disk, say: it ends up in the log and in `status`
-            self._failed(f"{type(error).__name__}: {error}", needs_person=True)
+            self._acquisition.failed(error, self.running)
         return False
 
     def _delay(self) -> float:
         delays = [self._poll_interval]
-        if failures := max(self._poll_failures, self._twin_failures):
+        if failures := self._acquisition.all_failures:
             delays.append(_backoff(failures))
         if self._load_failures:
             delays.append(min(_backoff(self._load_failures), LONGEST_LOAD_BACKOFF))
-        return min(delays) * (0.9 + 0.2 * self._jitter())
+        delay = min(delays) * (0.9 + 0.2 * self._jitter())
+        opens_in = self._acquisition.opens_in
+        # Devices that wait for the same minute of the day do not begin in the same second.
+        return delay if opens_in is None else min(delay, opens_in + WINDOW_SPREAD * self._jitter())
 
     async def _pause(self, delay: float) -> None:
+        """Wait for the next poll, and have a trial judged when its time is over."""
         self._next_poll = self._clock() + delay
-        timer = asyncio.ensure_future(self._sleep(delay))
-        wake = asyncio.ensure_future(self._wake.wait())
-        try:
-            await asyncio.wait({timer, wake}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            timer.cancel()
-            wake.cancel()
+        while not self._wake.is_set() and (rest := self._next_poll - self._clock()) > _INSTANT:
+            timer = asyncio.ensure_future(self._sleep(min(rest, self._in_use.rest or rest)))
+            wake = asyncio.ensure_future(self._wake.wait())
+            try:
+                await asyncio.wait({timer, wake}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                timer.cancel()
+                wake.cancel()
+            self._judge.set()
 
     async def _poll(self) -> None:
         """Find out what the store offers, and have it on disk. Raises `StoreError` or `OSError`."""
-        await self._commit()
-        remote = await self._calls.stat(self._store)
-        if remote.sequence < self._slots.sequence:
-            again = "publish it again if devices shall go back to it"
-            self._found("warning", f"{remote.version} is offered by an older manifest than before: {again}")
-            return
-        if remote.sequence > self._slots.sequence:
-            await self._calls.run(lambda _: self._slots.note_sequence(remote.sequence))
-        rejection = self._slots.rejection(remote)
-        if remote.withheld and self._known_as(remote) is None:
-            await self._withdraw()
-            self._found("debug", remote.withheld)
-        elif rejection is not None:
-            await self._withdraw()
-            again = "upload it again to have it tried again"
-            self._found("warning", f"{remote.version} was rejected: {rejection.reason}; {again}")
-        elif self._is_new(remote):
-            release = await self._fetch(remote)
-            self._offered = await self._twins.follow(release, remote)
-            self._found("debug", f"{remote.version} is offered", twins=self._twins)
-        elif (known := self._known_as(remote)) is None:
-            await self._withdraw()
-            self._found(*self._nothing_new(remote))
-        else:
-            followed = await self._twins.follow(known, remote)
-            if followed == self._slots.committed:
-                await self._withdraw()
-            else:
-                self._offered = followed
-            self._found(*self._nothing_new(remote), twins=self._twins)
+        async with self._turn:
+            await self._in_use.write_outcome()
+        acquisition = self._acquisition
+        remote = await acquisition.ask()
+        async with self._turn:
+            decision = acquisition.judge(remote, self._unfit)
+            await acquisition.note(decision)
+            if (on_trial := self._in_use.on_trial) is not None:
+                if decision.spares(on_trial):
+                    acquisition.found(decision)
+                    return
+                await self._in_use.give_way(decision.text)
+            await acquisition.follow(decision, beside=self.running is not None)
 
-    def _is_new(self, remote: RemoteObject) -> bool:
-        """Whether it has another version, or takes the place of a committed one that does not work."""
-        committed = self._slots.committed
-        if committed is None or remote.version != committed.version:
-            return True
-        return committed.id in self._refused and remote.checksum != committed.checksum
+    async def _shadow(self) -> None:
+        if self.running is not None and self._in_use.on_trial is None and not self._new():
+            await self._shadowing.follow(self._acquisition.shadow, self.running)
 
-    def _known_as(self, remote: RemoteObject) -> Release | None:
-        """The committed release if it has the same bytes, or the candidate that gives it another twin."""
-        committed, candidate = self._slots.committed, self._slots.candidate
-        if committed is None or committed.checksum != remote.checksum:
-            return None
-        return candidate if candidate is not None and candidate.id == committed.id else committed
-
-    def _nothing_new(self, remote: RemoteObject) -> tuple[Literal["debug", "warning"], str]:
-        committed = self._slots.committed
-        if committed is not None and committed.id in self._refused:
-            return "warning", f"{remote.version} is all there is, and the worker refuses it"
-        if committed is None or committed.checksum == remote.checksum:
-            return "debug", f"{remote.version} is the newest"
-        return "warning", (
-            f"the object changed but its version is still {remote.version}, so it is not fetched:"
-            " give each upload a version of its own (x-goog-meta-version)"
-        )
-
-    async def _withdraw(self) -> None:
-        """The store offers nothing to try; what waited for the worker is not wanted any more."""
-        self._offered = None
-        await self._calls.run(lambda _: self._slots.discard_candidate())
-
-    async def _fetch(self, remote: RemoteObject) -> Release:
-        stored = await self._calls.run(lambda _: self._slots.stored(remote))
-        if stored is not None:
-            return stored
-        for remark in remote.remarks:
-            _log.warning("model metadata not understood", url=remote.url, version=remote.version, remark=remark)
-        _log.info("fetching a model", url=remote.url, version=remote.version, bytes=remote.size)
-        path = await self._calls.run(lambda _: self._slots.begin(remote))
-        await self._calls.fetch(self._store, remote, path)
-        return await self._calls.run(lambda _: self._slots.finish(remote, path))
-
-    def _found(self, level: Literal["debug", "warning"], what: str, *, twins: Twins | None = None) -> None:
-        """Note what a poll found, of the twin too if that was looked for."""
-        self._poll_failures, self._twin_failures = 0, twins.failures if twins else 0
-        if twins is not None and twins.trouble:
-            level, what = "warning", f"{what}; the model for the CPU: {twins.trouble}"
-        if what != self._last_poll:
-            getattr(_log, level)("asked for a new model", found=what)
-        self._last_poll = what
-
-    def _failed(self, what: str, *, needs_person: bool) -> None:
-        self._poll_failures += 1
-        if what != self._last_poll:
-            log = _log.error if needs_person else _log.warning
-            log("no new model can be had", reason=what, goes_on_with=self._running and self._running.version)
-        self._last_poll = what
+    # -- what the worker is to run
 
     def _known(self) -> list[Release]:
         """What to run when nothing runs: best first."""
-        known = (self._slots.committed, self._slots.previous) if self._running is None else ()
+        known = (self.slots.committed, self.slots.previous) if self.running is None else ()
         choices = [choice for one in known if one is not None for choice in one.with_and_without_twin()]
-        return [one for one in choices if one.trial_id not in self._refused]
+        return [one for one in choices if one.trial_id not in self._unfit]
 
     def _new(self) -> list[Release]:
         """What the store offers, if it is on disk and not running: best first."""
-        new = self._slots.candidate
-        if new is None or new != self._offered or new == self._running:
+        new, running = self.slots.candidate, self.running
+        if new is None or new != self._acquisition.offered or new == running or not self._in_use.is_settled:
             return []
-        choices = [new] if self._running and self._running.id == new.id else new.with_and_without_twin()
-        return [one for one in choices if one.trial_id not in self._refused]
+        choices = [new] if running and running.id == new.id else new.with_and_without_twin()
+        return [one for one in choices if one.trial_id not in self._unfit]
+
+    async def _load_new(self) -> bool:
+        """Have the worker take what is new, unless that has been the end of this process too often."""
+        choices = self._new()
+        if not choices:
+            return False
+        await self._shadowing.end("")
+        release = choices[0]
+        if self.slots.committed is not None:
+            begun = await self._calls.run(lambda _: self.slots.begin_trial(release, INTERRUPTIONS))
+            if begun >= INTERRUPTIONS:
+                reason = f"its trial was interrupted {begun} times"
+                await self._calls.run(lambda _: self.slots.roll_back(release, reason))
+                self._tell_rejected(release, LoadReport(accepted=False, reason=reason))
+                return False
+        return await self._load(choices)
 
     async def _load(self, choices: list[Release]) -> bool:
         """Have the worker take the first of `choices` that it can; true if one had bad luck and waits."""
         for release in choices:
-            report = await self._loader.load(self._model_file(release))
+            terms = self._terms(release)
+            self._in_use.about_to_switch()
+            report = await self._loader.load(self._model_file(release), terms)
             if report.accepted:
-                await self._take(release, report)
+                await self._take_over(release, report, terms)
                 return False
+            self._in_use.stays()
             if not report.permanent:
                 self._wait_for_worker(release, report)
                 return True
             await self._refuse(release, report)
         return False
 
+    def _terms(self, release: Release, *, trial: bool | None = None) -> Terms:
+        """What worked before is loaded without conditions, as there is nothing better."""
+        if release in (self.slots.committed, self.slots.previous) and release != self.slots.candidate:
+            return Terms()
+        golden, asked = self.slots.golden_path(release), release.acceptance
+        watched = self.running is not None and self._in_use.settings.time > 0 and not self._acquisition.pin
+        return Terms(
+            golden=str(golden) if golden is not None else "",
+            tolerance=asked.tolerance,
+            min_agreement=asked.min_agreement,
+            min_accuracy=asked.min_accuracy,
+            max_latency_ms=asked.max_latency_ms,
+            trial=watched if trial is None else trial,
+        )
+
     def _model_file(self, release: Release) -> ModelFile:
         return ModelFile(
-            path=str(self._slots.path(release)),
+            path=str(self.slots.path(release)),
             name=self._model_name,
             version=release.version,
             labels=release.labels,
-            cpu_path=self._twins.path(release),
+            cpu_path=self._acquisition.twins.path(release),
         )
 
-    async def _take(self, release: Release, report: LoadReport) -> None:
-        change = self._committed_change(release, report)
-        self._running, self._last_wait = release, ""
+    async def _take_over(self, release: Release, report: LoadReport, terms: Terms) -> None:
+        change = self._change_to(release, report)
+        self._last_wait = ""
         facts = {"name": self._model_name, "version": release.version, "accelerator": report.accelerator}
-        if change.part == "twin":
-            facts["twin"] = "another"
-        elif change.previous is not None:
-            facts["previous"] = change.previous.version
+        if change.previous is not None:
+            facts |= {"twin": "another"} if change.part == "twin" else {"previous": change.previous.version}
+        if terms.trial:
+            facts["trial"] = format_duration(self._in_use.settings.time)
         if report.degraded is not None:
             _log.warning("model in use, but degraded", **facts, reason=report.degraded)
         else:
             _log.info("model in use", **facts)
         _log.debug("model loaded", version=release.version, detail=report.detail)
-        if release != self._slots.committed and release == self._slots.candidate:
-            self._uncommitted = change
-            await self._commit()
+        await self._in_use.switch(change, self._model_file(release), trial=terms.trial)
 
-    def _committed_change(self, release: Release, report: LoadReport) -> RolloutChange:
-        before = self._running or self._slots.committed
+    def _change_to(self, release: Release, report: LoadReport) -> RolloutChange:
+        running = self.running
+        before = running or self.slots.committed
         part: Literal["model", "twin"] = "twin" if before is not None and before.id == release.id else "model"
-        return RolloutChange(state="committed", release=release, previous=self._running, report=report, part=part)
-
-    async def _commit(self) -> None:
-        """Write down that the running release is the one to start with; raises `OSError`, and is then done later."""
-        change = self._uncommitted
-        if change is None:
-            return
-        previous = change.previous or self._slots.committed
-        if self._slots.committed is not None and self._slots.committed.id == change.release.id:
-            previous = self._slots.previous  # another twin makes no other model to go back to
-        await self._calls.run(lambda _: self._slots.commit(change.release, previous=previous))
-        self._uncommitted = None
-        _log.debug("model committed", version=change.release.version, previous=previous and previous.version)
-        self._on_change(change)
+        return RolloutChange(state="committed", release=release, previous=running, report=report, part=part)
 
     async def _refuse(self, release: Release, report: LoadReport) -> None:
         """A candidate is rejected on disk; one that worked before only until the next start, after a repair perhaps."""
-        if release == self._slots.candidate:
-            await self._calls.run(lambda _: self._slots.reject(release, report.reason))
+        if release == self.slots.candidate:
+            await self._calls.run(lambda _: self.slots.reject(release, report.reason))
         else:
-            self._refused.add(release.trial_id)
+            self._unfit.add(release.trial_id)
+        self._tell_rejected(release, report)
+
+    def _tell_rejected(self, release: Release, report: LoadReport) -> None:
         part: Literal["model", "twin"] = "model" if release.cpu is None else "twin"
         with_twin = {} if release.cpu is None else {"twin": release.cpu.url}
         _log.error("model rejected", version=release.version, **with_twin, reason=report.reason)
-        self._on_change(
-            RolloutChange(state="rejected", release=release, previous=self._running, report=report, part=part)
+        change = RolloutChange(
+            state="rejected", release=release, previous=self.running, report=report, part=part, reason=report.reason
         )
+        self._on_change(change)
 
     def _wait_for_worker(self, release: Release, report: LoadReport) -> None:
         refusal = f"{release.version} waits: {report.reason}"
         if refusal != self._last_wait:
             _log.warning("model waits for the worker", version=release.version, reason=report.reason)
         self._last_wait = refusal
+
+    # -- what has become of it
+
+    async def _attend(self) -> None:
+        """Judge the trial whenever there may be something new."""
+        while True:
+            await self._judge.wait()
+            self._judge.clear()
+            async with self._turn:
+                settled = self._in_use.is_settled
+                await self._reported(self._in_use.settle())
+                if settled and not self._in_use.is_settled:
+                    self.poll_now()
 
 
 def _backoff(failures: int) -> float:

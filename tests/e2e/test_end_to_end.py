@@ -44,6 +44,9 @@ failure = "1s"
 url = "gs://{BUCKET}/{OBJECT}"
 poll_interval = "1s"
 
+[model.trial]
+samples = 100
+
 [inference]
 labels = ["normal", "warning", "failure"]
 
@@ -144,7 +147,7 @@ def test_results_arrive_and_a_new_model_takes_over_without_a_hole(
     assert consumer.versions() == {"v1.2"}
 
     gsutil_cp(gcs, "v1.3", accuracy="0.94")
-    consumer.pull_until(lambda c: "v1.3" in c.versions() and len(c.of("model")) == 2)
+    consumer.pull_until(lambda c: "v1.3" in c.versions() and len(c.of("model")) == 3)
     consumer.pull_until(lambda c: c.numbers() == list(range(1, len(c.events) + 1)))
 
     validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
@@ -155,9 +158,11 @@ def test_results_arrive_and_a_new_model_takes_over_without_a_hole(
     assert versions == sorted(versions), "results of the old model after those of the new one"
     assert [event["timestamp"] for event in results] == sorted(event["timestamp"] for event in results)
     assert {event["model_name"] for event in results} == {"vibration-classifier"}
-    first, second = consumer.of("model")
+    first, tried, second = consumer.of("model")
     assert (first["state"], first["model_version"], first.get("accuracy")) == ("committed", "v1.2", None)
-    assert (second["model_version"], second["previous_version"], second["accuracy"]) == ("v1.3", "v1.2", 0.94)
+    assert (tried["state"], tried["model_version"], tried["previous_version"]) == ("trial", "v1.3", "v1.2")
+    assert (second["state"], second["model_version"], second["previous_version"]) == ("committed", "v1.3", "v1.2")
+    assert (second["accuracy"], second["samples"] >= 100, second["failed"]) == (0.94, True, 0)
     assert consumer.of("alarm")[0]["action"] == "alarm"
 
     # The version in use survives a restart, even without the bucket.

@@ -4,12 +4,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
+
 from edge_agent.models.audience import Device as Facts
-from edge_agent.models.open import open_model, open_twins
-from edge_agent.models.rollout import Rollout, RolloutChange
+from edge_agent.models.limits import DownloadLimits
+from edge_agent.models.news import RolloutChange
+from edge_agent.models.open import golden_of, open_model, open_twins
+from edge_agent.models.rollout import Rollout
 from edge_agent.models.slots import Slots
-from edge_agent.records import LoadReport, ModelFile
+from edge_agent.models.stores import Store
+from edge_agent.records import LoadReport, ModelFile, Result, Score, Terms
 from edge_agent.settings.location import Location
+from edge_agent.settings.trial import TrialSettings
 from tests.servers.gcs import GcsServer
 
 HOUR = 3600.0
@@ -18,13 +24,71 @@ NO_MODEL = LoadReport(accepted=False, reason="it is no model", permanent=True)
 NO_WORKER = LoadReport(accepted=False, reason="no worker")
 
 
-class Worker:
+class Shadowed(msgspec.Struct, frozen=True):
+    """What a shadow has done."""
+
+    samples: int
+    agreed: int
+    failed: int = 0
+    clipped: int = 0
+    latency_ms: float = 1.5
+
+
+class TrialWorker:
+    """Keeps the model before the one on trial, and notes what it is told to do about both, and about shadows."""
+
+    def __init__(self) -> None:
+        self.on_revert: Callable[[str], None] = lambda _: None
+        self.on_shadow_end: Callable[[str], None] = lambda _: None
+        self.current: ModelFile | None = None
+        self.before: ModelFile | None = None
+        self.told: list[str] = []
+        self.terms: list[Terms] = []
+        self.shadows: list[tuple[str, float]] = []
+        self.shadow_answer = GOOD
+        self.shadowed: Shadowed | None = None
+
+    def switched(self, model: ModelFile, terms: Terms) -> None:
+        self.terms.append(terms)
+        self.before = self.current if terms.trial else None
+        self.current = model
+
+    async def revert(self, reason: str) -> None:
+        assert self.before is not None
+        self.told.append(f"revert: {reason}")
+        self.current, self.before = self.before, None
+
+    def keep(self) -> None:
+        assert self.before is not None
+        self.told.append("keep")
+        self.before = None
+
+    def go_back(self, reason: str) -> None:
+        """The model on trial has failed where the one before it does not."""
+        assert self.before is not None
+        self.current, self.before = self.before, None
+        self.on_revert(reason)
+
+    async def shadow(self, model: ModelFile | None, share: float, terms: Terms) -> LoadReport:
+        self.shadows.append((model.version if model is not None else "", share))
+        if model is not None:
+            assert not terms.trial
+            assert (await asyncio.to_thread(Path(model.path).read_bytes)).startswith(b"model")
+        return self.shadow_answer
+
+    def take_shadow(self) -> Shadowed | None:
+        taken, self.shadowed = self.shadowed, None
+        return taken
+
+
+class Worker(TrialWorker):
     """Answers to `load` as it was told: by version, the last answer for ever; otherwise it accepts.
 
     `answers_with_twin` go first where there is a twin; `twins` are the bytes of those, one for each load.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.answers: dict[str, list[LoadReport]] = {}
         self.loaded: list[str] = []
         self.files: list[ModelFile] = []
@@ -33,7 +97,7 @@ class Worker:
         self.hangs = False
         self.asked = asyncio.Event()
 
-    async def load(self, model: ModelFile) -> LoadReport:
+    async def load(self, model: ModelFile, terms: Terms) -> LoadReport:
         self.loaded.append(model.version)
         self.files.append(model)
         self.asked.set()
@@ -44,7 +108,15 @@ class Worker:
         answers = self.answers.get(model.version, [GOOD])
         if model.cpu_path:
             answers = self.answers_with_twin.get(model.version, answers)
-        return answers.pop(0) if len(answers) > 1 else answers[0]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if answer.accepted:
+            self.switched(model, terms)
+        return answer
+
+
+def result(label: str = "normal", ms: float = 1.0, clipped: float = 0.0) -> Result:
+    """What a model says of a sample."""
+    return Result(captured_ns=1, inference_ns=round(ms * 1e6), scores=[Score(label, 0.9, 0)], clipped=clipped)
 
 
 class Clock:
@@ -85,6 +157,9 @@ class Device:
         self.name = ""
         self.pin = ""
         self.reserve = 0
+        self.limits = DownloadLimits()
+        self.trial = TrialSettings(time=0)
+        self.hold = False
         self.worker = Worker()
         self.changes: list[RolloutChange] = []
 
@@ -95,25 +170,35 @@ class Device:
     def live(self, story: Callable[[Rollout, Clock], Awaitable[None]], *, interval: float = HOUR) -> None:
         asyncio.run(self._live(story, interval))
 
-    async def _live(self, story: Callable[[Rollout, Clock], Awaitable[None]], interval: float) -> None:
-        clock = Clock()
-        self.slots = Slots(self.directory, str(self.url), reserve=self.reserve)
-        store = open_model(
+    def open_store(self) -> Store:
+        """What is behind the URL."""
+        return open_model(
             self.url,
             self.keys,
             device=self.facts,
             name=self.name,
             pin=self.pin,
             committed=lambda: self.slots.committed,
+            limits=self.limits,
         )
+
+    async def _live(self, story: Callable[[Rollout, Clock], Awaitable[None]], interval: float) -> None:
+        clock = Clock()
+        self.slots = Slots(self.directory, str(self.url), reserve=self.reserve)
+        store = self.open_store()
         rollout = Rollout(
             self.slots,
             store,
             self.worker,
-            twins=open_twins(self.slots, self.url, self.cpu_url, store),
+            twins=open_twins(self.slots, self.url, self.cpu_url, store, self.limits),
+            limits=self.limits,
             model_name="vibration",
             poll_interval=interval,
             on_change=self.changes.append,
+            golden=golden_of(store),
+            pin=self.pin,
+            hold=self.hold,
+            trial=self.trial,
             sleep=clock.sleep,
             clock=lambda: clock.now,
             jitter=lambda: 0.5,

@@ -1,7 +1,8 @@
-"""kill -9 at each step of a fetch and a commit: the next opening finds a whole model that was committed."""
+"""The process or the power ends at each step of a roll-out: the next opening finds a whole model that was committed."""
 
 import hashlib
-import signal
+import itertools
+import json
 import subprocess
 import sys
 import threading
@@ -13,57 +14,75 @@ from edge_agent.models.gcs import GcsStore
 from edge_agent.models.slots import Slots
 from tests.models import slots_child
 from tests.servers.gcs import GcsServer
+from tests.telemetry.loopdisk import why_not
 
-STEPS = 60
+V1, V2, WAITS = ["v1", None, None, None, False, 0], ["v2", None, None, None, False, 0], ["v1", "v2", None, None]
+FOUND = {
+    "commit": [
+        V1,
+        ["v1", None, "v2", None, False, 0],
+        ["v1", "v2", "v2", None, False, 0],
+        [*WAITS, False, 0],
+        [*WAITS, True, 0],
+        [*WAITS, True, 1],
+        V2,
+    ],
+    "roll back": [
+        V1,
+        [*WAITS, False, 0],
+        [*WAITS, True, 0],
+        [*WAITS, True, 1],
+        ["v1", None, None, "v2", False, 0],
+    ],
+}
 
 
-def _run(directory: Path, step: int, when: str) -> int:
-    module = [sys.executable, "-m", "tests.models.slots_child", str(directory), str(step), when]
-    return subprocess.run(module, capture_output=True, timeout=60, check=False).returncode
-
-
-def _prepared(directory: Path) -> Path:
-    slots = Slots(directory, slots_child.URL)
-    slots.open()
-    slots_child.download(slots, "v1")
-    slots_child.download_twin(slots, "v1")
-    slots_child.commit(slots)
-    return directory
+def _found(directory: Path, *arguments: str) -> list[list[object]]:
+    """What was there after each end, without what was there after the one before it."""
+    module = [sys.executable, "-m", "tests.models.slots_child", str(directory), *arguments]
+    child = subprocess.run(module, capture_output=True, text=True, timeout=600, check=False)
+    assert child.returncode == 0, child.stderr
+    return [json.loads(line) for line in child.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_kill_at_every_step_of_a_commit(tmp_path: Path, when: str) -> None:
-    seen = set()
-    for step in range(1, STEPS):
-        directory = _prepared(tmp_path / str(step))
-        ended = _run(directory, step, when)
-        assert ended in {0, -signal.SIGKILL}
-        slots = Slots(directory, slots_child.URL)
-        slots.open()
-        committed, candidate = slots.committed, slots.candidate
-        assert committed is not None
-        assert slots.path(committed).read_bytes() == slots_child.DATA[committed.version]
-        assert committed.version == "v2" or slots.previous is None
-        assert not list(slots.path(committed).parents[2].glob("*.damaged")), "no file is ever half written"
-        assert committed.cpu is not None
-        for one in (committed, slots.previous, candidate):
-            if one is not None and one.cpu is not None:
-                assert slots.twin_path(one.cpu).read_bytes() == slots_child.TWINS[one.version]
-        seen.add((committed.version, candidate.version if candidate else None, bool(candidate and candidate.cpu)))
-        named = [one for one in (committed, slots.previous, candidate) if one]
-        assert _names(slots.path(committed).parents[1]) == {one.id for one in named}
-        assert _names(slots.twin_path(committed.cpu).parents[1]) == {one.cpu.id for one in named if one.cpu}
-        slots_child.download(slots, "v3")
-        slots_child.download_twin(slots, "v3")
-        slots_child.commit(slots)
-        if ended == 0:
-            break
-    assert ended == 0, "the steps did not reach the end of the roll-out"
-    assert seen == {("v1", None, False), ("v1", "v2", False), ("v1", "v2", True), ("v2", None, False)}
+@pytest.mark.parametrize("story", FOUND)
+def test_kill_at_every_step_of_a_story(tmp_path: Path, story: str, when: str) -> None:
+    found = _found(tmp_path, story, when, "kill")
+    assert len(found) > 50, "hardly any step was counted"
+    assert [each for each, _ in itertools.groupby(found) if each in FOUND[story]] == _in_order(story, found)
+    assert [each for each in found if each not in FOUND[story]] == []
 
 
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+def _in_order(story: str, found: list[list[object]]) -> list[list[object]]:
+    seen = [each for each, _ in itertools.groupby(found)]
+    assert [each for each in FOUND[story] if each in seen] == FOUND[story], "a state was never left behind"
+    assert seen[0] == FOUND[story][0]
+    assert seen[-1] == FOUND[story][-1]
+    return seen
+
+
+needs_disk = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+
+
+@needs_disk
+@pytest.mark.parametrize("story", FOUND)
+def test_power_cuts_here_and_there_in_a_story(tmp_path: Path, story: str) -> None:
+    found = _found(tmp_path, story, "after", "power", "11")
+    assert len(found) > 5
+    assert [each for each in found if each not in FOUND[story]] == []
+    assert (found[0], found[-1]) == (V1, FOUND[story][-1])
+
+
+@needs_disk
+@pytest.mark.system
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("story", FOUND)
+def test_power_cut_at_every_step_of_a_story(tmp_path: Path, story: str, when: str) -> None:
+    found = _found(tmp_path, story, when, "power")
+    assert len(found) > 50
+    assert [each for each in found if each not in FOUND[story]] == []
+    assert [each for each, _ in itertools.groupby(found)] == _in_order(story, found)
 
 
 FETCH = """
@@ -81,7 +100,7 @@ store.fetch(remote, slots.begin(remote), threading.Event())
 
 @pytest.mark.parametrize("at", [0, 1, 50_000, 99_999])
 def test_kill_in_the_middle_of_a_download(gcs_server: GcsServer, tmp_path: Path, at: int) -> None:
-    _prepared(tmp_path)
+    slots_child.prepare(tmp_path)
     data = slots_child.DATA["v2"]
     gcs_server.upload("bucket", "m", data, {"version": "v2"})
     gcs_server.fault("stall", "media", at=at)
@@ -93,9 +112,15 @@ def test_kill_in_the_middle_of_a_download(gcs_server: GcsServer, tmp_path: Path,
     slots.open()
     assert slots.committed is not None
     assert (slots.committed.version, slots.candidate) == ("v1", None)
-    assert len(list(slots.path(slots.committed).parents[1].iterdir())) == 1
+    assert len(list(slots.path(slots.committed).parents[1].glob("*.part"))) == 1
     store = GcsStore("bucket", "m")
     remote = store.stat()
     path = slots.begin(remote)
+    held = path.stat().st_size
+    assert held <= at
     store.fetch(remote, path, threading.Event())
-    assert slots.finish(remote, path).sha256 == hashlib.sha256(data).hexdigest()
+    asked = gcs_server.requests[-1].headers
+    assert asked.get("range", "bytes=0-") == f"bytes={held}-"
+    release = slots.finish(remote, path)
+    assert release.sha256 == hashlib.sha256(data).hexdigest()
+    assert [file.name for file in slots.path(release).parent.iterdir()] == ["model.tflite"]

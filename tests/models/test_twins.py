@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from edge_agent.models.news import RolloutChange
 from edge_agent.models.open import sibling
-from edge_agent.models.rollout import Rollout, RolloutChange
+from edge_agent.models.rollout import Rollout
 from edge_agent.settings.location import Location, parse_location
 from tests.models.rollout_kit import GOOD, HOUR, NO_MODEL, NO_WORKER, Clock, Device, first_pause
 
@@ -138,7 +139,6 @@ def test_a_missing_twin_that_the_settings_name_is_told_and_looked_for_soon(devic
         ("status", "media", 0, "the server answers 503"),
         ("reset", "metadata", 0, "connection reset by peer"),
         ("portal", "metadata", 0, "captive portal"),
-        ("break", "media", 1000, "the connection broke off"),
         ("corrupt", "media", 1000, "came with checksum"),
     ],
 )

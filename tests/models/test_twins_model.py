@@ -11,11 +11,12 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from edge_agent.models.directory import FileStore
-from edge_agent.models.rollout import Rollout, RolloutChange
+from edge_agent.models.news import RolloutChange
+from edge_agent.models.rollout import Rollout
 from edge_agent.models.slots import Slots
 from edge_agent.models.twins import Twins
-from edge_agent.records import LoadReport, ModelFile
-from tests.models.rollout_kit import GOOD, NO_MODEL, NO_WORKER, Clock
+from edge_agent.records import LoadReport, ModelFile, Terms
+from tests.models.rollout_kit import GOOD, NO_MODEL, NO_WORKER, Clock, TrialWorker
 
 VERSIONS = st.sampled_from(["v1", "v2", "v3"])
 BYTES = st.integers(0, 2)
@@ -26,16 +27,17 @@ def _write(path: Path, version: str, number: int) -> None:
     path.with_name(f"{path.name}.json").write_text(json.dumps({"version": version}))
 
 
-class Worker:
+class Worker(TrialWorker):
     """Looks at what it is given, and answers as it was told for the version, for a model with or without a twin."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.strange: list[tuple[str, str]] = []
         self.answers: dict[tuple[str, bool], LoadReport] = {}
         self.running: ModelFile | None = None
         self.contents = ("", "")
 
-    async def load(self, model: ModelFile) -> LoadReport:
+    async def load(self, model: ModelFile, terms: Terms) -> LoadReport:
         contents = Path(model.path).read_text(), Path(model.cpu_path).read_text() if model.cpu_path else ""  # noqa: ASYNC240  # tiny
         right = f"m_edgetpu.tflite {model.version} ", f"m.tflite {model.version} "
         if not contents[0].startswith(right[0]) or not (contents[1].startswith(right[1]) or model.cpu_path is None):
@@ -43,6 +45,7 @@ class Worker:
         answer = self.answers.get((model.version, model.cpu_path is not None), GOOD)
         if answer.accepted:
             self.running, self.contents = model, contents
+            self.switched(model, terms)
         return answer
 
 

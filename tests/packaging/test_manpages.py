@@ -17,7 +17,7 @@ import pytest
 
 from edge_agent import cli, plugins
 from edge_agent.inference.supervision.status import WorkerStatus
-from edge_agent.models.rollout import RolloutStatus
+from edge_agent.models.news import RolloutStatus
 from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import LoadReport, ResultEvent, Score
 from edge_agent.service.control_client import ControlError

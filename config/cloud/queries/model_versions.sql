@@ -1,10 +1,15 @@
--- Which model version runs on how many devices, by the last event of each in 7 days, and how many have refused which.
+-- Which model version runs on how many devices, by the last event of each in 7 days, and how many have refused or given up which.
 WITH running AS (
-  SELECT device_id, model_name, model_version, degraded, publish_time
+  SELECT
+    device_id,
+    model_name,
+    IF(state = 'rolled_back', previous_version, model_version) AS model_version,
+    degraded,
+    publish_time
   FROM edge_agent.events
   WHERE publish_time >= TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 7 DAY)
     AND model_version IS NOT NULL
-    AND (kind != 'model' OR state = 'committed')
+    AND (kind != 'model' OR state IN ('trial', 'committed', 'rolled_back'))
   QUALIFY ROW_NUMBER() OVER (PARTITION BY device_id ORDER BY event_id DESC) = 1
 ),
 fleet AS (
@@ -21,7 +26,8 @@ fleet AS (
 refused AS (
   SELECT model_name, model_version, COUNT(DISTINCT device_id) AS refusals, MAX(reason) AS reason
   FROM edge_agent.events
-  WHERE publish_time >= TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 7 DAY) AND kind = 'model' AND state = 'rejected'
+  WHERE publish_time >= TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL 7 DAY) AND kind = 'model'
+    AND state IN ('rejected', 'rolled_back')
   GROUP BY model_name, model_version
 )
 SELECT

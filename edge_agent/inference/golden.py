@@ -40,6 +40,7 @@ _HEADER = re.compile(
     r"\{'descr': '(\|u1|<f4|<U[1-9]\d{0,5})', 'fortran_order': (True|False), 'shape': \(((?:\d{1,9},? ?)*)\),? *\}\s*"
 )
 _PICTURES_RANK = 4
+_PIECE = 1 << 20
 _LAST_POINT, _SURROGATES = 0x10FFFF, range(0xD800, 0xE000)
 _NAME = re.compile(r"input|label|output_(0|[1-9]\d?)")
 
@@ -130,8 +131,8 @@ def _check_size(size: int) -> None:
 
 def _read_array(name: str, member: IO[bytes], size: int) -> Array:
     """Read one array of `size` bytes with its header. Python's zipfile gives no more, whatever is packed."""
-    start = member.read(len(_MAGIC) + 2)
-    length = _LENGTH.get(start[-2]) if start[: len(_MAGIC)] == _MAGIC and len(start) == len(_MAGIC) + 2 else None
+    magic = member.read(len(_MAGIC) + 2)
+    length = _LENGTH.get(magic[-2]) if magic[: len(_MAGIC)] == _MAGIC and len(magic) == len(_MAGIC) + 2 else None
     head = member.read(length.size) if length is not None else b""
     if length is None or len(head) != length.size or length.unpack(head)[0] > _MAX_HEADER:
         raise GoldenError(f"{name} is no NumPy array")
@@ -141,11 +142,18 @@ def _read_array(name: str, member: IO[bytes], size: int) -> Array:
         raise GoldenError(f"{name} is no array of uint8, float32 or text: {text[:60].decode('ascii', 'replace')!a}")
     kind, fortran, shape = np.dtype(found[1]), found[2] == "True", tuple(map(int, re.findall(r"\d+", found[3])))
     count = math.prod(shape)
-    if count * kind.itemsize != size - len(start) - len(head) - len(text):
+    if count * kind.itemsize != size - len(magic) - len(head) - len(text):
         raise GoldenError(f"{name} has another size than its shape says")
-    data = member.read()
-    if len(data) != count * kind.itemsize:
-        raise GoldenError(f"{name} is cut short")
+    data = bytearray(count * kind.itemsize)
+    # In pieces: zipfile would have all of it in memory three times over.
+    with memoryview(data) as view:
+        for start in range(0, len(data), _PIECE):
+            piece = member.read(_PIECE)
+            if len(piece) != len(view[start : start + _PIECE]):
+                raise GoldenError(f"{name} is cut short")
+            view[start : start + _PIECE] = piece
+    if member.read(1):  # which also compares the checksum
+        raise GoldenError(f"{name} is longer than it says")
     return np.frombuffer(data, kind).reshape(shape, order="F" if fortran else "C")
 
 

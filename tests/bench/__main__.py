@@ -39,6 +39,7 @@ SECONDS = 6.0
 SETTLE = 1.0
 WARM_UP = 4.0
 IMAGE_SIZE = 224
+PICTURES = 20
 ROWS = 50_000
 
 SETTINGS = """
@@ -141,7 +142,7 @@ def images(folder: Path) -> Path:
     """Make images of the model's own size."""
     folder.mkdir()
     random = np.random.default_rng(1)
-    for number in range(20):
+    for number in range(PICTURES):
         pixels = random.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:03}.bmp")
     return folder
@@ -182,16 +183,25 @@ def measure_agent() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         report["vibration"] = compare(folder, "vibration", VIBRATION, 'plugin = "vibration"\nrate = 0')
-        source = worker("edge_agent.sources.recording:Recording", path=str(recording(folder)), repeat=False)
-        gaps = asyncio.run(swap.measure(folder, source, ModelFile(str(VIBRATION), "vibration", "v0")))
-        report["vibration_swap"] = vars(gaps)
+        source = worker("edge_agent.sources.recording:Recording", path=str(recording(folder)), repeat=True)
+        report |= measure_swaps(folder, "vibration", source, VIBRATION, ROWS * 4)
         if MOBILENET.exists():
             pictures = images(folder / "images")
             source_toml = f'plugin = "images"\npath = "{pictures}"\nrepeat = true\nwatch = false'
             report["mobilenet_v2"] = compare(folder, "mobilenet", MOBILENET, source_toml, slow=True)
+            source = worker("edge_agent.sources.images:Images", path=str(pictures), rate=0.0, repeat=True, watch=False)
+            report |= measure_swaps(folder, "mobilenet_v2", source, MOBILENET, PICTURES)
         else:
             report["mobilenet_v2"] = f"not measured: {MOBILENET} is missing"
     return report
+
+
+def measure_swaps(folder: Path, name: str, source: Configure, model: Path, samples: int) -> dict[str, Any]:
+    """Measure the gap at a swap, and many swaps in a row. The source has so many samples, over and over."""
+    file = ModelFile(str(model), name, "v0")
+    gaps = asyncio.run(swap.measure(folder, source, file, samples))
+    many = asyncio.run(swap.many(folder, source, file, samples))
+    return {f"{name}_swap": vars(gaps), f"{name}_swaps": vars(many)}
 
 
 def show(report: dict[str, Any]) -> None:
@@ -213,10 +223,21 @@ def show(report: dict[str, Any]) -> None:
                 f"{'':13} p99 of invoke {found['p99_ms']:.2f} ms, bare {found['bare_p99_ms']:.2f} ms, "
                 f"ratio {found['p99_ratio']:.3f}"
             )
-    gaps = report["vibration_swap"]
+    for name in ("vibration", "mobilenet_v2"):
+        if f"{name}_swap" in report:
+            show_swaps(name, report[f"{name}_swap"], report[f"{name}_swaps"])
+
+
+def show_swaps(name: str, gaps: dict[str, Any], many: dict[str, Any]) -> None:
+    """Print what swaps cost."""
     print(
-        f"swap          longest gap {gaps['with_swap']:.1f} ms, without a swap {gaps['without']:.1f} ms, "
-        f"{gaps['lost']} samples lost ({gaps['build_ms']})"
+        f"{name:13} longest gap with a swap {gaps['with_swap']:.1f} ms, with golden samples, trial and way back "
+        f"{gaps['with_trial']:.1f} ms, without {gaps['without']:.1f} ms, {gaps['lost']} samples lost "
+        f"({gaps['build_ms']})"
+    )
+    print(
+        f"{'':13} {many['swaps']} swaps in {many['seconds']:.1f} s: {many['lost']} samples lost, "
+        f"own memory of the worker {many['before_mib']:.1f} MiB before, {many['after_mib']:.1f} MiB after"
     )
 
 

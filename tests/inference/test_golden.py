@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,19 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: py
     assert path.stat().st_size < 1 << 20
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("something was unpacked"))
     assert refusal(path) == "would take 96 MiB of memory, more than 64"
+
+
+def test_a_file_is_in_memory_once(tmp_path: Path) -> None:
+    size = 16 << 20
+    noise = np.random.default_rng(1).integers(0, 256, (4, 1024, size // 4 // 1024 // 3, 3), np.uint8)
+    path = packed(tmp_path / "golden.npz", input=noise, output_0=np.zeros((4, 1), np.float32))
+    tracemalloc.start()
+    try:
+        read_golden(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * size
 
 
 def test_a_directory_that_understates_its_files_does_not_help(tmp_path: Path) -> None:

@@ -73,6 +73,11 @@ class Loads:
         return self.running is not None and self.running.report.accelerator == "edgetpu"
 
     @property
+    def is_going_back(self) -> bool:
+        """Whether the worker was told to go back, and has not said yet that it has."""
+        return self._going_back is not None and not self._going_back.done()
+
+    @property
     def pending(self) -> Plan | None:
         """How the worker is to load what it loads now: the oldest request without an answer."""
         return next((asked.plan for asked in self._pending.values()), None)
@@ -80,7 +85,7 @@ class Loads:
     @property
     def asked_ns(self) -> int | None:
         """The CLOCK_MONOTONIC in ns of the newest request, while there is one without an answer."""
-        return self._asked_ns if self._pending or self._going_back else None
+        return self._asked_ns if self._pending or self.is_going_back else None
 
     async def request(
         self,

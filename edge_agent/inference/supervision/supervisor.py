@@ -30,7 +30,7 @@ from edge_agent.inference.supervision.guard import Guard, OnHealth, Plan
 from edge_agent.inference.supervision.hangs import LOAD_DEADLINE, START_DEADLINE, find_hang
 from edge_agent.inference.supervision.interruption import unless
 from edge_agent.inference.supervision.life import Life
-from edge_agent.inference.supervision.loads import Loads, Running, Unasked
+from edge_agent.inference.supervision.loads import Loads, Unasked
 from edge_agent.inference.supervision.shadows import ShadowFigures
 from edge_agent.inference.supervision.source_news import SourceNews
 from edge_agent.inference.supervision.status import ResultBatch, WorkerStatus
@@ -388,13 +388,15 @@ class Supervisor:
         self.status.state, self.status.waiting, self.status.report = "running", "", report
 
     def _take_reverted(self, message: Reverted) -> None:
-        back: Running = self._loads.reverted(message)
+        # Whoever wants it back need not be told that the worker has had the same thought at the same moment.
+        is_news = bool(message.reason) and not self._loads.is_going_back
+        back = self._loads.reverted(message)
         self._note_in_use(back.report)
         self.status.failure = ""
         # It has not been opened for this.
         self._guard.loaded(msgspec.structs.replace(back.plan, beside=True), back.report)
         self._loads.keep(self._connection)
-        if message.reason:
+        if is_news:
             log.error("the model on trial has failed, the one before it goes on", reason=message.reason)
             self.on_revert(message.reason)
 

@@ -1,6 +1,7 @@
 """Builds a model that the agent asks for, and looks whether it meets the terms, beside the one in use."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -33,7 +34,7 @@ def load_model(
         accelerator=model.accelerator,
         degraded=model.degraded,
         device=model.device,
-        remarks=model.remarks,
+        remarks=(*model.remarks, *_remarks(model, load)),
         detail=f"input {model.input}, {model.task}, built in {(time.monotonic() - start) * 1000:.0f} ms by {runtime}",
     )
     if load.terms.golden:
@@ -43,6 +44,11 @@ def load_model(
     progress.begin(Stage.LOAD)
     model.close()
     return None, report
+
+
+def _remarks(model: LoadedModel, load: Load) -> Iterator[str]:
+    if load.role == "shadow" and load.share < 1.0 and model.has_state:
+        yield f"it has a state, and sees only {load.share:.3g} of the samples: that it agrees or not says little"
 
 
 def _examined(model: LoadedModel, load: Load, report: LoadReport, progress: Reporter) -> LoadReport:

@@ -13,7 +13,7 @@ from edge_agent.inference.supervision import beside, supervisor
 from edge_agent.records import ModelFile, Terms
 from tests.inference.conftest import ROOT, Rig, running, settings
 from tests.inference.supervision.trial_kit import VALUES, call_for_the_special_one, mapped, on_device, pid, written
-from tests.inference.synthetic import Spec
+from tests.inference.synthetic import Spec, counter
 from tests.standin import build as standin
 
 SHARED = ROOT.parent / "shared/models"
@@ -160,6 +160,24 @@ def test_the_device_is_not_opened_for_it(source: Configure, model: ModelFile, tm
             assert rig.recovery.degraded == ""
             assert rig.supervisor.status.report is not None
             assert rig.supervisor.status.report.degraded is None
+
+    asyncio.run(scenario())
+
+
+def test_one_with_a_memory_wants_all_samples(source: Configure, model: ModelFile, tmp_path: Path) -> None:
+    state = (Spec("state_in", (1, VALUES)), Spec("state_out", (1, VALUES)))
+    (tmp_path / "v2.tflite").write_bytes(counter(ROW, [state]).bytes())
+    candidate = ModelFile(str(tmp_path / "v2.tflite"), "m", "v2")
+
+    async def scenario() -> None:
+        async with running(source) as rig:
+            assert (await rig.supervisor.load(model)).accepted
+            report = await rig.supervisor.shadow(candidate, 0.1, Terms())
+            assert (report.accepted, report.remarks) == (
+                True,
+                ("it has a state, and sees only 0.1 of the samples: that it agrees or not says little",),
+            )
+            assert (await rig.supervisor.shadow(candidate, 1.0, Terms())).remarks == ()
 
     asyncio.run(scenario())
 

@@ -15,7 +15,7 @@ from edge_agent.inference.evaluation import record
 from edge_agent.inference.golden import Golden, write_golden
 from edge_agent.inference.interpreter.model import build
 from edge_agent.inference.progress import Stage, Track
-from edge_agent.inference.protocol import Configure, ModelOptions
+from edge_agent.inference.protocol import Configure, ModelOptions, Reverted
 from edge_agent.inference.runtime.runtimes import find_runtime
 from edge_agent.inference.supervision import supervisor
 from edge_agent.records import ModelFile, Terms
@@ -183,33 +183,56 @@ def test_when_it_is_kept_there_is_no_way_back(
     asyncio.run(scenario())
 
 
+async def hear_late(rig: Rig, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[[], None]:
+    """Let the worker go back by itself; returns what lets the supervisor take note of it."""
+    handle, gone_back = rig.supervisor._handle, asyncio.Event()
+    late: list[Any] = []
+
+    def hold(message: Any) -> None:
+        late.append(message)
+        if isinstance(message, Reverted):
+            gone_back.set()
+
+    def handle_late() -> None:
+        monkeypatch.setattr(rig.supervisor, "_handle", handle)
+        for message in late:
+            handle(message)
+
+    monkeypatch.setattr(rig.supervisor, "_handle", hold)
+    call_for_the_special_one(folder)
+    await asyncio.wait_for(gone_back.wait(), 60)
+    return handle_late
+
+
 def test_a_way_back_that_crosses_the_word_to_keep_is_told(
     source: Configure, tolerant: ModelFile, strict: ModelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
         async with running(source) as rig:
             await begin_trial(rig, tolerant, strict)
-            # What the worker says is heard only after the trial was passed.
-            handle, held = rig.supervisor._handle, asyncio.Event()
-            late: list[Any] = []
-
-            def hold(message: Any) -> None:
-                late.append(message)
-                held.set()
-
-            monkeypatch.setattr(rig.supervisor, "_handle", hold)
-            call_for_the_special_one(tmp_path)
-            async with asyncio.timeout(60):
-                while "Reverted" not in {type(message).__name__ for message in late}:
-                    held.clear()
-                    await held.wait()
+            handle_late = await hear_late(rig, monkeypatch, tmp_path)
             rig.supervisor.keep()
-            monkeypatch.setattr(rig.supervisor, "_handle", handle)
-            for message in late:
-                handle(message)
+            handle_late()
             assert (rig.reverts, rig.supervisor._loads.current) == ([NO_NUMBERS], tolerant)
             await rig.more()
             assert (rig.versions, rig.lost_nothing(), rig.health) == (["v1", "v2", "v1"], True, [])
+
+    asyncio.run(scenario())
+
+
+def test_a_way_back_that_crosses_the_order_to_go_back_is_no_news(
+    source: Configure, tolerant: ModelFile, strict: ModelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with running(source) as rig:
+            await begin_trial(rig, tolerant, strict)
+            handle_late = await hear_late(rig, monkeypatch, tmp_path)
+            going_back = asyncio.create_task(rig.supervisor.revert("it is worse"))
+            await asyncio.sleep(0)
+            handle_late()
+            await asyncio.wait_for(going_back, 60)
+            await rig.more()
+            assert (rig.reverts, rig.versions, rig.lost_nothing()) == ([], ["v1", "v2", "v1"], True)
 
     asyncio.run(scenario())
 

@@ -19,6 +19,7 @@ from edge_agent.actions.rules import RuleSet, rules_of
 from edge_agent.actions.runner import ActionRunner
 from edge_agent.announcer import Announcer
 from edge_agent.configuration import Configuration, load_configuration
+from edge_agent.delivery import Delivery
 from edge_agent.device.boots import Boots
 from edge_agent.device.clock import Clock
 from edge_agent.device.identity import boot_id, device_id
@@ -35,17 +36,12 @@ from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.latency import Histogram
 from edge_agent.lifecycle import Lifecycle
-from edge_agent.models.audience import Device
-from edge_agent.models.open import golden_of, open_model, open_twins, trusted_keys
-from edge_agent.models.rollout import Rollout
-from edge_agent.models.slots import Slots
-from edge_agent.models.stores import Store
 from edge_agent.pipeline import Pipeline
 from edge_agent.raw_data.destinations import Destination as PictureDestination
 from edge_agent.raw_data.open import open_images
 from edge_agent.raw_data.spool import Spool
 from edge_agent.raw_data.uploads import Uploads
-from edge_agent.records import Latency, Terms
+from edge_agent.records import Latency
 from edge_agent.report import Reloaded, StatusReport
 from edge_agent.service.logs import configure as configure_logs
 from edge_agent.settings.faults import SettingsError
@@ -140,7 +136,15 @@ class Agent:
             on_results=self._take_results,
             on_health=self._announcer.health,
         )
-        self._rollout = self._make_rollout(configuration)
+        self._delivery = Delivery(
+            settings,
+            self._supervisor,
+            directories.state / "models",
+            device_id=lambda: self._envelope.device_id,
+            clock_is_set=lambda: self._clock.is_set,
+            on_change=self._announcer.model,
+            on_skew=self._timekeeper.compare_soon,
+        )
         self._monitor = DeviceMonitor(
             Sensors(directories.state),
             on_health=self._announcer.health,
@@ -156,7 +160,7 @@ class Agent:
             counters=lambda: count(self._supervisor.status, self._recovery.counts, self._actions),
             take_latencies=self._take_latencies,
             survey=self._monitor.survey,
-            model=lambda: (self._configuration.settings.model.model_name, self._rollout.status.version),
+            model=lambda: (self._configuration.settings.model.model_name, self._delivery.rollout.status.version),
             health_interval=settings.telemetry.health_interval,
         )
         self._device_watch = DeviceWatch(self._recovery, wanted=self._wanted_device, again=self._try_device_again)
@@ -182,7 +186,7 @@ class Agent:
             "sender": self._sender.run(),
             "uploads": self._uploads.run(),
             "worker": self._supervisor.run(),
-            "models": self._run_rollout(self._rollout),
+            "models": self._delivery.run(),
             "devices": self._device_watch.run(),
             "sensors": self._monitor.run(),
             "reload": self._lifecycle.serve_reloads(self._reload, self._status_line),
@@ -225,52 +229,17 @@ class Agent:
         self._announcer.clock(state, detail)
 
     def _take_results(self, batch: ResultBatch) -> None:
-        self._rollout.take(batch.model, batch.report.accelerator, batch.results, batch.failed)
+        self._delivery.take(batch)
         self._pipeline.take(batch)
         self._uploads.note(batch.results)
-
-    def _make_rollout(self, configuration: Configuration) -> Rollout:
-        model = configuration.settings.model
-        slots = Slots(self._directories.state / "models", str(model.url))
-        store = self._open_model(configuration, slots)
-        return Rollout(
-            slots,
-            store,
-            self._supervisor,
-            twins=open_twins(slots, model.url, model.cpu_url, store),
-            golden=golden_of(store),
-            pin=model.pin or "",
-            model_name=model.model_name,
-            poll_interval=model.poll_interval,
-            hold=model.hold,
-            trial=model.trial,
-            on_change=self._announcer.model,
-        )
-
-    def _open_model(self, configuration: Configuration, slots: Slots) -> Store:
-        model = configuration.settings.model
-        return open_model(
-            model.url,
-            trusted_keys(model.keys, os.environ),
-            device=Device(self._envelope.device_id, configuration.settings.device.labels),
-            name=model.model_name,
-            pin=model.pin or "",
-            committed=lambda: slots.committed,
-            on_skew=self._timekeeper.compare_soon,
-        )
-
-    async def _run_rollout(self, rollout: Rollout) -> None:
-        log.info("looking for a model", url=str(self._configuration.settings.model.url))
-        await rollout.start()
-        await rollout.run()
 
     def _wanted_device(self) -> str | None:
         """Which Edge TPU is wanted and not in use."""
         return self._configuration.settings.inference.device if self._recovery.degraded else None
 
     async def _try_device_again(self) -> None:
-        if self._rollout.running is None:
-            self._rollout.poll_now()
+        if self._delivery.rollout.running is None:
+            self._delivery.rollout.poll_now()
         else:
             await self._supervisor.load_again()
 
@@ -302,7 +271,7 @@ class Agent:
             settings=self._configuration.settings,
             device_id=self._envelope.device_id,
             worker=self._supervisor.status,
-            model=self._rollout.status,
+            model=self._delivery.rollout.status,
             sender=self._sender.state,
             latest=self._pipeline.prediction,
             rate=self._housekeeping.rate,
@@ -369,33 +338,18 @@ class Agent:
         # A sink that waits for a person may have been mended: whoever reloads wants it tried now.
         if settings.telemetry.sink != old.settings.telemetry.sink or self._sender.state.status == "needs_person":
             await self._sender.replace_sink(self._open_sink(settings.telemetry.sink))
-        await self._apply_model(old, new)
+        if await self._delivery.apply(settings):
+            self._start("models", self._delivery.run())
         if self._recovery.degraded:
             # As with the sink: whoever reloads wants the Edge TPU tried now. That may take longer than he waits.
             self._recovery.begin_afresh()
             self._start("device", self._try_device_again())
 
-    async def _apply_model(self, old: Configuration, new: Configuration) -> None:
-        before, after = old.settings.model, new.settings.model
-        if (before.url, before.cpu_url, before.model_name) == (after.url, after.cpu_url, after.model_name):
-            # Keys, pin, and whom a release is for: what runs goes on, as the store is asked on other terms.
-            slots = self._rollout.slots
-            store = self._open_model(new, slots)
-            twins = open_twins(slots, after.url, after.cpu_url, store)
-            self._rollout.ask(store, twins=twins, golden=golden_of(store), pin=after.pin or "")
-            self._rollout.configure(poll_interval=after.poll_interval, hold=after.hold, trial=after.trial)
-            return
-        # The old model goes on until one from the new place has been accepted.
-        await self._rollout.stop()
-        await self._supervisor.shadow(None, 0.0, Terms())
-        self._rollout = self._make_rollout(new)
-        self._start("models", self._run_rollout(self._rollout))
-
     # -- the end
 
     async def _shut_down(self) -> None:
         self._lifecycle.service.stopping()
-        await self._rollout.stop()
+        await self._delivery.rollout.stop()
         worker = [task for task in self._tasks if task.get_name() == "worker"]
         await self._supervisor.stop()
         await asyncio.gather(*worker, return_exceptions=True)

@@ -31,6 +31,7 @@ from edge_agent.settings.location import Destination, Location
 from edge_agent.settings.publish import Publish
 from edge_agent.settings.schema import PREFIX, ModelSettings, description, keys, tables
 from edge_agent.settings.units import Unit, parse_size
+from edge_agent.settings.window import Window
 from edge_agent.settings.wording import unknown
 from edge_agent.sources.images import SUFFIXES
 
@@ -47,6 +48,7 @@ KINDS = {
     Location: "URL or path",
     Destination: "URL or path",
     Publish: '"all", "change" or table',
+    Window: "times of day",
 }
 
 Facts = dict[str, str]

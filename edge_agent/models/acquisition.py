@@ -11,11 +11,12 @@ from typing import Literal
 import structlog
 
 from edge_agent.models.calls import Calls
+from edge_agent.models.limits import DownloadLimits
 from edge_agent.models.manifest import MANIFEST
 from edge_agent.models.manifest_store import HasGolden
 from edge_agent.models.releases import GOLDEN_FILE, Release, RemoteObject, Shadow
 from edge_agent.models.slots import Slots
-from edge_agent.models.stores import Store, StoreError, StoreNeedsPerson, StoreUnavailable
+from edge_agent.models.stores import Postponed, Store, StoreError, StoreNeedsPerson, StoreUnavailable
 from edge_agent.models.twins import Twins
 
 Level = Literal["debug", "info", "warning"]
@@ -51,7 +52,15 @@ class Acquisition:
     """
 
     def __init__(
-        self, slots: Slots, store: Store, twins: Twins, golden: HasGolden | None, *, pin: str, hold: bool
+        self,
+        slots: Slots,
+        store: Store,
+        twins: Twins,
+        golden: HasGolden | None,
+        *,
+        pin: str,
+        hold: bool,
+        limits: DownloadLimits | None = None,
     ) -> None:
         self.store = store
         self.twins = twins
@@ -64,7 +73,8 @@ class Acquisition:
         self.failures = 0
         self._slots = slots
         self._twin_failures = 0
-        self._calls = Calls()
+        self._calls = Calls(limits)
+        self.opens_in: float | None = None
 
     @property
     def all_failures(self) -> int:
@@ -73,6 +83,7 @@ class Acquisition:
 
     async def ask(self) -> RemoteObject | None:
         """Ask the store. Raises `StoreError`. None: nobody needs to be asked, as the pinned version is on the disk."""
+        self.opens_in = None
         return None if self._can_recall() else await self._calls.stat(self.store)
 
     def judge(self, remote: RemoteObject | None, unfit: set[str]) -> Decision:
@@ -100,8 +111,8 @@ class Acquisition:
             sequence, generation = remote.sequence, _upload_number(remote) or 0
             await self._calls.run(lambda _: self._slots.note(sequence=sequence, generation=generation))
 
-    async def follow(self, decision: Decision) -> None:
-        """Have on the disk what was decided. Raises `StoreError` or `OSError`."""
+    async def follow(self, decision: Decision, *, beside: bool) -> None:
+        """Have on the disk what was decided, to be tried `beside` another. Raises `StoreError` or `OSError`."""
         remote, twins = decision.remote, None
         match decision.kind:
             case "hold":
@@ -111,7 +122,7 @@ class Acquisition:
             case "recall":
                 self.offered = await self._calls.run(lambda _: self._slots.recall())
             case "fetch" if remote is not None:
-                release = await self.fetch(remote)
+                release = await self.fetch(remote, beside=beside)
                 self.offered, twins = await self.twins.follow(release, remote), self.twins
             case "follow" if remote is not None and (known := self._known_as(remote)) is not None:
                 followed, twins = await self.twins.follow(known, remote), self.twins
@@ -124,12 +135,15 @@ class Acquisition:
             self.shadow = remote.shadow if wanted and remote is not None else None
         self.found(decision, twins=twins)
 
-    async def fetch(self, remote: RemoteObject, *, shadow: bool = False) -> Release:
+    async def fetch(self, remote: RemoteObject, *, shadow: bool = False, beside: bool = True) -> Release:
         """Return the release of this upload, as the candidate or the shadow. Raises `StoreError` or `OSError`."""
+        if beside:
+            await self._calls.run(lambda _: self._calls.limits.check_memory(remote))
         if not shadow:
             stored = await self._calls.run(lambda _: self._slots.stored(remote))
             if stored is not None:
                 return stored
+        self._calls.limits.admit(remote, urgent=self._slots.committed is None)
         for remark in remote.remarks:
             _log.warning("model metadata not understood", url=remote.url, version=remote.version, remark=remark)
         _log.info("fetching a model", url=remote.url, version=remote.version, bytes=remote.size)
@@ -150,6 +164,10 @@ class Acquisition:
 
     def failed(self, error: Exception, running: Release | None) -> None:
         """Note why a poll found nothing out; what is no fault of the store ends up here, too: a full disk, say."""
+        if isinstance(error, Postponed):
+            self.opens_in = error.seconds
+            self.found(Decision("hold", str(error), "info"))
+            return
         known = isinstance(error, StoreError)
         what = str(error) if known else f"{type(error).__name__}: {error}"
         self.failures += 1
@@ -235,7 +253,7 @@ class Acquisition:
         store = self.golden
         if store is None:
             raise StoreUnavailable(f"{remote.url} has golden samples, and its store cannot fetch them")
-        await self._calls.fetch_file(lambda stop: store.fetch_golden(remote, path, stop), golden.size)
+        await self._calls.fetch_file(lambda stop: store.fetch_golden(remote, path, stop), path)
 
 
 def _upload_number(remote: RemoteObject) -> int | None:

@@ -2,34 +2,49 @@
 
 Beside `model.tflite` there may be `model.tflite.json`: `{"version": "v1.3", "accuracy": 0.94, "labels": […]}`.
 Without a version the content names itself: `sha256-` and the first 12 hexadecimal digits.
+
+A file that is being copied looks like a whole one that is shorter. So one that is younger than `QUIET` is looked at
+again before it is read, and not taken while it grows. What a copy that pauses for longer has left is no model, which
+the worker finds out, or not what a manifest says.
 """
 
 import hashlib
 import json
 import os
+import stat
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from edge_agent.models.releases import RemoteObject, as_facts, describe
 from edge_agent.models.stores import Forbidden, Missing, StoreNeedsPerson, StoreUnavailable, too_long, write_all
 
+QUIET = 1.0
+"""Seconds without a change, after which a file counts as written."""
 _CHUNK = 1 << 18
 _SIDECAR_LIMIT = 1 << 20
 
 
 class FileStore:
-    """The model file at `path`, which others may replace at any moment. `setting` is what named it."""
+    """The model file at `path`, which others may replace at any moment. `setting` is what named it.
 
-    def __init__(self, path: Path, *, setting: str = "[model].url") -> None:
+    `pause` waits for so many seconds.
+    """
+
+    def __init__(
+        self, path: Path, *, setting: str = "[model].url", pause: Callable[[float], None] = time.sleep
+    ) -> None:
         self.url = path.absolute().as_uri()
         self._path = path
         self._setting = setting
+        self._pause = pause
         self._hashed = ("", "")
 
     def stat(self) -> RemoteObject:
         """Read the sidecar, and the file too if it changed since the last call."""
         try:
-            status = self._path.stat()
+            status = self._status()
             checksum = self._checksum(status)
             facts = self._sidecar()
         except OSError as error:
@@ -58,6 +73,7 @@ class FileStore:
     def read(self, limit: int) -> tuple[bytes, str]:
         """Return the file, of which no more than `limit` bytes are read, and its generation."""
         try:
+            self._status()
             with self._path.open("rb") as file:
                 data = file.read(limit + 1)
                 status = os.fstat(file.fileno())
@@ -67,16 +83,32 @@ class FileStore:
             raise too_long(self.url, status.st_size, limit)
         return data, _generation(status)
 
+    def _status(self) -> os.stat_result:
+        """What can be read to its end: neither a device, which has none, nor a pipe, which waits for a writer."""
+        status = self._path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise StoreNeedsPerson(f"{self._path} is no file", f"let {self._setting} name the model file itself")
+        return status
+
     def _checksum(self, status: os.stat_result) -> str:
         """SHA-256 of the file, read again only after a change."""
         generation = _generation(status)
         if self._hashed[0] != generation:
+            self._wait_until_written(status)
             with self._path.open("rb") as source:
                 checksum = f"sha256:{hashlib.file_digest(source, 'sha256').hexdigest()}"
             if _generation(self._path.stat()) != generation:
                 raise StoreUnavailable(f"{self._path} changed while it was being read")
             self._hashed = (generation, checksum)
         return self._hashed[1]
+
+    def _wait_until_written(self, status: os.stat_result) -> None:
+        age = time.time() - status.st_mtime
+        if age >= QUIET:
+            return
+        self._pause(QUIET - max(0.0, age))  # a file from the future: one of the two clocks is wrong
+        if _generation(self._path.stat()) != _generation(status):
+            raise StoreUnavailable(f"{self._path} is still being written")
 
     def _sidecar(self) -> dict[str, str]:
         sidecar = self._path.with_name(f"{self._path.name}.json")

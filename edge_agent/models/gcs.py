@@ -5,41 +5,49 @@ own retries are off, since each would hide up to two minutes: the roll-out tries
 `STORAGE_EMULATOR_HOST` is honoured; otherwise Application Default Credentials are used.
 """
 
-import base64
-import functools
 import mimetypes
 import os
 import threading
-import time
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
-import google_crc32c
+import structlog
 
-from edge_agent.device.skew import measure_skew
-from edge_agent.models.releases import RemoteObject, describe
+from edge_agent.models.download import InMemory, Part, Received
+from edge_agent.models.gcs_answers import Answers
+from edge_agent.models.limits import DownloadLimits
+from edge_agent.models.releases import RemoteObject, as_facts, describe
 from edge_agent.models.stores import (
-    PORTAL,
-    FetchFailed,
+    LineBroken,
     Missing,
     OnSkew,
     StoreError,
     StoreNeedsPerson,
     StoreUnavailable,
     too_long,
-    write_all,
 )
 
 TIMEOUT = (10.0, 20.0)
 """Seconds to connect, and to wait for the next bytes."""
+TRIES = 4
+"""How often a download goes on without a gain before it is left to the next poll."""
+LEAST_GAIN = 4096
+"""Bytes; fewer than a new connection costs are no gain."""
+FIRST_PAUSE = 1.0
+"""Seconds after a connection has broken; twice as many after each one that brought nothing."""
 _PIECE = 1 << 20
+
+_log = structlog.get_logger()
 
 
 class GcsStore:
-    """The object `name` in `bucket`; `setting` is what named it."""
+    """The object `name` in `bucket`; `setting` is what named it.
+
+    `limits` say how fast it may be fetched. `publishing` is whether a person reads it, and no device. `pause` waits for
+    so many seconds, or for an event.
+    """
 
     def __init__(
         self,
@@ -49,32 +57,40 @@ class GcsStore:
         timeout: tuple[float, float] = TIMEOUT,
         setting: str = "[model].url",
         on_skew: OnSkew | None = None,
+        limits: DownloadLimits | None = None,
+        publishing: bool = False,
+        pause: Callable[[threading.Event, float], object] = threading.Event.wait,
     ) -> None:
         self.url = f"gs://{bucket}/{name}"
         self._setting = setting
         self._bucket = bucket
         self._name = name
         self._timeout = timeout
-        self._on_skew = on_skew
+        self._limits = limits or DownloadLimits()
+        self._publishing = publishing
+        self._pause = pause
+        self._answers = Answers(self.url, on_skew)
         self._client: Any = None
+        self._known: tuple[str, RemoteObject] | None = None
         self._read = (b"", "")
 
     def stat(self) -> RemoteObject:
-        """Read the object's metadata."""
+        """Read the object's metadata, unless they are as they were: then the server only says that."""
         try:
-            blob = self._blob()
-            blob.reload(timeout=self._timeout, retry=None)
-            return self._described(blob)
+            return self._look()
         except Exception as error:
+            if self._known is not None and getattr(error, "code", None) == HTTPStatus.NOT_MODIFIED:
+                return self._known[1]
             raise self._failed(error) from error
         finally:
             self._hang_up()
 
     def fetch(self, remote: RemoteObject, destination: Path, stop: threading.Event) -> None:
-        """Download just the generation of `remote`."""
+        """Download just the generation of `remote`, and go on with what is there of it."""
         try:
-            with destination.open("wb", buffering=0) as file:
-                self._download(remote, _Sink(functools.partial(write_all, file), remote, stop))
+            with Part(destination, remote) as part:
+                self._go_on(remote, part, stop)
+                part.check()
         except Exception as error:
             raise self._failed(error, fetching=True) from error
         finally:
@@ -86,53 +102,108 @@ class GcsStore:
         if remote.generation != self._read[1]:
             if remote.size > limit:
                 raise too_long(self.url, remote.size, limit)
-            data = bytearray()
+            whole = InMemory(remote)
             try:
-                self._download(remote, _Sink(data.extend, remote, threading.Event()))
+                self._download(remote, whole, whole.write)
+                whole.check()
             except Exception as error:
                 raise self._failed(error, fetching=True) from error
             finally:
                 self._hang_up()
-            self._read = bytes(data), remote.generation
+            self._read = bytes(whole.data), remote.generation
         return self._read
 
-    def _download(self, remote: RemoteObject, sink: "_Sink") -> None:
+    def _look(self) -> RemoteObject:
+        blob = self._blob()
+        # Not the generation: other metadata of the same generation, as `gsutil setmeta` makes them, must be seen too.
+        known = self._known[0] if self._known is not None else None
+        blob.reload(timeout=self._timeout, retry=None, if_etag_not_match=known)
+        remote = self._described(blob)
+        self._known = (blob.etag, remote) if blob.etag else None
+        return remote
+
+    def _go_on(self, remote: RemoteObject, part: Part, stop: threading.Event) -> None:
+        """Ask for what is missing until nothing is. A gain makes up for all tries before it."""
+
+        def take(data: bytes) -> None:
+            if stop.is_set():
+                raise StoreUnavailable(f"{self.url}: the download was stopped")
+            part.write(data)
+            self._limits.pace(len(data), stop)
+
+        fruitless = 0
+        while part.size < remote.size and fruitless < TRIES:
+            before = part.size
+            try:
+                self._download(remote, part, take)
+            except Exception as error:
+                broken = self._failed(error, fetching=True)
+                fruitless = 0 if part.size >= before + LEAST_GAIN else fruitless + 1
+                if not isinstance(broken, LineBroken) or fruitless == TRIES:
+                    raise broken from error
+                _log.debug("going on with a download", reason=broken.reason, bytes=part.size, of=remote.size)
+                self._pause(stop, FIRST_PAUSE * 2**fruitless)
+            else:
+                fruitless = 0 if part.size > before else TRIES
+            if stop.is_set():
+                raise StoreUnavailable(f"{self.url}: the download was stopped")
+
+    def _download(self, remote: RemoteObject, receiver: Received, take: Callable[[bytes], None]) -> None:
         blob = self._blob(generation=int(remote.generation))
-        # Raw and without the library's checksum: it would compare with what this answer says of itself.
-        blob.download_to_file(sink, raw_download=True, checksum=None, timeout=self._timeout, retry=None)
-        sink.check()
+        self._answers.receiver, self._answers.size = receiver, remote.size
+        try:
+            # Raw and without the library's checksum: it would compare with what this answer says of itself.
+            blob.download_to_file(
+                _Sink(take),
+                start=receiver.size or None,
+                raw_download=True,
+                checksum=None,
+                timeout=self._timeout,
+                retry=None,
+            )
+        finally:
+            self._answers.receiver = None
 
     def _blob(self, generation: int | None = None) -> Any:
         if self._client is None:
             self._client = _connect()
-            if self._on_skew is not None:
-                # The library hands out no headers; its session, as any of `requests`, shows each answer to a hook.
-                self._client._http.hooks["response"].append(functools.partial(_compare_clocks, self._on_skew))
+            # The library shows nobody its answers; its session, as any of `requests`, shows each to a hook.
+            self._answers.watch(self._client._http)
         return self._client.bucket(self._bucket).blob(self._name, generation=generation)
 
     def _described(self, blob: Any) -> RemoteObject:
-        if blob.generation is None or blob.size is None or not blob.crc32c:
-            raise StoreUnavailable(f"{self.url}: the answer is not the metadata of an object")
-        if blob.content_encoding:
+        try:
+            facts = as_facts(blob.metadata or {})
+            generation, size, checksum, uploaded = blob.generation, blob.size, blob.crc32c, blob.time_created
+            packed = blob.content_encoding
+        except (AttributeError, TypeError, ValueError) as error:  # JSON, but of another kind
+            raise self._no_metadata() from error
+        if generation is None or size is None or size < 0 or not isinstance(checksum, str) or not checksum:
+            raise self._no_metadata()
+        if packed:
             raise StoreNeedsPerson(
-                f"{self.url} is stored with Content-Encoding {blob.content_encoding}",
+                f"{self.url} is stored with Content-Encoding {packed}",
                 "upload it again without compression (gsutil cp without -z, -Z, -j and -J)",
             )
         return describe(
             self.url,
-            blob.metadata or {},
-            generation=str(blob.generation),
-            size=blob.size,
-            checksum=f"crc32c:{blob.crc32c}",
-            uploaded=blob.time_created and blob.time_created.timestamp(),
+            facts,
+            generation=str(generation),
+            size=size,
+            checksum=f"crc32c:{checksum}",
+            uploaded=uploaded and uploaded.timestamp(),
         )
+
+    def _no_metadata(self) -> StoreUnavailable:
+        return StoreUnavailable(f"{self.url}: the answer is not the metadata of an object")
 
     def _failed(self, error: Exception, *, fetching: bool = False) -> Exception:
         if isinstance(error, StoreError):
             return error
-        from edge_agent.models.gcs_errors import explain  # noqa: PLC0415  # heavy, and seldom needed
+        from edge_agent.models.gcs_errors import PUBLISH, READ, explain  # noqa: PLC0415  # heavy, and seldom needed
 
-        explained = explain(error, self.url, fetching=fetching, setting=self._setting)
+        access = PUBLISH if self._publishing else READ
+        explained = explain(error, self.url, fetching=fetching, setting=self._setting, access=access)
         if isinstance(explained, StoreNeedsPerson) and not isinstance(explained, Missing):
             self._client = None  # credentials are read anew once somebody has put them right
         return explained
@@ -289,42 +360,12 @@ def _connect() -> Any:
     return Client(project=None)
 
 
-def _compare_clocks(on_skew: OnSkew, response: Any, **_: object) -> None:
-    skew = measure_skew(response.headers, response.elapsed.total_seconds(), time.time())
-    if skew is not None:
-        on_skew(urlsplit(response.url).hostname or "", skew)
-
-
 class _Sink:
-    """Where a download goes; it keeps count and checksum of what it passes on to `take`."""
+    """The file that the client library thinks it writes to."""
 
-    def __init__(self, take: Callable[[bytes], None], remote: RemoteObject, stop: threading.Event) -> None:
+    def __init__(self, take: Callable[[bytes], None]) -> None:
         self._take = take
-        self._remote = remote
-        self._stop = stop
-        self._checksum = google_crc32c.Checksum()
-        self._written = 0
-        self._start = b""
 
     def write(self, data: bytes) -> int:
-        if self._stop.is_set():
-            raise StoreUnavailable(f"{self._remote.url}: the download was stopped")
-        self._start = self._start or data[:64]
-        self._written += len(data)
-        if self._written > self._remote.size:
-            raise self._mismatch("more bytes than announced")
-        self._checksum.update(data)
         self._take(data)
         return len(data)
-
-    def check(self) -> None:
-        if self._written != self._remote.size:
-            raise self._mismatch(f"{self._written} bytes instead of {self._remote.size}")
-        found = f"crc32c:{base64.b64encode(self._checksum.digest()).decode()}"
-        if found != self._remote.checksum:
-            raise self._mismatch(f"checksum {found} instead of {self._remote.checksum}")
-
-    def _mismatch(self, what: str) -> StoreError:
-        if self._start.lstrip()[:1] == b"<":
-            return StoreUnavailable(f"{self._remote.url}: {PORTAL}")
-        return FetchFailed(f"{self._remote.url}: the download came with {what}; it was thrown away")

@@ -5,6 +5,8 @@ that it is logged once. Imported only after a failure, as the libraries behind i
 """
 
 import contextlib
+import datetime as dt
+import email.utils
 import http.client
 import json
 import os
@@ -21,7 +23,16 @@ from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 
 from edge_agent.models.releases import clean_version
-from edge_agent.models.stores import PORTAL, Forbidden, Missing, StoreError, StoreNeedsPerson, StoreUnavailable
+from edge_agent.models.stores import (
+    PORTAL,
+    FetchFailed,
+    Forbidden,
+    LineBroken,
+    Missing,
+    StoreError,
+    StoreNeedsPerson,
+    StoreUnavailable,
+)
 
 
 @dataclass(frozen=True)
@@ -56,11 +67,15 @@ class Access:
 READ = Access("read", "roles/storage.objectViewer", "object", "upload the model there")
 WRITE = Access("write to", "roles/storage.objectCreator", "bucket", "make the bucket")
 PUBLISH = Access("publish to", "roles/storage.objectUser", "bucket", "make the bucket", on_device=False)
+LONGEST_REST = 3600.0
+"""Seconds: no answer keeps a device from asking for longer than that."""
 _TRY_AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+_NETWORK_ERRORS = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)
 _NETWORK_REASONS: list[tuple[tuple[type[BaseException], ...], str]] = [
     ((urllib3.exceptions.NameResolutionError, socket.gaierror), "the host name cannot be resolved"),
     ((urllib3.exceptions.ConnectTimeoutError,), "no connection in time"),
     ((urllib3.exceptions.TimeoutError, TimeoutError), "no data in time"),
+    ((urllib3.exceptions.DecodeError,), "the answer cannot be unpacked"),
     ((urllib3.exceptions.IncompleteRead, http.client.HTTPException), "the connection broke off"),
 ]
 
@@ -74,13 +89,13 @@ def explain(
             return _explain_status(error, url, fetching=fetching, setting=setting, access=access)
         case auth.GoogleAuthError():
             return _explain_auth(error, url, access)
-        case requests.exceptions.JSONDecodeError():
+        case requests.exceptions.JSONDecodeError() | requests.exceptions.TooManyRedirects():
             return StoreUnavailable(f"{url}: {PORTAL}")
-        case ssl.SSLError():
-            return StoreUnavailable(f"{url}: {_network_reason(error)}")
+        case ssl.SSLError():  # which can be a ValueError, too
+            return _broken(error, url)
         case ValueError():
             return StoreNeedsPerson(f"{url} cannot be asked for: {error}", f"correct {setting}")
-    return StoreUnavailable(f"{url}: {_network_reason(error)}")
+    return _broken(error, url)
 
 
 def _explain_status(
@@ -89,7 +104,9 @@ def _explain_status(
     status, said = HTTPStatus(error.code or HTTPStatus.BAD_GATEWAY), _said(error.response)
     answer = f"{status.value}: {said or status.phrase}"
     if status in _TRY_AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return StoreUnavailable(f"{url}: the server answers {answer}")
+        return StoreUnavailable(f"{url}: the server answers {answer}", rest=_rest(error.response))
+    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        return FetchFailed(f"{url}: the object is shorter than announced ({answer}); what came of it was thrown away")
     if said.startswith("<"):
         return StoreUnavailable(f"{url}: {PORTAL}")
     if status == HTTPStatus.PRECONDITION_FAILED or (status == HTTPStatus.NOT_FOUND and fetching):
@@ -110,6 +127,26 @@ def _refusal(status: HTTPStatus, url: str, answer: str, setting: str, access: Ac
                 f"{url}: there is no such {access.missing} ({answer})", f"{access.supply}, or correct {setting}"
             )
     return StoreNeedsPerson(f"{url}: the server refuses the request ({answer})", f"check {setting}")
+
+
+def _rest(response: Any) -> float:
+    """For how long the server asks to be left alone: seconds, or a date by its own clock (RFC 9110, 10.2.3)."""
+    headers = response.headers if response is not None else {}
+    text = headers.get("Retry-After", "").strip()
+    if text.isdecimal():
+        return min(float(text), LONGEST_REST)
+    with contextlib.suppress(TypeError, ValueError):  # none, or no date
+        until = email.utils.parsedate_to_datetime(text) - email.utils.parsedate_to_datetime(headers.get("Date", ""))
+        return min(max(until, dt.timedelta()).total_seconds(), LONGEST_REST)
+    return 0.0
+
+
+def _broken(error: Exception, url: str) -> StoreUnavailable:
+    """It is of no use to go on at once where the certificate is not good, or with what nobody has foreseen."""
+    of_network = isinstance(error, _NETWORK_ERRORS)
+    certificate = any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error))
+    kind = LineBroken if of_network and not certificate else StoreUnavailable
+    return kind(f"{url}: {_network_reason(error)}")
 
 
 def _said(response: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from edge_agent.models.audience import Device
 from edge_agent.models.directory import FileStore
 from edge_agent.models.gcs import GcsStore
+from edge_agent.models.limits import DownloadLimits
 from edge_agent.models.manifest import MANIFEST, OBJECTS, pin_name
 from edge_agent.models.manifest_store import HasGolden, ManifestStore
 from edge_agent.models.plain_store import PlainStore
@@ -23,13 +24,19 @@ _COMPILED = "_edgetpu.tflite"
 _PLAIN = ".tflite"
 
 
-def open_store(location: Location, *, setting: str = "[model].url", on_skew: OnSkew | None = None) -> Readable:
+def open_store(
+    location: Location,
+    *,
+    setting: str = "[model].url",
+    on_skew: OnSkew | None = None,
+    limits: DownloadLimits | None = None,
+) -> Readable:
     """Make the store behind `setting`; nothing is opened or connected before the first call.
 
-    `on_skew` hears of the clock of a server that is asked; see `OnSkew`.
+    `on_skew` hears of the clock of a server that is asked; see `OnSkew`. `limits` say how fast it is fetched.
     """
     if location.scheme == "gs":
-        return GcsStore(location.bucket, location.path, setting=setting, on_skew=on_skew)
+        return GcsStore(location.bucket, location.path, setting=setting, on_skew=on_skew, limits=limits)
     return FileStore(Path(location.path), setting=setting)
 
 
@@ -42,19 +49,20 @@ def open_model(
     pin: str = "",
     committed: Callable[[], Release | None] = lambda: None,
     on_skew: OnSkew | None = None,
+    limits: DownloadLimits | None = None,
 ) -> Store:
-    """Make the store behind `[model].url`; `keys` are the files of `trusted_keys`. `on_skew` as for `open_store`.
+    """Make the store behind `[model].url`; `keys` are the files of `trusted_keys`. The rest is as for `open_store`.
 
     `name` is that of the model in the settings, `committed` says what the device starts with. `pin` is the version
     that alone is wanted, or empty; where there is no manifest it is not looked at.
     """
-    store, trust = open_store(location, on_skew=on_skew), Trust([Path(key) for key in keys])
+    store, trust = open_store(location, on_skew=on_skew, limits=limits), Trust([Path(key) for key in keys])
     if location.path.rpartition("/")[2] != MANIFEST:
         return PlainStore(store, trust, device, name=name)
     folder = location.path.removesuffix(MANIFEST)
 
     def open_object(object_name: str) -> Store:
-        return open_store(replace(location, path=f"{folder}{OBJECTS}/{object_name}"))
+        return open_store(replace(location, path=f"{folder}{OBJECTS}/{object_name}"), limits=limits)
 
     if pin:
         of_pin = replace(location, path=folder + pin_name(pin))
@@ -76,18 +84,20 @@ def golden_of(store: Store) -> HasGolden | None:
     return store if isinstance(store, ManifestStore) else None
 
 
-def open_twins(slots: Slots, url: Location, cpu_url: Location | None, store: Store) -> Twins:
+def open_twins(
+    slots: Slots, url: Location, cpu_url: Location | None, store: Store, limits: DownloadLimits | None = None
+) -> Twins:
     """Make what looks for the twin of the model in `store`.
 
     It is named by its manifest if it has one, else by `[model].cpu_url`, or it is the `sibling` of the model.
     """
     if isinstance(store, ManifestStore):
-        return Twins(slots, store.twin)
+        return Twins(slots, store.twin, limits=limits)
     location = cpu_url or sibling(url)
-    of_twin = None if location is None else open_store(location, setting="[model].cpu_url")
+    of_twin = None if location is None else open_store(location, setting="[model].cpu_url", limits=limits)
     if of_twin is not None and isinstance(store, PlainStore):
-        return Twins(slots, store.beside(of_twin), expected=cpu_url is not None)
-    return Twins(slots, of_twin, expected=cpu_url is not None)
+        return Twins(slots, store.beside(of_twin), expected=cpu_url is not None, limits=limits)
+    return Twins(slots, of_twin, expected=cpu_url is not None, limits=limits)
 
 
 def sibling(url: Location) -> Location | None:

@@ -20,6 +20,7 @@ import structlog
 from edge_agent.models.acquisition import Acquisition
 from edge_agent.models.calls import Calls
 from edge_agent.models.in_use import InUse
+from edge_agent.models.limits import DownloadLimits
 from edge_agent.models.loading import Loader
 from edge_agent.models.manifest_store import HasGolden
 from edge_agent.models.news import RolloutChange, RolloutStatus
@@ -35,6 +36,7 @@ from edge_agent.settings.units import format_duration
 FIRST_BACKOFF = 5.0
 LONGEST_LOAD_BACKOFF = 300.0
 STOP_LIMIT = 1.0
+WINDOW_SPREAD = 120.0
 INTERRUPTIONS = 3
 """A release whose trials the process has not lived through so often is not tried again."""
 NO_TRIAL = TrialSettings(time=0.0)
@@ -46,9 +48,9 @@ _log = structlog.get_logger()
 class Rollout:
     """Keeps the worker on the version that the store offers, with the twin that `twins` finds.
 
-    `poll_interval` is in seconds. `on_change` is called in the event loop. `golden` is asked for golden samples. `pin`
-    is the version to run, `hold` keeps what runs; `trial` is what a new one is watched for. `sleep`, `clock` (seconds)
-    and `jitter` (0 to 1) stand for time and chance.
+    `poll_interval` is in seconds. `on_change` is called in the event loop. `golden` is asked for golden samples, within
+    `limits`. `pin` is the version to run, `hold` keeps what runs; `trial` is what a new one is watched for. `sleep`,
+    `clock` (seconds) and `jitter` (0 to 1) stand for time and chance.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Rollout:
         on_change: Callable[[RolloutChange], None],
         twins: Twins | None = None,
         golden: HasGolden | None = None,
+        limits: DownloadLimits | None = None,
         pin: str = "",
         hold: bool = False,
         trial: TrialSettings = NO_TRIAL,
@@ -70,7 +73,9 @@ class Rollout:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.slots = slots
-        self._acquisition = Acquisition(slots, store, twins or Twins(slots, None), golden, pin=pin, hold=hold)
+        self._acquisition = Acquisition(
+            slots, store, twins or Twins(slots, None), golden, pin=pin, hold=hold, limits=limits
+        )
         self._loader = loader
         self._model_name = model_name
         self._poll_interval = poll_interval
@@ -178,7 +183,7 @@ class Rollout:
         self._in_use.take(model, accelerator, results, failed)
 
     async def stop(self) -> None:
-        """End `run` within a second, even if the network hangs. A half-finished download is thrown away.
+        """End `run` within a second, even if the network hangs. A half-finished download waits for the next start.
 
         A trial is given up, and begins anew at the next start.
         """
@@ -229,7 +234,10 @@ class Rollout:
             delays.append(_backoff(failures))
         if self._load_failures:
             delays.append(min(_backoff(self._load_failures), LONGEST_LOAD_BACKOFF))
-        return min(delays) * (0.9 + 0.2 * self._jitter())
+        delay = min(delays) * (0.9 + 0.2 * self._jitter())
+        opens_in = self._acquisition.opens_in
+        # Devices that wait for the same minute of the day do not begin in the same second.
+        return delay if opens_in is None else min(delay, opens_in + WINDOW_SPREAD * self._jitter())
 
     async def _pause(self, delay: float) -> None:
         """Wait for the next poll, and have a trial judged when its time is over."""
@@ -258,7 +266,7 @@ class Rollout:
                     acquisition.found(decision)
                     return
                 await self._in_use.give_way(decision.text)
-            await acquisition.follow(decision)
+            await acquisition.follow(decision, beside=self.running is not None)
 
     async def _shadow(self) -> None:
         if self.running is not None and self._in_use.on_trial is None and not self._new():

@@ -6,7 +6,7 @@
         releases/<id>/model.tflite      never changed once its folder has this name
         releases/<id>/golden.npz        golden samples, where the release has some
         twins/<id>/cpu.tflite           likewise: the same model for the CPU, named by its own upload
-        releases/<id>.part/             a download that is not finished; also in twins/
+        releases/<id>.part/             a download that is not finished; also in twins/, one at most in each folder
 
 The way of a release: *downloaded* (its folder ends in `.part`), *verified* and *staged* (`candidate`), *on trial*
 (`candidate` and `trial`), *committed* or *rejected*; `committed` stays what it was until then. A *shadow* is staged
@@ -17,7 +17,8 @@ after a kill or power cut at any instruction:
 - A release named in `state.json` has its file, and its twin's if it has one, whole and on the disk.
 - `committed` is a release that has passed all that was asked of it, or the first one on this device.
 - A file is replaced by rename only. Releases with the same model, or the same twin, share its file.
-- Folders that `state.json` does not name are rubbish, and removed at the next change or opening.
+- Folders that `state.json` does not name are rubbish, and removed at the next change or opening; but a download that
+  can be gone on with (`edge_agent.models.download`) waits until another one begins.
 - A damaged model takes its release away, a damaged twin only itself; the next poll fetches it again.
 - A twin that is refused leaves its model where it was: committed, or the candidate.
 
@@ -33,6 +34,7 @@ import msgspec
 import structlog
 
 from edge_agent.durable import sync
+from edge_agent.models.download import can_go_on, drop_notes, size_held
 from edge_agent.models.manifest import ObjectFile
 from edge_agent.models.releases import (
     GOLDEN_FILE,
@@ -297,16 +299,18 @@ class Slots:
 
     def _make_room(self, folder: Path, remote: RemoteObject) -> Path:
         part = folder / f"{remote.id}{_PART}"
-        shutil.rmtree(part, ignore_errors=True)
+        for other in folder.glob(f"*{_PART}"):
+            if other != part or not can_go_on(part):
+                shutil.rmtree(other, ignore_errors=True)
+        part.mkdir(exist_ok=True)
         golden = remote.acceptance.golden
         size = remote.size + (golden.size if golden is not None else 0)
-        if shutil.disk_usage(folder).free < size + self._reserve:
+        if shutil.disk_usage(folder).free + size_held(part) < size + self._reserve:
             raise StoreNeedsPerson(
                 f"{remote.url} needs {_mib(size)} and {_mib(self._reserve)} of reserve,"
                 f" but the disk of {folder} does not have that",
                 "free some space there",
             )
-        part.mkdir()
         return part
 
     def _change(self, **changes: object) -> None:
@@ -341,7 +345,7 @@ class Slots:
         keep = {one.id for one in named}, {one.cpu.id for one in named if one.cpu is not None}
         for home, names in zip((self._releases, self._twins), keep, strict=True):
             for folder in home.iterdir():
-                if folder.name not in names:
+                if folder.name not in names and not (folder.suffix == _PART and can_go_on(folder)):
                     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -370,6 +374,7 @@ def _check_golden(path: Path, remote: RemoteObject) -> None:
 def _settle(path: Path, name: str) -> None:
     """Put a download on the disk, and then its folder beside it under `name`."""
     home = path.parent.with_name(name)
+    drop_notes(path.parent)
     for file in sorted(path.parent.iterdir(), reverse=True):
         sync(file)
     sync(path.parent)

@@ -28,7 +28,23 @@ class StoreError(Exception):
 
 
 class StoreUnavailable(StoreError):  # states of the store rather than mistakes
-    """No answer now; a later try may well succeed."""
+    """No answer now; a later try may well succeed. `rest` is for how many seconds the server asks to be left alone."""
+
+    def __init__(self, reason: str, *, rest: float = 0.0) -> None:
+        super().__init__(reason)
+        self.rest = rest
+
+
+class LineBroken(StoreUnavailable):
+    """The connection broke, or nothing came any more. What has come until then is good."""
+
+
+class Postponed(StoreUnavailable):
+    """It may be fetched in `seconds`, and not before."""
+
+    def __init__(self, reason: str, seconds: float) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
 
 
 class FetchFailed(StoreError):
@@ -65,7 +81,8 @@ class Store(Protocol):
     def fetch(self, remote: RemoteObject, destination: Path, stop: threading.Event) -> None:
         """Write the bytes of `remote` to `destination`, checked against its size and checksum.
 
-        Raises `StoreError`; `destination` then holds anything. Ends early, with `StoreUnavailable`, soon
+        Raises `StoreError`; `destination` then holds anything. A store that can go on with it later notes beside it
+        what has come; after `FetchFailed` whoever called throws both away. Ends early, with `StoreUnavailable`, soon
         after `stop` was set.
         """
 

@@ -11,9 +11,18 @@ uploaded more than `HEAD_START` before the model; an older one is taken for the 
 import structlog
 
 from edge_agent.models.calls import Calls
+from edge_agent.models.limits import DownloadLimits
 from edge_agent.models.releases import Release, RemoteObject
 from edge_agent.models.slots import Slots
-from edge_agent.models.stores import Forbidden, Missing, Store, StoreError, StoreNeedsPerson, StoreUnavailable
+from edge_agent.models.stores import (
+    Forbidden,
+    Missing,
+    Postponed,
+    Store,
+    StoreError,
+    StoreNeedsPerson,
+    StoreUnavailable,
+)
 
 HEAD_START = 3600.0
 """Seconds; room for a person who uploads the twin first, over a slow line."""
@@ -22,17 +31,19 @@ _log = structlog.get_logger()
 
 
 class Twins:
-    """Finds the twin of a release and has it on disk. `expected` is whether the settings name it.
+    """Finds the twin of a release and has it on disk. `expected` is whether the settings name it; `limits` say when.
 
     `trouble` is why the store's twin is not used, in the same words at every try, and empty if there is nothing to
     tell. `failures` counts the polls in a row with such trouble.
     """
 
-    def __init__(self, slots: Slots, store: Store | None, *, expected: bool = False) -> None:
+    def __init__(
+        self, slots: Slots, store: Store | None, *, expected: bool = False, limits: DownloadLimits | None = None
+    ) -> None:
         self._slots = slots
         self._store = store
         self._expected = expected
-        self._calls = Calls()
+        self._calls = Calls(limits)
         self._absence = ""
         self.trouble = ""
         self.failures = 0
@@ -70,6 +81,7 @@ class Twins:
         stored = await self._calls.run(lambda _: self._slots.stored_twin(release, twin))
         if stored is not None:
             return stored
+        self._calls.limits.admit(twin, urgent=self._slots.committed is None)
         _log.info("fetching the model for the CPU", url=twin.url, version=model.version, bytes=twin.size)
         path = await self._calls.run(lambda _: self._slots.begin_twin(twin))
         await self._calls.fetch(store, twin, path)
@@ -78,7 +90,7 @@ class Twins:
     def _fail(self, error: StoreError | OSError) -> None:
         if self._expected or not isinstance(error, Missing | Forbidden):
             self.trouble = str(error)
-            self.failures += 1
+            self.failures += not isinstance(error, Postponed)
             return
         if str(error) != self._absence:
             log = _log.debug if isinstance(error, Missing) else _log.info

@@ -120,7 +120,7 @@ class BucketPlace:
             raise ReleaseError(str(error)) from error
 
     def _store(self, name: str) -> GcsStore:
-        return GcsStore(self._bucket, self._prefix + name, setting=_URL)
+        return GcsStore(self._bucket, self._prefix + name, setting=_URL, publishing=True)
 
 
 class FolderPlace:

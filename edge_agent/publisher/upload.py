@@ -118,7 +118,7 @@ class _Object:
     """An object in a bucket."""
 
     def __init__(self, location: Location) -> None:
-        self.store = GcsStore(location.bucket, location.path, setting=_URL)
+        self.store = GcsStore(location.bucket, location.path, setting=_URL, publishing=True)
         self._folder = GcsFolder(location.bucket, "", setting=_URL, publishing=True)
         self._name = location.path
 

@@ -22,6 +22,7 @@ from edge_agent.settings.showing import show
 from edge_agent.settings.trial import TrialSettings
 from edge_agent.settings.units import Duration, Size, parse_duration, parse_size
 from edge_agent.settings.when import When, consistent
+from edge_agent.settings.window import Window, parse_window
 
 # Environment variables that begin so override single values of the file.
 PREFIX = "EDGE_AGENT_"
@@ -96,6 +97,24 @@ class SourceSettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DownloadSettings(Table):
+    """[model.download]"""
+
+    bandwidth: Annotated[
+        Annotated[Size, Ge(parse_size("1kB"))] | None,
+        doc("How many bytes per second fetching a model may take, on average; without it as many as the line carries."),
+    ] = None
+    window: Annotated[
+        Window | None,
+        Parse(parse_window),
+        doc(
+            'The time of day, local time, at which models are fetched, for instance "01:00-05:00"; new ones are looked '
+            "for at any time."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings(Table):
     """[model]"""
 
@@ -126,6 +145,7 @@ class ModelSettings(Table):
     poll_interval: Annotated[Duration, Ge(1), doc("How often to look for a new version of the model.")] = (
         parse_duration("1h")
     )
+    download: DownloadSettings = DownloadSettings()
     pin: Annotated[
         Annotated[str, MinLen(1), MaxLen(128)] | None,
         doc("Run this version and no other, also if it is an older one; it is not on trial."),

@@ -50,6 +50,8 @@ PLAIN = {
     "inference.top_k",
     "log.format",
     "log.level",
+    "model.download.bandwidth",
+    "model.download.window",
     "model.hold",
     "model.name",
     "model.pin",

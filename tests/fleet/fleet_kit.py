@@ -126,11 +126,11 @@ def _hold_the_clock(loop: VirtualTimeLoop, monkeypatch: pytest.MonkeyPatch) -> N
     """Work in a thread takes no time, and a few do it after one another."""
     run, few = Calls.run, asyncio.Semaphore(AT_A_TIME)
 
-    async def held(calls: Calls, call: Any, *, limit: float | None = None) -> Any:
+    async def held(calls: Calls, call: Any, **more: Any) -> Any:
         loop._virtual.working += 1
         try:
             async with few:
-                return await run(calls, call, limit=limit)
+                return await run(calls, call, **more)
         finally:
             loop._virtual.working -= 1
 

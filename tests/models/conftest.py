@@ -6,8 +6,15 @@ from typing import Any
 import pytest
 import structlog
 
+from edge_agent.models import directory
 from tests.models.rollout_kit import Device
 from tests.servers.gcs import GcsServer
+
+
+@pytest.fixture(autouse=True)
+def files_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as they are there: what tests write is not looked at twice."""
+    monkeypatch.setattr(directory, "QUIET", 0.0)
 
 
 @pytest.fixture

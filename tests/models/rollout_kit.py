@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.models.audience import Device as Facts
+from edge_agent.models.limits import DownloadLimits
 from edge_agent.models.news import RolloutChange
 from edge_agent.models.open import golden_of, open_model, open_twins
 from edge_agent.models.rollout import Rollout
@@ -156,6 +157,7 @@ class Device:
         self.name = ""
         self.pin = ""
         self.reserve = 0
+        self.limits = DownloadLimits()
         self.trial = TrialSettings(time=0)
         self.hold = False
         self.worker = Worker()
@@ -177,6 +179,7 @@ class Device:
             name=self.name,
             pin=self.pin,
             committed=lambda: self.slots.committed,
+            limits=self.limits,
         )
 
     async def _live(self, story: Callable[[Rollout, Clock], Awaitable[None]], interval: float) -> None:
@@ -187,7 +190,8 @@ class Device:
             self.slots,
             store,
             self.worker,
-            twins=open_twins(self.slots, self.url, self.cpu_url, store),
+            twins=open_twins(self.slots, self.url, self.cpu_url, store, self.limits),
+            limits=self.limits,
             model_name="vibration",
             poll_interval=interval,
             on_change=self.changes.append,

@@ -2,11 +2,14 @@ import asyncio
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from edge_agent.models.calls import Calls
-from edge_agent.models.stores import StoreUnavailable
+from edge_agent.models.download import note_of
+from edge_agent.models.releases import RemoteObject, describe
+from edge_agent.models.stores import FetchFailed, StoreUnavailable
 
 
 def test_result_and_error_come_back() -> None:
@@ -76,3 +79,90 @@ def test_the_end_of_the_process_waits_for_no_call() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
     assert done.stderr == b""
+
+
+def _wait_for_store_threads() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "model-store":
+            thread.join(30)
+
+
+def test_a_download_that_gains_goes_on_however_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gains a byte between any two looks at it, and ends after the fifth look."""
+    path, ended, looks = tmp_path / "part", threading.Event(), 0
+
+    def look(_: Path | None) -> int:
+        nonlocal looks
+        looks += 1
+        if looks == 5:
+            ended.set()
+        return looks
+
+    monkeypatch.setattr("edge_agent.models.calls._size", look)
+
+    def fetch(_: threading.Event) -> None:
+        assert ended.wait(30)
+
+    asyncio.run(Calls(stall_limit=0.01).fetch_file(fetch, path))
+    assert looks >= 5
+
+
+def test_a_download_that_gains_nothing_is_given_up_and_what_has_come_stays(tmp_path: Path) -> None:
+    path, told = tmp_path / "part", threading.Event()
+
+    def stall(stop: threading.Event) -> None:
+        path.write_bytes(b"some")
+        stop.wait()
+        told.set()
+
+    async def main() -> None:
+        with pytest.raises(StoreUnavailable, match="the model store sent nothing more within 0 s"):
+            await Calls(stall_limit=0.05).fetch_file(stall, path)
+
+    asyncio.run(main())
+    assert told.wait(30)
+    assert path.read_bytes() == b"some"
+    _wait_for_store_threads()
+
+
+def test_what_is_not_as_announced_is_thrown_away(tmp_path: Path) -> None:
+    path = tmp_path / "part"
+
+    def fetch(_: threading.Event) -> None:
+        path.write_bytes(b"other")
+        note_of(path).write_bytes(b"{}")
+        raise FetchFailed("its SHA-256 is another")
+
+    with pytest.raises(FetchFailed):
+        asyncio.run(Calls().fetch_file(fetch, path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_asks_to_be_left_alone_is_left_alone(tmp_path: Path) -> None:
+    now, asked = 100.0, 0
+
+    class Store:
+        url = "gs://bucket/m"
+
+        def stat(self) -> RemoteObject:
+            nonlocal asked
+            asked += 1
+            raise StoreUnavailable("the server answers 429", rest=30)
+
+        def fetch(self, remote: RemoteObject, destination: Path, stop: threading.Event) -> None:
+            raise AssertionError
+
+    async def main() -> None:
+        nonlocal now
+        calls = Calls(clock=lambda: now)
+        remote = describe(Store.url, {}, generation="1", size=1, checksum="x")
+        for at, expected in ((100.0, 1), (129.0, 1), (130.0, 2)):
+            now = at
+            with pytest.raises(StoreUnavailable, match=r"^the server answers 429$"):
+                await calls.stat(Store())
+            assert asked == expected
+        with pytest.raises(StoreUnavailable, match=r"^the server answers 429$"):
+            await calls.fetch(Store(), remote, tmp_path / "m")
+        assert await calls.run(lambda _: 1) == 1, "calls on the disk go on"
+
+    asyncio.run(main())

@@ -113,13 +113,14 @@ def test_full_disk(model: Path) -> None:
     [
         ("missing.tflite", "there is no file", "put the model there"),
         ("", "is a folder", "name the model file itself"),
+        ("/dev/zero", "/dev/zero is no file", "name the model file itself"),
     ],
 )
 def test_what_only_a_person_can_change(model: Path, name: str, reason: str, what_to_do: str) -> None:
     with pytest.raises(StoreNeedsPerson, match=reason) as caught:
         FileStore(model.parent / name).stat()
     assert what_to_do in str(caught.value)
-    assert str(model.parent) in str(caught.value)
+    assert str(model.parent / name) in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"v1"'])

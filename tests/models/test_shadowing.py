@@ -221,7 +221,7 @@ def test_neither_a_held_nor_a_pinned_device_runs_a_shadow(device: Device, shadow
 
 def test_a_shadow_that_cannot_be_fetched_is_trouble_and_nothing_more(device: Device, shadowed: Publisher) -> None:
     device.server.fault(
-        "break", "media", at=100, name=f"{FOLDER}objects/{manifest('v2', b'model v2' * 500).model.name}"
+        "corrupt", "media", at=100, name=f"{FOLDER}objects/{manifest('v2', b'model v2' * 500).model.name}"
     )
 
     async def story(rollout: Rollout, clock: Clock) -> None:

@@ -112,9 +112,15 @@ def test_kill_in_the_middle_of_a_download(gcs_server: GcsServer, tmp_path: Path,
     slots.open()
     assert slots.committed is not None
     assert (slots.committed.version, slots.candidate) == ("v1", None)
-    assert len(list(slots.path(slots.committed).parents[1].iterdir())) == 1
+    assert len(list(slots.path(slots.committed).parents[1].glob("*.part"))) == 1
     store = GcsStore("bucket", "m")
     remote = store.stat()
     path = slots.begin(remote)
+    held = path.stat().st_size
+    assert held <= at
     store.fetch(remote, path, threading.Event())
-    assert slots.finish(remote, path).sha256 == hashlib.sha256(data).hexdigest()
+    asked = gcs_server.requests[-1].headers
+    assert asked.get("range", "bytes=0-") == f"bytes={held}-"
+    release = slots.finish(remote, path)
+    assert release.sha256 == hashlib.sha256(data).hexdigest()
+    assert [file.name for file in slots.path(release).parent.iterdir()] == ["model.tflite"]

@@ -139,7 +139,6 @@ def test_a_missing_twin_that_the_settings_name_is_told_and_looked_for_soon(devic
         ("status", "media", 0, "the server answers 503"),
         ("reset", "metadata", 0, "connection reset by peer"),
         ("portal", "metadata", 0, "captive portal"),
-        ("break", "media", 1000, "the connection broke off"),
         ("corrupt", "media", 1000, "came with checksum"),
     ],
 )

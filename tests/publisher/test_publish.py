@@ -108,6 +108,15 @@ def test_a_bucket_that_refuses(gcs_server: GcsServer, tmp_path: Path, status: in
     assert workshop.seen_by_device() == "v1.3"
 
 
+def test_a_publisher_gets_no_advice_for_devices(gcs_server: GcsServer, tmp_path: Path) -> None:
+    gcs_server.create_bucket("bucket")
+    workshop = Workshop(tmp_path, "gs://bucket/models/vibration")
+    folder = workshop.build("v1.3", 1)
+    gcs_server.fault("status", "metadata", status=403, message="no")
+    with pytest.raises(ReleaseError, match=r"grant roles/storage\.objectUser on the bucket to whoever publishes"):
+        workshop.publish(folder)
+
+
 def test_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "key.pem"
     assert command("new-key", file) == 0

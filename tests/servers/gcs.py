@@ -2,6 +2,7 @@
 
 Objects keep all their generations, or only the newest where a bucket was made with `versioning=False`. Faults are
 scripted: each waits for the next requests it fits (`where`: `metadata`, `media`, `upload` or `any`) and is used up.
+Entity tags and preconditions are as in the API: https://cloud.google.com/storage/docs/request-preconditions
 """
 
 import base64
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import google_crc32c
 
 Where = Literal["metadata", "media", "upload", "any"]
+Kind = Literal["status", "reset", "stall", "break", "corrupt", "portal", "answer", "trickle"]
 PORTAL_PAGE = b"<!DOCTYPE html><html><body>Welcome to Hotel Wi-Fi. Please accept the terms.</body></html>"
 
 
@@ -38,6 +40,7 @@ class StoredObject:
     generation: int
     metadata: dict[str, str] | None
     properties: dict[str, str]
+    metageneration: int = 1
 
     @property
     def crc32c(self) -> str:
@@ -46,6 +49,11 @@ class StoredObject:
     @property
     def md5(self) -> str:
         return base64.b64encode(hashlib.md5(self.data, usedforsecurity=False).digest()).decode()
+
+    @property
+    def etag(self) -> str:
+        """Another one after each change, also of the metadata alone."""
+        return base64.b64encode(f"{self.generation}/{self.metageneration}".encode()).decode()
 
     def resource(self, origin: str) -> dict[str, Any]:
         """The object as the JSON API shows it."""
@@ -58,13 +66,13 @@ class StoredObject:
             "bucket": self.bucket,
             "name": self.name,
             "generation": str(self.generation),
-            "metageneration": "1",
+            "metageneration": str(self.metageneration),
             "contentType": "application/octet-stream",
             "storageClass": "STANDARD",
             "size": str(len(self.data)),
             "crc32c": self.crc32c,
             "md5Hash": self.md5,
-            "etag": base64.b64encode(str(self.generation).encode()).decode(),
+            "etag": self.etag,
             "timeCreated": "2026-01-01T00:00:00.000Z",
             "updated": "2026-01-01T00:00:00.000Z",
             **self.properties,
@@ -85,13 +93,15 @@ class Bucket:
 class Fault:
     """What happens to the next `times` requests of a kind instead of, or after `at` bytes of, the right answer."""
 
-    kind: Literal["status", "reset", "stall", "break", "corrupt", "portal"]
+    kind: Kind
     where: Where = "any"
     times: int = 1
     status: int = 503
     message: str = ""
     at: int = 0
     name: str = ""
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,7 @@ class GcsServer:
         self.requests: list[Request] = []
         self.stalled = threading.Event()
         self.ahead = 0.0  # seconds, of its clock
+        self.ranges = True  # whether it knows any
         self.uploads: dict[str, dict[str, Any]] = {}
         self._resume = threading.Event()
         self._faults: list[Fault] = []
@@ -176,7 +187,7 @@ class GcsServer:
 
     def fault(
         self,
-        kind: Literal["status", "reset", "stall", "break", "corrupt", "portal"],
+        kind: Kind,
         where: Where = "any",
         *,
         times: int = 1,
@@ -184,13 +195,17 @@ class GcsServer:
         message: str = "",
         at: int = 0,
         name: str = "",
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
     ) -> None:
         """Script one fault, for one object if there is a `name`.
 
-        `stall` sets `stalled`, then waits for `resume`; `at` counts bytes of the body.
+        `stall` sets `stalled`, then waits for `resume`; `at` counts bytes of the body. `answer` sends `status`,
+        `headers` and `body` as they are; `status` may have `headers`, too. `trickle` sends headers, byte by byte, that
+        do not end before `resume`.
         """
         with self._lock:
-            self._faults.append(Fault(kind, where, times, status, message, at, name))
+            self._faults.append(Fault(kind, where, times, status, message, at, name, body, headers or {}))
 
     def clear_faults(self) -> None:
         with self._lock:
@@ -203,6 +218,13 @@ class GcsServer:
     def wait_to_resume(self) -> None:
         self.stalled.set()
         self._resume.wait()
+
+    def trickles(self) -> Iterator[bytes]:
+        """A header that does not end before `resume`."""
+        self.stalled.set()
+        yield b"HTTP/1.1 200 OK\r\nX-Slow: "
+        while not self._resume.wait(0.01):
+            yield b"."
 
     def count(self, method: str, part: str = "") -> int:
         """How many requests came with this method and with `part` in their path or query."""
@@ -234,7 +256,7 @@ class GcsServer:
             if not found:
                 suffix = f"#{wanted}" if wanted else ""
                 raise ApiError(404, f"No such object: {bucket}/{name}{suffix}")
-            _check_preconditions(found[-1].generation, query)
+            _check_preconditions(found[-1].generation, query, found[-1].metageneration)
             return found[-1]
 
     def insert(self, bucket: str, resource: dict[str, Any], data: bytes, query: dict[str, str]) -> StoredObject:
@@ -267,7 +289,7 @@ class GcsServer:
             found = self.find(bucket, name, query)
             merged = {**(found.metadata or {}), **(change.get("metadata") or {})}
             kept = {key: value for key, value in merged.items() if value is not None}
-            changed = StoredObject(bucket, name, found.data, found.generation, kept, found.properties)
+            changed = replace(found, metadata=kept, metageneration=found.metageneration + 1)
             generations = self.buckets[bucket].objects[name]
             generations[generations.index(found)] = changed
             return changed
@@ -284,10 +306,14 @@ class GcsServer:
             return rest[:size], rest[size - 1].name if len(rest) > size else None
 
 
-def _check_preconditions(generation: int, query: dict[str, str]) -> None:
-    match = query.get("ifGenerationMatch")
-    if match is not None and int(match) != generation:
-        raise ApiError(412, "At least one of the pre-conditions you specified did not hold.")
+def _check_preconditions(generation: int, query: dict[str, str], metageneration: int = 0) -> None:
+    """Raise `ApiError` 412 where what must match does not, or 304 where what must not match does."""
+    for kind, value in (("Generation", generation), ("Metageneration", metageneration)):
+        match, other = query.get(f"if{kind}Match"), query.get(f"if{kind}NotMatch")
+        if match is not None and int(match) != value:
+            raise ApiError(412, "At least one of the pre-conditions you specified did not hold.")
+        if other is not None and int(other) == value:
+            raise ApiError(304, "Not Modified")
 
 
 class _HttpServer(ThreadingHTTPServer):
@@ -390,7 +416,14 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is None:
             return False
         if fault.kind == "status":
-            self._send_error(fault.status, fault.message or HTTPStatus(fault.status).phrase)
+            self._send_error(fault.status, fault.message or HTTPStatus(fault.status).phrase, fault.headers)
+        elif fault.kind == "answer":
+            self._send(fault.status, fault.body, fault.headers, plain=True)
+            self.close_connection = True  # its length may be a lie
+        elif fault.kind == "trickle":
+            for data in self.server.gcs.trickles():
+                self.wfile.write(data)
+            self.close_connection = True
         elif fault.kind == "portal":
             self._send(200, PORTAL_PAGE, {"Content-Type": "text/html"}, plain=True)
         elif fault.kind == "reset" and fault.at == 0:
@@ -444,7 +477,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif self._query.get("alt") == "media":
             self._send_media(gcs.find(bucket, name, self._query))
         else:
-            self._send_object(gcs.find(bucket, name, self._query))
+            found = gcs.find(bucket, name, self._query)
+            if self.headers.get("If-None-Match", "").strip('"') == found.etag:
+                raise ApiError(304, "Not Modified")
+            self._send_object(found)
 
     def _upload(self, bucket: str) -> None:
         kind = self._query.get("uploadType")
@@ -494,13 +530,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_json(self, document: dict[str, Any]) -> None:
         self._send(200, json.dumps(document).encode(), {"Content-Type": "application/json; charset=UTF-8"})
 
-    def _send_error(self, status: int, message: str) -> None:
+    def _send_error(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+        if status == HTTPStatus.NOT_MODIFIED:
+            self._send(status, b"", {})
+            return
         error = {
             "code": status,
             "message": message,
             "errors": [{"message": message, "domain": "global", "reason": HTTPStatus(status).name}],
         }
-        kind = {"Content-Type": "application/json; charset=UTF-8"}
+        kind = {"Content-Type": "application/json; charset=UTF-8", **(headers or {})}
         self._send(status, json.dumps({"error": error}).encode(), kind, plain=True)
 
     def _send_media(self, stored: StoredObject) -> None:
@@ -514,7 +553,7 @@ class _Handler(BaseHTTPRequestHandler):
         if "contentEncoding" in stored.properties:
             headers["Content-Encoding"] = stored.properties["contentEncoding"]
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if not asked:
+        if not asked or not self.server.gcs.ranges:
             self._send(200, stored.data, headers)
             return
         start, end = int(asked[1]), int(asked[2] or len(stored.data) - 1)
@@ -529,8 +568,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = None if plain else self._fault
         if fault and fault.kind == "corrupt":
             body = body[: fault.at] + bytes([body[fault.at] ^ 0xFF]) + body[fault.at + 1 :]
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+        self.send_response_only(status)
+        common = {"Server": "gcs", "Date": self.date_time_string(), "Content-Length": str(len(body))}
+        for key, value in {**common, **headers}.items():
             self.send_header(key, value)
         self.end_headers()
         if fault and fault.kind in {"stall", "break", "reset"}:

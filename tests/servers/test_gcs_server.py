@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -227,3 +228,72 @@ def test_the_guides_upload_lines_with_the_real_gsutil(gcs_server: GcsServer, tmp
         for name in names:
             stored = gcs_server.find("your-model-bucket", name, {})
             assert (stored.data, stored.metadata) == (MODEL, {"version": "v1.3"})
+
+
+def _metadata(server: GcsServer, query: str = "", **headers: str) -> int:
+    return _http(server, "GET", f"/storage/v1/b/models/o/m?{query}", b"", **headers)[0]
+
+
+def test_what_must_not_match(gcs_server: GcsServer) -> None:
+    stored = gcs_server.upload("models", "m", MODEL)
+    assert _metadata(gcs_server, f"ifGenerationNotMatch={stored.generation}") == 304
+    assert _metadata(gcs_server, "ifGenerationNotMatch=1") == 200
+    assert _metadata(gcs_server, "ifMetagenerationNotMatch=1") == 304
+    assert _metadata(gcs_server, "ifMetagenerationMatch=2") == 412
+    gcs_server.patch("models", "m", {}, {"metadata": {"version": "v2"}})
+    assert _metadata(gcs_server, f"ifGenerationNotMatch={stored.generation}") == 304
+    assert _metadata(gcs_server, "ifMetagenerationMatch=2") == 200
+
+
+def test_an_entity_tag_is_that_of_generation_and_metadata(gcs_server: GcsServer) -> None:
+    tags = [gcs_server.upload("models", "m", MODEL).etag, gcs_server.upload("models", "m", MODEL).etag]
+    assert _metadata(gcs_server, If_None_Match=tags[1]) == 304
+    assert _metadata(gcs_server, If_None_Match=f'"{tags[1]}"') == 304
+    assert _metadata(gcs_server, If_None_Match=tags[0]) == 200
+    tags.append(gcs_server.patch("models", "m", {}, {"metadata": {"version": "v2"}}).etag)
+    assert _metadata(gcs_server, If_None_Match=tags[1]) == 200
+    assert len(set(tags)) == 3
+
+
+def test_ranges_of_a_pinned_generation(gcs_server: GcsServer) -> None:
+    first = gcs_server.upload("models", "m", MODEL)
+    gcs_server.upload("models", "m", MODEL[::-1])
+    path = f"/download/storage/v1/b/models/o/m?alt=media&generation={first.generation}"
+    assert _http(gcs_server, "GET", path, Range="bytes=100-") == (206, MODEL[100:])
+    gcs_server.fault("break", "media", at=10)
+    with pytest.raises(http.client.IncompleteRead) as broken:
+        _http(gcs_server, "GET", path, Range="bytes=100-")
+    assert broken.value.partial == MODEL[100:110]
+    gcs_server.ranges = False
+    assert _http(gcs_server, "GET", path, Range="bytes=100-") == (200, MODEL)
+
+
+def test_any_answer_can_be_scripted(gcs_server: GcsServer) -> None:
+    gcs_server.upload("models", "m", MODEL)
+    gcs_server.fault("answer", "media", status=302, body=b"x", headers={"Location": "/login", "Date": "then"})
+    gcs_server.fault("status", "metadata", status=429, headers={"Retry-After": "7"})
+    connection = http.client.HTTPConnection(urlsplit(gcs_server.url).netloc, timeout=10)
+    connection.request("GET", "/storage/v1/b/models/o/m")
+    answer = connection.getresponse()
+    assert (answer.status, answer.headers["Retry-After"]) == (429, "7")
+    answer.read()
+    connection.request("GET", "/storage/v1/b/models/o/m?alt=media")
+    answer = connection.getresponse()
+    assert (answer.status, answer.headers["Location"], answer.headers["Date"]) == (302, "/login", "then")
+    assert answer.read() == b"x"
+    connection.close()
+    assert _metadata(gcs_server) == 200
+
+
+def test_headers_that_trickle_until_they_are_told_not_to(gcs_server: GcsServer) -> None:
+    gcs_server.upload("models", "m", MODEL)
+    gcs_server.fault("trickle")
+    with socket.create_connection(("127.0.0.1", urlsplit(gcs_server.url).port or 0), 10) as connection:
+        connection.sendall(b"GET /storage/v1/b/models/o/m HTTP/1.1\r\n\r\n")
+        data = b""
+        while data.count(b".") < 10:
+            data += connection.recv(1000)
+        gcs_server.resume()
+        while more := connection.recv(1000):
+            data += more
+    assert b"\r\n\r\n" not in data

@@ -31,6 +31,8 @@ EXAMPLES = {
     "model.name": "vibration-classifier",
     "model.cpu_url": "gs://your-model-bucket/edge-models/vibration-classifier/latest/model_quant.tflite",
     "model.keys": ["/etc/edge-agent/release.pub.pem"],
+    "model.download.bandwidth": "1MB",
+    "model.download.window": "01:00-05:00",
     "model.pin": "v1.2",
     "model.trial.samples": 10000,
     "inference.labels": ["normal", "warning", "failure"],
@@ -153,8 +155,8 @@ def test_it_shows_every_setting_once(uncommented: str) -> None:
     # A key that stood twice in one table would not load; this finds one in the prose between.
     keys = Counter(re.findall(r"^(\w+) = ", uncommented, re.MULTILINE))
     twice = {key for key, count in keys.items() if count > 1}
-    # Of [device] and [inference], of [model] and [[actions]], and of [telemetry] and [telemetry.raw_data].
-    assert twice == {"labels", "name", "daily_budget"}
+    # Of [device] and [inference], of [model] and [[actions]], and twice of [telemetry] and a table with limits.
+    assert twice == {"labels", "name", "daily_budget", "bandwidth"}
 
 
 def test_every_default_is_the_one_of_the_code(shown: dict[str, Any]) -> None:

@@ -284,7 +284,7 @@ class Fleet(RuleBasedStateMachine):
         self.runner.run(self._results(failed=failed))
 
     async def _results(self, *, failed: bool) -> None:
-        trial, changes = self.rollout.running, self.slots.committed
+        trial, before = self.rollout.running, self.slots.committed
         assert self.worker.current is not None
         if failed:
             self.worker.go_back("it is worse")
@@ -292,12 +292,9 @@ class Fleet(RuleBasedStateMachine):
             for _ in range(100):
                 self.rollout.take(self.worker.current, "cpu", [result()], 0)
         async with asyncio.timeout(30):
-            while self.slots.candidate is not None:  # noqa: ASYNC110  until the outcome is on the disk
+            while self.rollout.status.trial or not self.rollout._in_use.is_settled:  # noqa: ASYNC110  a thread's work
                 await asyncio.sleep(0.001)
-            while self.rollout.status.trial:  # noqa: ASYNC110  as above
-                await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)
-        assert self.slots.committed == (changes if failed else trial)
+        assert self.slots.committed == (before if failed else trial)
 
     @rule()
     def restart(self) -> None:

@@ -43,6 +43,7 @@ run = ["touch", "jam"]
 """
 
 
+@pytest.mark.system
 def test_objects_are_found_counted_acted_on_and_reported(tmp_path: Path) -> None:
     for file in (MODEL, PICTURE):
         if not file.exists():

@@ -175,6 +175,7 @@ def test_results_arrive_and_a_new_model_takes_over_without_a_hole(
     assert_no_hole(consumer.numbers()[:seen])
 
 
+@pytest.mark.system
 def test_events_of_an_offline_time_arrive_although_the_agent_was_killed(
     agent: AgentProcess, consumer: Consumer, line: Proxy
 ) -> None:

@@ -81,6 +81,7 @@ def test_an_event_refers_to_its_picture_in_the_bucket(tmp_path: Path, bucket: Gc
     assert found.properties["contentType"] == "image/jpeg"
 
 
+@pytest.mark.system
 def test_the_budget_is_kept_also_by_a_worker_that_is_started_again(tmp_path: Path, bucket: GcsServer) -> None:
     events = EventFile(tmp_path)
     with AgentProcess(tmp_path, settings("10kB")) as agent:

@@ -138,6 +138,7 @@ def samples(report: StatusReport) -> int:
     return report.results.samples if report.results else 0
 
 
+@pytest.mark.system
 def test_no_output_of_a_running_agent_shows_what_opens_the_camera(camera: Any, tmp_path: Path) -> None:
     folder = tmp_path / "agent"
     with AgentProcess(folder, settings(folder, camera.server_port), {"WATCHDOG_USEC": "1000000"}) as agent:

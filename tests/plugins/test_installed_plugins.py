@@ -103,6 +103,7 @@ def test_a_broken_plugin_is_told_with_its_reason(site: str, folder: Path, name: 
     assert f"edge-agent.toml:2: [source].plugin: {BROKEN[name]}" in said
 
 
+@pytest.mark.system
 def test_a_running_agent_refuses_broken_plugins_and_goes_on(site: str, folder: Path) -> None:
     events = folder / "events.jsonl"
     with AgentProcess(folder, SETTINGS, {"PYTHONPATH": site}) as agent:

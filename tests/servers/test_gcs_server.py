@@ -192,6 +192,7 @@ def test_a_stalled_answer_goes_on_when_told(gcs_server: GcsServer) -> None:
         assert child.wait(30) == 0
 
 
+@pytest.mark.system
 @pytest.mark.skipif(shutil.which("gsutil") is None, reason="gsutil is not installed")
 def test_the_guides_upload_lines_with_the_real_gsutil(gcs_server: GcsServer, tmp_path: Path) -> None:
     gcs_server.create_bucket("your-model-bucket")

@@ -64,6 +64,7 @@ def test_the_example_reports_trouble(example: type[Source], tmp_path: Path) -> N
         source.read(0.5)
 
 
+@pytest.mark.system
 def test_the_tests_of_the_example_pass(example: type[Source], tmp_path: Path) -> None:
     _, code = blocks("python")
     (tmp_path / "test_temperature.py").write_text(code)

@@ -28,10 +28,12 @@ def test_nothing_is_lost_by_bad_weather_kills_and_ends(folder: Path) -> None:
     assert {"killed", "terminated"} <= set(happened)
 
 
+@pytest.mark.system
 def test_what_a_full_queue_drops_is_told(folder: Path) -> None:
     soak(folder, Plan(seed=0, hours=1.5, size=100_000))
 
 
+@pytest.mark.system
 def test_a_long_time_offline_with_a_small_queue_is_told_to_the_last_event(folder: Path) -> None:
     soak(folder, Plan(seed=1, hours=1, size=60_000, offline=True))
 
@@ -41,6 +43,7 @@ def test_power_cuts_cost_the_last_interval_alone(folder: Path) -> None:
     assert happened["cut"]
 
 
+@pytest.mark.system
 def test_a_card_that_fills_up_now_and_then(folder: Path) -> None:
     if reason := loopdisk.why_not():
         pytest.skip(reason)

@@ -69,9 +69,9 @@ def read_golden(path: str | Path) -> Golden:
     """Read a file. Raises GoldenError."""
     try:
         with Path(path).open("rb") as file:
-            _check_end(file)
+            entries = _check_end(file)
             with zipfile.ZipFile(file) as archive:
-                arrays = _read_all(archive)
+                arrays = _read_all(archive, entries)
     except OSError as error:
         raise GoldenError(f"cannot be read: {error.strerror or error}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, OverflowError) as error:
@@ -95,8 +95,8 @@ def write_golden(path: str | Path, golden: Golden) -> None:
                 np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def _check_end(file: IO[bytes]) -> None:
-    """Look at the size of the zip directory, which zipfile reads whole, and at an object per entry."""
+def _check_end(file: IO[bytes]) -> int:
+    """Look at the size of the zip directory, which zipfile reads whole, and return how many entries it has."""
     size = file.seek(0, 2)
     file.seek(max(0, size - _END.size - _ZIP64_LOCATOR))
     end = file.read()
@@ -107,10 +107,13 @@ def _check_end(file: IO[bytes]) -> None:
     if comment or b"PK\x06\x07" in end or here != entries or directory > _MAX_DIRECTORY or entries > MAX_OUTPUTS + 2:
         raise GoldenError(f"holds something else than up to {MAX_OUTPUTS + 2} arrays")
     file.seek(0)
+    return int(entries)
 
 
-def _read_all(archive: zipfile.ZipFile) -> dict[str, Array]:
+def _read_all(archive: zipfile.ZipFile, count: int) -> dict[str, Array]:
     entries = archive.infolist()
+    if len(entries) != count:  # a wrong length in one of them has swallowed others, and the labels may go unnoticed
+        raise GoldenError(f"is damaged: it holds {count} arrays, and {len(entries)} are found")
     _check_size(sum(entry.file_size for entry in entries))
     arrays: dict[str, Array] = {}
     for entry in entries:

@@ -48,7 +48,9 @@ def test_a_worker_that_aborts_or_is_killed_is_brought_back_and_told_of(tmp_path:
     events.check()
 
     first, second = events.having(kind="health", component="worker", state="died")
-    assert (first["exit_status"], first["stage"]) == ("killed by SIGABRT", "reading the source")
+    assert first["exit_status"] == "killed by SIGABRT"
+    # The other thread may be at something, too.
+    assert first["stage"].startswith("reading the source")
     assert "USB transfer error" in first["detail"]
     assert second["exit_status"] == "killed by SIGKILL"
     assert report.worker is not None

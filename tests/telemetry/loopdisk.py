@@ -111,8 +111,21 @@ class LoopDisk:
 
     def restart(self) -> None:
         """Unmount and mount again, as a reboot does. Nobody may hold a file open."""
+        device = self._device
         self.unmount()
+        if Path(f"/sys/fs/ext4/{device}").exists():
+            self._leave_behind()
         self.mount()
+
+    def _leave_behind(self) -> None:
+        """Go on with a copy of what has reached the device: a container that was started meanwhile has the disk, too.
+
+        Its mounts are copies of all there were, so the file system whose power was cut is still there, and would be
+        mounted again as it is.
+        """
+        copy = self._image.with_name("copy")
+        _call("cp", "--sparse=always", self._image, copy)
+        copy.rename(self._image)
 
     # -- faults
 

@@ -1,6 +1,7 @@
 """New models on trial in a whole agent: one fails where the one before does not, another is interrupted by a kill."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,9 @@ SETTINGS = """
 [device]
 id = "edge-001"
 [source]
-plugin = "recording"
-path = "samples.csv"
-rate = 100
-repeat = true
+plugin = "marked"
+marker = "{marker}"
+pause = 0.01
 [model]
 url = "m.tflite"
 poll_interval = "1s"
@@ -28,6 +28,7 @@ labels = ["a", "b", "c"]
 sink = "events.jsonl"
 linger = "0s"
 """
+ROOT = Path(__file__).parents[2]
 VALUES = 8
 # It clips whatever comes, where the other cannot work on infinities.
 TOLERANT, STRICT = Spec("x", (1, VALUES), "uint8", 1 / 255), Spec("x", (1, VALUES))
@@ -41,10 +42,18 @@ def publish(folder: Path, version: str, entry: Spec) -> None:
     (folder / "new").rename(folder / "m.tflite")
 
 
+def settings(folder: Path, time: str) -> str:
+    return SETTINGS.format(time=time, marker=folder / "marker")
+
+
 def agent_on(folder: Path, *, time: str) -> AgentProcess:
-    agent = AgentProcess(folder, SETTINGS.format(time=time))
-    rows = [[0.1 * number] * VALUES for number in range(9)] + [[float("inf")] * VALUES]
-    (folder / "samples.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    """An agent whose source gives a sample of infinities once there is a file `marker`."""
+    metadata = folder.with_name("site") / "marked-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: marked\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[edge_agent.sources]\nmarked = tests.plugins.marked:Marked\n")
+    path = os.pathsep.join([str(metadata.parent), str(ROOT)])
+    agent = AgentProcess(folder, settings(folder, time), {"PYTHONPATH": path})
     publish(folder, "v1", TOLERANT)
     return agent
 
@@ -55,6 +64,8 @@ def test_a_model_that_fails_on_a_sample_gives_way_and_nothing_is_lost(tmp_path: 
     with agent_on(folder, time="1h") as agent:
         agent.wait_until(file.has(20, kind="result"), "results")
         publish(folder, "v2", STRICT)
+        agent.wait_until(file.has(20, kind="result", model_version="v2"), "results of the new model")
+        (folder / "marker").touch()
         agent.wait_until(file.has(kind="model", state="rolled_back"), "the way back")
         agent.wait_until(file.has(50, kind="result", model_version="v1"), "results of the model before")
         report = agent.wait_for_report(
@@ -93,7 +104,7 @@ def test_a_trial_that_a_kill_interrupts_begins_anew_and_is_passed(tmp_path: Path
         agent.wait_until(file.has(20, kind="result", model_version="v1"), "results of the model before")
         publish(folder, "v2", TOLERANT)
         agent.wait_until(file.has(kind="model", state="trial"), "the next trial")
-        agent.configure(SETTINGS.format(time="0s"))
+        agent.configure(settings(folder, "0s"))
         agent.reload()
         agent.wait_for("settings reloaded")
         publish(folder, "v3", TOLERANT)

@@ -64,6 +64,7 @@ class Inference:
     ) -> None:
         """`key` is the source's `Source.key`. `selection` looks at each result, unless no input is to be kept."""
         self.last: Sample | None = None
+        self._worked = False
         self._buffer = buffer
         self._channel = channel
         self._progress = progress
@@ -236,6 +237,12 @@ class Inference:
             self._channel.send(SourceState("ended", str(capture.ended)))
             capture.ended = None
 
+    def _remember(self, sample: Sample, *, worked: bool) -> None:
+        """Keep what other models are tried with: once a model could work on some, none that no model could."""
+        self._worked = self._worked or worked
+        if worked or not self._worked:
+            self.last = sample
+
     def _work(self, sample: Sample) -> Result | None:
         if self._order is not None:
             self._obey()
@@ -262,7 +269,7 @@ class Inference:
             failure = self._failure
             self._flush()
             raise InvokesFail(f"the model failed {MAX_FAILURES} times in a row: {failure}")
-        self.last = sample
+        self._remember(sample, worked=result is not None)
         self._figures_wait = True
         self._progress.finished()
         now = time.monotonic_ns()

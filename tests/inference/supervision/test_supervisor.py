@@ -15,6 +15,8 @@ from edge_agent.inference.supervision.connection import Connection
 from edge_agent.inference.supervision.guard import Plan
 from edge_agent.records import LoadReport, ModelFile
 from tests.inference.conftest import running, settings
+from tests.inference.supervision.trial_kit import VALUES, written
+from tests.inference.synthetic import Spec
 
 
 def test_samples_become_results_of_the_loaded_model(demo_model: ModelFile) -> None:
@@ -91,6 +93,21 @@ def test_a_model_for_other_inputs_is_refused_with_the_reason(faulty_plugin: str,
             assert next(batch.failure for batch in rig.batches if batch.failed) == reason
             report = await rig.supervisor.load(msgspec.structs.replace(demo_model, version="v2"))
             assert (report.accepted, report.permanent, report.reason) == (False, True, reason)
+
+    asyncio.run(scenario())
+
+
+def test_a_sample_that_no_model_could_work_on_refuses_none(faulty_plugin: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "marker").write_text("20")  # the last sample: infinities
+        source = settings("marked", marker=str(tmp_path / "marker"), values=VALUES, total=20)
+        strict = written(tmp_path, "v1", Spec("x", (1, VALUES)), Spec("y", (1, 3)))
+        async with running(source) as rig:
+            assert (await rig.supervisor.load(strict)).accepted
+            await asyncio.wait_for(rig.supervisor.source_ended.wait(), 60)
+            assert sum(batch.failed for batch in rig.batches) == 1
+            report = await rig.supervisor.load(msgspec.structs.replace(strict, version="v2"))
+            assert (report.accepted, report.reason) == (True, "")
 
     asyncio.run(scenario())
 

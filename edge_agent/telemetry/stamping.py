@@ -3,7 +3,8 @@
 Such an event carries the boot it was made in and the monotonic time since then. As soon as it is known when that boot
 was, `timestamp` can be corrected and `time_source` becomes "restored"; the two others are of no more use, and go.
 Until then a clock that cannot be right holds everything back: nobody corrects a row in a table. One that may be right
-does not, as a device without any time service would never send anything.
+does not, as a device without any time service would never send anything, unless it was moved a moment ago: what has
+set it may still say so.
 """
 
 from collections.abc import Sequence

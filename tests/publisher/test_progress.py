@@ -19,14 +19,14 @@ class Terminal(io.StringIO):
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
+    terminal, threads = Terminal(), threading.active_count()
     monkeypatch.setattr(sys, "stderr", terminal)
     with show_progress("model.tflite", 4_000_000) as watch:
         for _ in range(4):
             watch(1_000_000)
     assert "model.tflite: 100%" in terminal.getvalue()
     assert "4.00M/4.00M" in terminal.getvalue()
-    assert threading.active_count() == 1
+    assert threading.active_count() == threads
 
 
 def test_a_line_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:

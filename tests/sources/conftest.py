@@ -1,7 +1,6 @@
 """What the tests of the sources share."""
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,10 +42,3 @@ def read_all() -> Callable[[Source], list[Sample]]:
             return samples
 
     return read_all
-
-
-@pytest.fixture(autouse=True)
-def no_thread_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    assert set(threading.enumerate()) == before

@@ -210,7 +210,7 @@ def test_a_bad_file_is_told_in_full(
 def test_a_missing_file_is_told_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "none.toml"
     assert main(["check-config", str(file)]) == os.EX_CONFIG
-    hint = "there is no such file; write it, or name another one with --config FILE"
+    hint = "there is no such file; write it, or name another one"
     assert capsys.readouterr().err == f"{file}: {hint}\n"
 
 

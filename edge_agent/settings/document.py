@@ -122,7 +122,7 @@ def _read_text(file: Path) -> str:
     try:
         return file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        message = "there is no such file; write it, or name another one with --config FILE"
+        message = "there is no such file; write it, or name another one"
     except IsADirectoryError:
         message = "this is a folder; name the file in it"
     except PermissionError:

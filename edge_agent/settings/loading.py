@@ -94,4 +94,4 @@ def _owner(path: KeyPath) -> type:
 
 
 def _header(table: tuple[str, ...]) -> str:
-    return f"[[{'.'.join(table)}]]" if table[0] == "actions" else f"[{'.'.join(table)}]"
+    return "[[actions]]" if table == ("actions",) else f"[{'.'.join(table)}]"

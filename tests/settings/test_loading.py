@@ -229,7 +229,7 @@ def test_a_wrong_name_in_the_environment_is_a_fault(faults: Faults, complete: st
 
 def test_no_file(tmp_path: Path) -> None:
     assert message_of(tmp_path / "none.toml") == (
-        f"{tmp_path}/none.toml: there is no such file; write it, or name another one with --config FILE"
+        f"{tmp_path}/none.toml: there is no such file; write it, or name another one"
     )
 
 
@@ -453,7 +453,10 @@ def test_an_empty_file_tells_what_is_needed(faults: Faults) -> None:
         ("[device]\nlabels = { site = 5 }", ":10: [device].labels.site: expected text in quotes, not 5"),
         ("[device.labels]\n\nsite = 5", ":11: [device].labels.site: expected text in quotes, not 5"),
         ("[log]\nlevel = 'warn'", ':10: [log].level: expected "debug", "info", "warning" or "error", not "warn"'),
-        ("[actions]\nname = 'a'", ':9: [[actions]]: expected a list, not {"name": "a"}'),
+        ("[actions]\nname = 'a'", ':9: [[actions]]: there may be several of them, so each begins with two brackets: [[actions]]'),
+        ('[[actions]]\nname = "a"\nlabel = "b"\nrun = ["c"]\nwhen = { label = "b" }',
+         ":11: [[actions]] \"a\".label: unknown key here; it belongs in [actions.when]"),
+        ("[model.trial]\nhold = true", ":10: [model.trial].hold: unknown key here; it belongs in [model] or [actions.when]"),
     ],
 )  # fmt: skip
 def test_a_fault_in_one_line(faults: Faults, complete: str, text: str, message: str) -> None:

@@ -453,10 +453,12 @@ def test_an_empty_file_tells_what_is_needed(faults: Faults) -> None:
         ("[device]\nlabels = { site = 5 }", ":10: [device].labels.site: expected text in quotes, not 5"),
         ("[device.labels]\n\nsite = 5", ":11: [device].labels.site: expected text in quotes, not 5"),
         ("[log]\nlevel = 'warn'", ':10: [log].level: expected "debug", "info", "warning" or "error", not "warn"'),
-        ("[actions]\nname = 'a'", ':9: [[actions]]: there may be several of them, so each begins with two brackets: [[actions]]'),
+        ("[actions]\nname = 'a'",
+         ":9: [[actions]]: there may be several of them, so each begins with two brackets: [[actions]]"),
         ('[[actions]]\nname = "a"\nlabel = "b"\nrun = ["c"]\nwhen = { label = "b" }',
          ":11: [[actions]] \"a\".label: unknown key here; it belongs in [actions.when]"),
-        ("[model.trial]\nhold = true", ":10: [model.trial].hold: unknown key here; it belongs in [model] or [actions.when]"),
+        ("[model.trial]\nhold = true",
+         ":10: [model.trial].hold: unknown key here; it belongs in [model] or [actions.when]"),
     ],
 )  # fmt: skip
 def test_a_fault_in_one_line(faults: Faults, complete: str, text: str, message: str) -> None:

@@ -75,11 +75,16 @@ class Housekeeping:
             self._measure_rate()
             self._count_lost_samples()
             await self._tell_health()
-            self._queue.report_losses(self._describe_losses, self._clock.wall_ms(time.monotonic_ns()))
+            self._report_losses()
             self._service.status(self._status())
             if self._supervisor.making_progress:
                 self._service.watchdog()
             await asyncio.sleep(interval)
+
+    def close(self) -> None:
+        """Tell of what the last moments have cost; nothing comes after it."""
+        self._count_lost_samples()
+        self._report_losses()
 
     def _measure_rate(self) -> None:
         samples, now = self._supervisor.status.samples, self._monotonic()
@@ -144,6 +149,9 @@ class Housekeeping:
             oldest_s=UNSET if oldest is None else oldest,
             dropped=[Dropped(*each) for each in sorted(self._queue.dropped_by_cause.items())] or UNSET,
         )
+
+    def _report_losses(self) -> None:
+        self._queue.report_losses(self._describe_losses, self._clock.wall_ms(time.monotonic_ns()))
 
     def _describe_losses(self, first_number: int, losses: Sequence[Loss]) -> list[bytes]:
         return [

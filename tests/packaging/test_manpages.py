@@ -335,6 +335,12 @@ def test_every_file_of_the_state_directory_is_there() -> None:
     assert {"queue", "models", FOLDER, RUNTIMES_FILE, METER_FILE, BOOTS_FILE} <= set(told)
 
 
+def test_every_page_of_the_package_is_there() -> None:
+    pages = re.findall(r"([\w-]+\.md)$", (ROOT / "debian/edge-agent.docs").read_text(), re.MULTILINE)
+    told = re.findall(r"([\w-]+\.md)\.gz", section(COMMANDS, "SEE ALSO"))
+    assert sorted(told) == sorted(pages)
+
+
 def test_a_setting_without_a_place_in_the_template_is_an_error(generator: ModuleType) -> None:
     assert generator.filled("a @{x} b @{y}", {"x": "1"}, {"y": "2"}) == "a 1 b 2"
     with pytest.raises(ValueError, match="one place each for z"):

@@ -301,8 +301,23 @@ def test_what_is_too_much_for_the_parser(faults: Faults, text: str, message: str
         ),
         ("[source]\nplugin\n", 'edge-agent.toml:2: no valid TOML, column 7: there must be a "=" after the key'),
         (
-            "a = 1 b = 2\n",
-            "edge-agent.toml:1: no valid TOML, column 7: there must be only one key = value on a line",
+            "timeout = 10s\n",
+            (
+                "edge-agent.toml:1: no valid TOML, column 13: "
+                'there must be only one key = value on a line; what is not only a number needs quotes, as in "10s"'
+            ),
+        ),
+        (
+            'when = {\n  label = "failure"\n}\n',
+            (
+                "edge-agent.toml:1: no valid TOML, column 9: a key is missing here; "
+                'a table in braces must stand on one line, without a "," behind its last value'
+            ),
+        ),
+        ('id = "a\n', "edge-agent.toml:1: no valid TOML, column 8: the closing quote of a text is missing"),
+        (
+            "id = 'a\n",
+            "edge-agent.toml:1: no valid TOML, at the end of the file: the closing quote of a text is missing",
         ),
         (
             "[source\n",

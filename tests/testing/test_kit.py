@@ -17,7 +17,7 @@ from edge_agent.records import Sample
 from edge_agent.settings.units import Duration
 from edge_agent.sources.base import Pacer, Source, SourceEnded, SourceError
 from edge_agent.testing import Clock, WorkerDied, check_source, collect, contract, make, opened, run_in_worker
-from tests.plugins.faulty import Faulty
+from tests.plugins.faulty import Aborting, Faulty
 
 
 class Good(Source):
@@ -329,6 +329,11 @@ def test_a_source_that_brings_the_worker_down() -> None:
         run_in_worker(Faulty, {"what": "abort"}, count=1000)
     assert str(caught.value).startswith("killed by SIGABRT while reading the source")
     assert "F driver.cc:42] USB transfer error" in str(caught.value)
+
+
+def test_a_source_that_brings_the_worker_down_when_it_is_closed() -> None:
+    with pytest.raises(WorkerDied, match=r"^killed by SIGABRT while .*closing the source"):
+        run_in_worker(Aborting, {"at": 0}, count=2)
 
 
 def test_a_model_that_is_none(tmp_path: Path) -> None:

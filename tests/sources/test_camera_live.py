@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from edge_agent.inference.supervision.hangs import OPEN_DEADLINE
 from edge_agent.records import Sample
-from edge_agent.sources import video_live
+from edge_agent.sources import video, video_live
 from edge_agent.sources.base import SourceError, build
 from edge_agent.sources.camera import Camera
 from edge_agent.sources.camera_address import Address, Kind
@@ -92,10 +93,11 @@ def test_rtsp(path: str, transport: str, server: RtspServer) -> None:
 def test_no_more_pictures_than_the_rate_asks_for(server: RtspServer) -> None:
     source = camera(f"rtsp://{server.address}/jpeg", rate=4)
     source.open(None)
-    captured = [sample.captured_ns for sample in read(source, 5)]
+    before = time.monotonic()
+    read(source, 5)
+    # The camera makes 20 in this time; a slow machine can only make it longer.
+    assert time.monotonic() - before >= 4 * 0.25
     source.close()
-    # Three whole beats of a grid, less one picture of the camera at either end.
-    assert captured[4] - captured[1] > 3 * 250_000_000 - 2 * 50_000_000
 
 
 @needs_rtsp
@@ -170,13 +172,18 @@ def test_a_camera_that_falls_silent_is_noticed(transport: str) -> None:
         source.close()
 
 
-def test_a_server_that_never_answers() -> None:
+@pytest.mark.parametrize(("timeout", "limit"), [(0.3, 3600), (3600, 0.3)], ids=["silence", "opening"])
+def test_a_server_that_never_answers(timeout: float, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "OPEN_LIMIT", limit)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        with pytest.raises(SourceError, match="sent nothing for"):
-            camera(f"rtsp://127.0.0.1:{port}/", timeout=0.3).open(None)
-        with pytest.raises(SourceError, match="sent nothing for"):
-            camera(f"http://127.0.0.1:{port}/", timeout=0.3).open(None)
+        for scheme in ("rtsp", "http"):
+            with pytest.raises(SourceError, match="sent nothing for"):
+                camera(f"{scheme}://127.0.0.1:{port}/", timeout=timeout).open(None)
+
+
+def test_opening_a_camera_is_no_hang() -> None:
+    assert 2 * video.OPEN_LIMIT < OPEN_DEADLINE
 
 
 def test_a_host_that_nobody_knows() -> None:

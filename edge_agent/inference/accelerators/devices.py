@@ -24,7 +24,8 @@ GET_LIBRARY = (
     "https://github.com/feranick/libedgetpu/releases"
 )
 _LIBRARY_FOLDERS = ("usr/local/lib", "usr/lib", "usr/lib/*-linux-gnu*", "lib", "lib/*-linux-gnu*")
-CUSTOM_OP = b"edgetpu-custom-op"
+CUSTOM_OP = "edgetpu-custom-op"
+_UNRESOLVED = re.compile(r"unresolved custom op(?:: ([^\s.]+))?")
 USB_WITHOUT_FIRMWARE = ("1a6e", "089a")
 USB_WITH_FIRMWARE = ("18d1", "9302")
 _PCI_ID = ("0x1ac1", "0x089a")
@@ -310,7 +311,17 @@ def is_edgetpu_model(path: str) -> bool:
         if os.fstat(file.fileno()).st_size == 0:
             return False
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(CUSTOM_OP) >= 0
+            return content.find(CUSTOM_OP.encode()) >= 0
+
+
+def unresolved_op(error: str) -> str | None:
+    """Return the custom operation that nobody runs, as a runtime's error tells it; None where it tells something else.
+
+    If it is `CUSTOM_OP`, the library has not taken it over: it was built for another runtime. Then the error may leave
+    the name out. Any other is the model's own, which this runtime does not know.
+    """
+    found = _UNRESOLVED.search(error)
+    return None if found is None else found[1] or CUSTOM_OP
 
 
 def explain_failure(error: Exception, wanted: str, devices: Sequence[Device]) -> str:

@@ -39,7 +39,8 @@ class Opened:
 
     `delegates` go to the runtime, `device` is the stable name of the Edge TPU, `degraded` is why the model runs on the
     CPU although an Edge TPU was to be expected, `remarks` is what an admin should know although it works. Where the
-    kernel shows no device, `device` is what the settings say, which may be an empty string.
+    kernel shows no device, `device` is what the settings say, which may be an empty string. `device_failed`: the Edge
+    TPU was opened for the model, and could not run it.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class Opened:
         device: str | None = None,
         degraded: str | None = None,
         remarks: tuple[str, ...] = (),
+        device_failed: bool = False,
     ) -> None:
         self.path = path
         self.delegates = delegates or []
         self.device = device
         self.degraded = degraded
         self.remarks = remarks
+        self.device_failed = device_failed
 
     @property
     def accelerator(self) -> Accelerator:

@@ -145,7 +145,7 @@ class Recovery:
             return
         if plan.opens_device:
             self._failed_to_open = reason if plan.looks_well else ""
-            self._failed_unseen = not plan.looks_well and not report.accepted
+            self._failed_unseen = not plan.looks_well and report.about_device
         if report.accepted and not self.degraded:
             self.counts.fallbacks += 1
             self._has_run = True

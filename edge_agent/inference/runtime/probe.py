@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from edge_agent.inference.accelerators.devices import CUSTOM_OP, unresolved_op
 from edge_agent.inference.accelerators.opening import EdgeTpuUnavailable, Opened, open_edgetpu
 from edge_agent.inference.checks.throwaway import NoAnswerError, ask
 from edge_agent.inference.child import die_with_parent
@@ -38,7 +39,6 @@ TRY_DEADLINE = 90.0
 MAX_ERROR = 300
 
 _MARK = "probe: "
-_UNRESOLVED = "unresolved custom op"
 # On a USB fault the library ends its process with SIGABRT: only these speak of code that does not fit together.
 _MISMATCH_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 _DPKG_TIMEOUT = 10
@@ -203,7 +203,8 @@ def _try(name: str, model_path: str, device: str, options: str, root: str) -> Tr
         _run(runtime, model_path, opened.delegates, progress)
     except (OSError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
-        return Trial("mismatch" if _UNRESOLVED in text else "trouble", f"{progress.stage}: {text[:MAX_ERROR]}")
+        verdict: Literal["mismatch", "trouble"] = "mismatch" if unresolved_op(text) == CUSTOM_OP else "trouble"
+        return Trial(verdict, f"{progress.stage}: {text[:MAX_ERROR]}")
     progress.enter(_Stage.CLOSE)
     opened.close()
     return Trial("works")

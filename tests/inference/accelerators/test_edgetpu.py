@@ -222,6 +222,23 @@ def test_a_model_that_the_device_fails_on_is_not_refused_for_good(edgetpu: Use, 
     asyncio.run(scenario())
 
 
+def test_a_model_with_an_operation_that_the_runtime_does_not_know_is_no_fault_of_the_device(
+    edgetpu: Use, tmp_path: Path
+) -> None:
+    path = tmp_path / "vibration_edgetpu.tflite"
+    path.write_bytes(models.edgetpu_model(DEMO_MODEL.read_bytes(), then=b"TransposeBias"))
+
+    async def scenario() -> None:
+        async with running(settings(rate=0)) as rig:
+            report = await rig.supervisor.load(ModelFile(str(path), "vibration", "v1", LABELS))
+            assert (report.accepted, report.permanent, report.about_device) == (False, False, False)
+            told = "the runtime cannot run it: Encountered unresolved custom op: TransposeBias."
+            assert report.reason.startswith(told)
+            assert rig.recovery.degraded == ""
+
+    asyncio.run(scenario())
+
+
 def test_a_worker_that_dies_over_a_model_is_no_proof_against_it_until_the_third_time(
     edgetpu: Use, compiled: ModelFile, demo_model: ModelFile
 ) -> None:

@@ -65,7 +65,7 @@ class Bench:
         self.slept = 0
         self.runtimes = Runtimes()
         path = tmp_path / "model_edgetpu.tflite"
-        path.write_bytes(b"\0" * 20 + CUSTOM_OP)
+        path.write_bytes(b"\0" * 20 + CUSTOM_OP.encode())
         self.model = ModelFile(str(path), "m", "v1")
         self.configure = Configure("p:P", {}, ModelOptions())
         self.recovery = Recovery(
@@ -333,7 +333,7 @@ def test_a_driver_that_no_runtime_gets_along_with_is_not_touched(bench: Bench) -
     assert (plan.avoid_edgetpu, plan.opens_device) == ("libedgetpu does not fit", False)
 
 
-@pytest.mark.parametrize("failure", ["crash", "refusal", "hang", "fallback"])
+@pytest.mark.parametrize("failure", ["crash", "refusal", "hang", "fallback", "absence"])
 def test_where_the_kernel_shows_no_device_the_driver_is_tried_once_it_has_failed(bench: Bench, failure: str) -> None:
     """Before, it is not worth the time: most likely there is no device."""
     bench.devices = []
@@ -342,13 +342,15 @@ def test_where_the_kernel_shows_no_device_the_driver_is_tried_once_it_has_failed
     if failure == "refusal":
         bench.recovery.loaded(plan, msgspec.structs.replace(NOT_THERE, reason="unresolved custom op"))
     elif failure == "fallback":
+        bench.recovery.loaded(plan, msgspec.structs.replace(ON_CPU, about_device=True))
+    elif failure == "absence":
         bench.recovery.loaded(plan, ON_CPU)
     else:
         death = Death("killed by SIGSEGV while loading a model", "killed by SIGSEGV", LOADING, hung=failure == "hang")
         bench.recovery.died(death, None, plan)
     bench.runtimes.answer = Choice("ai-edge-litert", "libedgetpu does not fit")
     assert bench.plan().avoid_edgetpu == "libedgetpu does not fit"
-    assert bench.runtimes.may_try == [False, failure in {"crash", "refusal"}]
+    assert bench.runtimes.may_try == [False, failure in {"crash", "refusal", "fallback"}]
 
 
 def test_a_driver_that_works_unseen_is_not_tried_again(bench: Bench) -> None:

@@ -202,6 +202,16 @@ def test_trouble_with_the_device_says_nothing_of_the_pair(edgetpu: Use, compiled
     assert trial.detail.startswith(detail)
 
 
+def test_an_operation_that_the_runtime_does_not_know_says_nothing_of_the_pair(edgetpu: Use, tmp_path: Path) -> None:
+    path = tmp_path / "m_edgetpu.tflite"
+    path.write_bytes(models.edgetpu_model(DEMO_MODEL.read_bytes(), then=b"TransposeBias"))
+
+    trial = tried(str(path))
+
+    assert trial.verdict == "trouble"
+    assert trial.detail.startswith("allocating tensors: Encountered unresolved custom op: TransposeBias.")
+
+
 def test_a_device_that_hangs_is_given_up(edgetpu: Use, compiled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     edgetpu("hang")
     monkeypatch.setattr(runtime_probe, "TRY_DEADLINE", 1.0)

@@ -16,7 +16,7 @@ from ai_edge_litert.interpreter import Interpreter
 from edge_agent.inference.accelerators import recovery
 from edge_agent.inference.accelerators.devices import GET_LIBRARY, explain_failure, list_devices
 from edge_agent.inference.progress import Stage, Track
-from edge_agent.inference.supervision import hangs, loads, supervisor
+from edge_agent.inference.supervision import hangs, loads, supervisor, waiting
 from edge_agent.inference.supervision.connection import Connection
 from edge_agent.records import ModelFile
 from tests.inference.conftest import DEMO_MODEL, ROOT, Rig, running, settings, with_model
@@ -35,7 +35,7 @@ Use = Callable[..., None]
 def edgetpu(edgetpu_standin: Path, monkeypatch: pytest.MonkeyPatch) -> Use:
     """Set the stand-in's mode for all workers that are started from now on. They are started again without delay."""
     monkeypatch.setattr(supervisor, "FIRST_DELAY", 0.02)
-    monkeypatch.setattr(supervisor, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(waiting, "FIRST_WAIT", 0.02)
 
     def use(mode: str = "ok", *, after: int = 0, delay_ms: int = 100) -> None:
         for name, value in build.environment(edgetpu_standin, mode, after=after, delay_ms=delay_ms).items():

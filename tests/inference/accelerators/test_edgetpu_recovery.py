@@ -11,7 +11,7 @@ from edge_agent.inference.accelerators import recovery
 from edge_agent.inference.accelerators.devices import GET_LIBRARY
 from edge_agent.inference.accelerators.watch import DeviceWatch
 from edge_agent.inference.protocol import Configure
-from edge_agent.inference.supervision import supervisor
+from edge_agent.inference.supervision import supervisor, waiting
 from edge_agent.records import ModelFile
 from tests.inference.conftest import DEMO_MODEL, Rig, running, settings
 from tests.standin import build, models
@@ -67,7 +67,7 @@ class Stick:
 @pytest.fixture
 def stick(edgetpu_standin: Path, faulty_plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stick:
     monkeypatch.setattr(supervisor, "FIRST_DELAY", 0.02)
-    monkeypatch.setattr(supervisor, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(waiting, "FIRST_WAIT", 0.02)
     return Stick(tmp_path, edgetpu_standin, monkeypatch)
 
 

@@ -304,7 +304,8 @@ def test_the_worker_comes_back_from_a_broken_device(
 
     async def scenario() -> None:
         # Slow enough that each result is handed over before the next sample is worked on.
-        async with running(settings(faulty_plugin, at=0, total=50, pause=0.015), deadline=1.0) as rig:
+        source = settings(faulty_plugin, at=0, total=50, pause=0.015)
+        async with running(source, deadline=1.0 if mode == "hang" else 10.0) as rig:
             assert (await rig.supervisor.load(compiled)).accepted
             await asyncio.wait_for(rig.supervisor.source_ended.wait(), 60)
         assert every_position_once(rig, 50)

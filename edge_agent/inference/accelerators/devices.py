@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.inference.accelerators.owners import THIS_SERVICE, describe_process, find_owner
+from edge_agent.inference.accelerators.owners import THIS_SERVICE, find_owner
 from edge_agent.inference.runtime.runtimes import LIBRARY
 
 # Google's own build of 2021 (16.0) was made for TensorFlow 2.5; current runtimes crash with it.
@@ -202,8 +202,7 @@ def _apex(entry: Path, root: Path) -> Device:
     if _read(entry / "is_device_owned") == "1":
         assert device.node is not None  # noqa: S101  set above
         owner = _number(_read(entry / "device_owner"))
-        words = describe_process(int(owner), root) if owner else find_owner(device.name, device.node, root)
-        device = _owned(device, words)
+        device = _owned(device, find_owner(device.name, device.node, root, told=int(owner or 0)))
     limit = _number(_read(entry / "trip_point0_temp"))
     if device.state is DeviceState.READY and celsius is not None and limit is not None and celsius >= limit / 1000:
         detail = f"it slows itself down from {limit / 1000:.0f} °C on; it needs better cooling"

@@ -30,6 +30,8 @@ FORGIVE_AFTER = 300.0
 FIRST_PAUSE, LAST_PAUSE = 60.0, 1800.0
 # So long after it was last touched, a device that goes and comes does so for another reason.
 OWN_DOING = 20.0
+# The kernel gives a reset up by itself, unless the USB controller hangs: then a thread waits on, and no worker does.
+RESET_DEADLINE = 30.0
 # After a reset it is waited for so long.
 COME_BACK = 5.0
 _LOOK_EVERY = 0.25
@@ -231,11 +233,9 @@ class Recovery:
         self._reset_due = False
         if device.bus != "usb":
             return
-        try:
-            await asyncio.to_thread(self._reset, device.name)
-        except ResetFailed as error:
-            log.warning("the Edge TPU could not be reset", device=device.name, reason=str(error))
-            self._on_health("accelerator", "reset_failed", str(error))
+        if failure := await self._try_reset(device.name):
+            log.warning("the Edge TPU could not be reset", device=device.name, reason=failure)
+            self._on_health("accelerator", "reset_failed", failure)
             return
         self.counts.resets += 1
         log.warning("the Edge TPU was reset", device=device.name)
@@ -245,6 +245,17 @@ class Recovery:
             if await asyncio.to_thread(self.usable, wanted):
                 return
             await self._sleep(_LOOK_EVERY)
+
+    async def _try_reset(self, name: str) -> str:
+        """Reset the device; returns why that was not possible, or an empty string."""
+        try:
+            async with asyncio.timeout(RESET_DEADLINE):
+                await asyncio.to_thread(self._reset, name)
+        except ResetFailed as error:
+            return str(error)
+        except TimeoutError:
+            return f"{name}: the USB reset has not come back after {RESET_DEADLINE:g} s"
+        return ""
 
 
 def _usable(wanted: str, devices: Sequence[Device]) -> list[Device]:

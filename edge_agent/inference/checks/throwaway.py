@@ -18,6 +18,7 @@ import msgspec
 from edge_agent.inference.child import child_environment, python_command
 from edge_agent.settings.units import format_duration
 
+KILL_DEADLINE = 5.0
 MAX_ANSWER = 16 * 1024 * 1024
 MAX_STDERR = 4096
 MAX_LINE = 500
@@ -131,7 +132,19 @@ async def _end(child: asyncio.subprocess.Process, grace: float) -> None:
                     await child.wait()
     finally:
         _signal_group(child.pid, signal.SIGKILL)
-        await child.wait()
+        await _bury(child)
+
+
+async def _bury(child: asyncio.subprocess.Process) -> None:
+    """Wait until it has ended, which one that waits inside the kernel does when it comes back from there, if ever."""
+    try:
+        async with asyncio.timeout(KILL_DEADLINE):
+            await child.wait()
+    except TimeoutError:
+        import structlog  # noqa: PLC0415  the children import this module too
+
+        what = "a check cannot be killed: it waits inside the kernel, most likely for a device"
+        structlog.get_logger().error(what, pid=child.pid)
 
 
 def _signal_group(leader: int, number: signal.Signals) -> None:

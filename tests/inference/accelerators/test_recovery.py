@@ -3,12 +3,14 @@
 import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from edge_agent.inference.accelerators import recovery
 from edge_agent.inference.accelerators.devices import CUSTOM_OP, Device, DeviceState
 from edge_agent.inference.accelerators.recovery import (
     FIRST_PAUSE,
@@ -316,6 +318,25 @@ def test_a_reset_that_fails_is_told_and_the_device_tried_all_the_same(bench: Ben
     bench.life()
     assert bench.life() == USE_IT
     assert ("reset_failed", "no permission for /dev/bus/usb/001/004") in bench.health
+    assert bench.recovery.counts.resets == 0
+
+
+def test_a_reset_that_does_not_come_back_is_told_and_the_device_tried_all_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    come_back = threading.Event()
+    monkeypatch.setattr(recovery, "RESET_DEADLINE", 0.05)
+    monkeypatch.setattr(bench.recovery, "_reset", lambda _: come_back.wait(60))
+    bench.life()
+    bench.life()
+
+    async def scenario() -> Plan:
+        plan = await bench.recovery.plan(bench.model, bench.configure, device_open=False)
+        come_back.set()  # for the thread
+        return plan
+
+    assert asyncio.run(scenario()) == USE_IT
+    assert ("reset_failed", "usb:1-1.3: the USB reset has not come back after 0.05 s") in bench.health
     assert bench.recovery.counts.resets == 0
 
 

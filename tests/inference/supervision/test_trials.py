@@ -214,10 +214,11 @@ def test_a_worker_that_dies_over_the_source_comes_back_with_the_trial(
     second = msgspec.structs.replace(demo_model, version="v2")
 
     async def scenario() -> None:
-        options = {"at": 400, "total": 10**6, "what": "abort", "marker": str(tmp_path / "once"), "pause": 0.004}
+        options = {"at": 0, "total": 10**6, "what": "abort", "call": str(tmp_path / "now"), "pause": 0.004}
         async with running(settings(faulty_plugin, **options)) as rig:
-            # The model has nothing to do while the source dies.
             await begin_trial(rig, demo_model, second)
+            # The model has nothing to do while the source dies.
+            (tmp_path / "now").touch()
             await rig.until(lambda: rig.health)
             await rig.more()
             assert (rig.reverts, rig.versions) == ([], ["v1", "v2"])

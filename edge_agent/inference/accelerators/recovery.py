@@ -124,7 +124,13 @@ class Recovery:
             # Where the kernel shows no device, as in a container, there may be one. That it failed speaks for it.
             may_try=bool(usable) or self._failed_unseen,
         )
-        return Plan(choice.runtime, choice.problem, compiled=True, looks_well=bool(usable))
+        problem = choice.problem
+        if choice.hung:
+            # The worker would hang as long, and can run the model for the CPU meanwhile.
+            self._touched, self._failed_unseen = self._clock(), False
+            self._strike(choice.trouble)
+            problem = self.avoid() or f"the Edge TPU hangs: {choice.trouble}"
+        return Plan(choice.runtime, problem, compiled=True, looks_well=bool(usable))
 
     def loaded(self, plan: Plan, report: LoadReport) -> None:
         """Take note of how a model was loaded."""

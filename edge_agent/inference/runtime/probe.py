@@ -103,11 +103,12 @@ class Trial(msgspec.Struct, frozen=True):
     """How it went to run a model on the Edge TPU.
 
     `mismatch`: runtime and library do not fit together. `trouble`: something else went wrong, which says nothing of the
-    pair. `detail` says what.
+    pair. `detail` says what. `hung`: it stood still with the library at work.
     """
 
     verdict: Literal["works", "mismatch", "trouble"]
     detail: str = ""
+    hung: bool = False
 
 
 async def list_runtime(name: str) -> Listing:
@@ -129,7 +130,7 @@ async def try_pair(
         stage = _last_stage(error.errors)
         if error.killed_by in _MISMATCH_SIGNALS and stage in _WITH_LIBRARY:
             return Trial("mismatch", f"{error.killed_by.name} while {stage}")
-        return Trial("trouble", f"the process that tried it {error}")
+        return Trial("trouble", f"the process that tried it {error}", hung=error.late and stage in _WITH_LIBRARY)
 
 
 def _last_stage(errors: str) -> str:

@@ -302,6 +302,24 @@ def test_a_device_that_is_away_is_no_failure(bench: Bench) -> None:
     assert bench.recovery.counts.failures == 0
 
 
+def test_a_device_that_hangs_as_it_is_tried_has_failed_and_is_not_given_to_the_worker(bench: Bench) -> None:
+    bench.runtimes.answer = Choice("ai-edge-litert", trouble="did not finish within 1m30s", hung=True)
+    first = bench.plan()
+    assert (first.avoid_edgetpu, first.opens_device) == ("the Edge TPU hangs: did not finish within 1m30s", False)
+    bench.plan()
+    assert (bench.recovery.counts.failures, bench.resets) == (2, [])
+    third = bench.plan()
+    assert bench.resets == ["usb:1-1.3"]
+    assert bench.alarms == [third.avoid_edgetpu]
+    assert third.avoid_edgetpu.startswith("usb:1-1.3 fails again and again: ")
+    # It is left alone now, and tried once more after a while.
+    bench.plan()
+    assert len(bench.runtimes.asked) == 3
+    bench.now += FIRST_PAUSE
+    bench.runtimes.answer = Choice("ai-edge-litert")
+    assert bench.plan() == USE_IT
+
+
 def test_the_change_to_the_cpu_and_back_is_told_and_counted(bench: Bench) -> None:
     plan = bench.plan()
     for report in (ON_DEVICE, ON_CPU, ON_CPU, ON_DEVICE, ON_DEVICE):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.inference.checks.throwaway import NoAnswerError
 from edge_agent.inference.runtime import probe as runtime_probe
 from edge_agent.inference.runtime.probe import Library, Listing, Trial, list_runtime, try_pair
 from edge_agent.inference.runtime.runtimes import find_runtime
@@ -220,6 +221,26 @@ def test_a_device_that_hangs_is_given_up(edgetpu: Use, compiled: str, monkeypatc
 
     assert trial.verdict == "trouble"
     assert trial.detail.startswith("the process that tried it did not finish within 1s")
+
+
+@pytest.mark.parametrize(
+    ("stage", "late", "hung"),
+    [
+        ("running the model", True, True),
+        ("opening the Edge TPU", True, True),
+        ("importing the runtime", True, False),
+        ("running the model", False, False),
+    ],
+)
+def test_what_stands_still_with_the_library_at_work_has_hung(
+    monkeypatch: pytest.MonkeyPatch, *, stage: str, late: bool, hung: bool
+) -> None:
+    async def ask(*_: object, **__: object) -> None:
+        raise NoAnswerError("did not finish within 1m30s", late=late, errors=f"probe: reading\nprobe: {stage}\n")
+
+    monkeypatch.setattr(runtime_probe, "ask", ask)
+
+    assert tried("m.tflite") == Trial("trouble", "the process that tried it did not finish within 1m30s", hung=hung)
 
 
 def test_a_file_that_is_no_model_says_nothing_of_the_pair(edgetpu: Use, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from edge_agent.inference.checks.throwaway import NoAnswerError, ask
 from edge_agent.inference.child import die_with_parent
 from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.runtime.runtimes import LIBRARY, PyCoral, Runtime, RuntimeUnavailable, open_runtime
+from edge_agent.settings.units import format_duration
 
 MODULE = "edge_agent.inference.runtime.probe"
 LIST_DEADLINE = 30.0
@@ -130,7 +131,9 @@ async def try_pair(
         stage = _last_stage(error.errors)
         if error.killed_by in _MISMATCH_SIGNALS and stage in _WITH_LIBRARY:
             return Trial("mismatch", f"{error.killed_by.name} while {stage}")
-        return Trial("trouble", f"the process that tried it {error}", hung=error.late and stage in _WITH_LIBRARY)
+        if error.late and stage in _WITH_LIBRARY:
+            return Trial("trouble", f"{stage} has taken longer than {format_duration(TRY_DEADLINE)}", hung=True)
+        return Trial("trouble", f"the process that tried it {error}")
 
 
 def _last_stage(errors: str) -> str:

@@ -170,7 +170,7 @@ def test_trouble_with_the_device_is_not_remembered(machine: Machine) -> None:
 
 
 def test_a_device_that_hangs_as_it_is_tried_is_told(machine: Machine) -> None:
-    hung = Trial("trouble", "the process that tried it did not finish within 1m30s", hung=True)
+    hung = Trial("trouble", "running the model has taken longer than 1m30s", hung=True)
     assert machine.choose(hung) == Choice(LITERT, trouble=hung.detail, hung=True)
     assert not machine.memory.exists()
 

@@ -81,6 +81,11 @@ class Acquisition:
         """The same for whichever of the model and its twin fails longer."""
         return max(self.failures, self._twin_failures)
 
+    def turn_to(self, store: Store, *, twins: Twins, golden: HasGolden | None, pin: str) -> None:
+        """Ask another store, or on other terms. What was offered before is not to be tried unless it is again."""
+        self.store, self.twins, self.golden, self.pin = store, twins, golden, pin
+        self.offered = self.shadow = None
+
     async def ask(self) -> RemoteObject | None:
         """Ask the store. Raises `StoreError`. None: nobody needs to be asked, as the pinned version is on the disk."""
         self.opens_in = None
@@ -113,27 +118,32 @@ class Acquisition:
 
     async def follow(self, decision: Decision, *, beside: bool) -> None:
         """Have on the disk what was decided, to be tried `beside` another. Raises `StoreError` or `OSError`."""
-        remote, twins = decision.remote, None
-        match decision.kind:
-            case "hold":
-                self.offered = None
-            case "withdraw":
-                await self._withdraw()
-            case "recall":
-                self.offered = await self._calls.run(lambda _: self._slots.recall())
-            case "fetch" if remote is not None:
-                release = await self.fetch(remote, beside=beside)
-                self.offered, twins = await self.twins.follow(release, remote), self.twins
-            case "follow" if remote is not None and (known := self._known_as(remote)) is not None:
-                followed, twins = await self.twins.follow(known, remote), self.twins
-                if followed == self._slots.committed:
-                    await self._withdraw()
-                else:
-                    self.offered = followed
+        remote, store, twins = decision.remote, self.store, self.twins
+        offered = await self._bring(decision, beside=beside)
+        if self.store is not store:
+            return  # which took long, and now it would have to be offered on other terms
         if decision.kind != "stay":
+            self.offered = offered
             wanted = remote is not None and not self.pin and not self.hold
             self.shadow = remote.shadow if wanted and remote is not None else None
-        self.found(decision, twins=twins)
+        self.found(decision, twins=twins if decision.kind in {"fetch", "follow"} else None)
+
+    async def _bring(self, decision: Decision, *, beside: bool) -> Release | None:
+        """Have it on the disk; returns what is to be tried."""
+        remote = decision.remote
+        match decision.kind:
+            case "recall":
+                return await self._calls.run(lambda _: self._slots.recall())
+            case "fetch" if remote is not None:
+                return await self.twins.follow(await self.fetch(remote, beside=beside), remote)
+            case "follow" if remote is not None and (known := self._known_as(remote)) is not None:
+                followed = await self.twins.follow(known, remote)
+                if followed != self._slots.committed:
+                    return followed
+        if decision.kind in {"follow", "withdraw"}:
+            # What waited for the worker is not wanted any more.
+            await self._calls.run(lambda _: self._slots.discard_candidate())
+        return None
 
     async def fetch(self, remote: RemoteObject, *, shadow: bool = False, beside: bool = True) -> Release:
         """Return the release of this upload, as the candidate or the shadow. Raises `StoreError` or `OSError`."""
@@ -240,11 +250,6 @@ class Acquisition:
             f"the object changed but its version is still {remote.version}, so it is not fetched:"
             " give each upload a version of its own (x-goog-meta-version)"
         )
-
-    async def _withdraw(self) -> None:
-        """The store offers nothing to try; what waited for the worker is not wanted any more."""
-        self.offered = None
-        await self._calls.run(lambda _: self._slots.discard_candidate())
 
     async def _fetch_golden(self, remote: RemoteObject, path: Path) -> None:
         golden = remote.acceptance.golden

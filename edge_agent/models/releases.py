@@ -29,8 +29,8 @@ VERSION_LENGTH = 128
 class Claims(msgspec.Struct, frozen=True):
     """What the metadata of an object in the plain form claims, as it stands there; empty where it says nothing.
 
-    `sha256` is that of its bytes, `name` that of the model. `signature` is one by `key` over the version and all the
-    others.
+    `sha256` is that of its bytes, and stands here for an object that a manifest names, too; `name` is that of the
+    model. `signature` is one by `key` over the version and all the others.
     """
 
     sha256: str = ""
@@ -70,6 +70,10 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
     outlook: str = ""
     shadow: "Shadow | None" = None
     claims: Claims = Claims()
+
+    def may_be(self, sha256: str) -> bool:
+        """Whether these bytes can be it: it was promised that they are, or nothing was."""
+        return self.claims.sha256 in {"", sha256}
 
     @property
     def id(self) -> str:

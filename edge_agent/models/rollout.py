@@ -174,8 +174,7 @@ class Rollout:
 
     def ask(self, store: Store, *, twins: Twins, golden: HasGolden | None, pin: str) -> None:
         """Ask another store for the same model from now on, beginning with a poll now: what runs goes on meanwhile."""
-        acquisition = self._acquisition
-        acquisition.store, acquisition.twins, acquisition.golden, acquisition.pin = store, twins, golden, pin
+        self._acquisition.turn_to(store, twins=twins, golden=golden, pin=pin)
         self.poll_now()
 
     def take(self, model: ModelFile, accelerator: Accelerator, results: Sequence[Result], failed: int) -> None:
@@ -256,9 +255,11 @@ class Rollout:
         """Find out what the store offers, and have it on disk. Raises `StoreError` or `OSError`."""
         async with self._turn:
             await self._in_use.write_outcome()
-        acquisition = self._acquisition
+        acquisition, store = self._acquisition, self._acquisition.store
         remote = await acquisition.ask()
         async with self._turn:
+            if acquisition.store is not store:
+                return  # it was asked on terms that do not hold any more, and is asked anew at once
             decision = acquisition.judge(remote, self._unfit)
             await acquisition.note(decision)
             if (on_trial := self._in_use.on_trial) is not None:

@@ -139,7 +139,7 @@ class Slots:
         """The release of this upload if its bytes are on disk already, and whole. It becomes the candidate."""
         with self._lock:
             for release in (self.candidate, self.previous, self.shadow):
-                whole = self._if_whole(release, golden=True) if release and release.id == remote.id else None
+                whole = self._if_whole(release, golden=True) if release and _is(release, remote) else None
                 if whole is not None:
                     if whole != self.candidate:
                         self._change(candidate=whole)
@@ -171,15 +171,15 @@ class Slots:
         """`release` with this twin as the candidate, if the twin's bytes are on disk already, and whole."""
         with self._lock:
             for twin in (one.cpu for one in self._state.releases()):
-                if twin is not None and twin.id == remote.id and _damage(self.twin_path(twin), twin) is None:
+                if twin is not None and _is(twin, remote) and _damage(self.twin_path(twin), twin) is None:
                     return self._pair(release, msgspec.structs.replace(twin, url=remote.url))
         return None
 
     def finish(self, remote: RemoteObject, path: Path, *, shadow: bool = False) -> Release:
         """Take the checked download at `path`, with its golden samples beside it, as the candidate or the shadow.
 
-        Raises `FetchFailed` where the golden samples are not those that were announced, `OSError`; then nothing has
-        changed.
+        Raises `FetchFailed` where model or golden samples are not those that were announced, `OSError`; then nothing
+        has changed.
         """
         with self._lock:
             _check_golden(path.with_name(GOLDEN_FILE), remote)
@@ -190,7 +190,7 @@ class Slots:
                 generation=remote.generation,
                 size=path.stat().st_size,
                 checksum=remote.checksum,
-                sha256=file_sha256(path),
+                sha256=_promised_sha256(path, remote),
                 accuracy=remote.accuracy,
                 labels=remote.labels,
                 acceptance=remote.acceptance,
@@ -205,7 +205,7 @@ class Slots:
     def attach(self, release: Release, remote: RemoteObject, path: Path) -> Release:
         """Take `release` with the checked download at `path` as its twin as the candidate, and return it.
 
-        Raises `OSError`; then nothing has changed.
+        Raises `FetchFailed`, `OSError`; then nothing has changed.
         """
         with self._lock:
             twin = Twin(
@@ -214,7 +214,7 @@ class Slots:
                 generation=remote.generation,
                 size=path.stat().st_size,
                 checksum=remote.checksum,
-                sha256=file_sha256(path),
+                sha256=_promised_sha256(path, remote),
             )
             _settle(path, remote.id)
             return self._pair(release, twin)
@@ -349,6 +349,11 @@ class Slots:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _is(file: Release | Twin, remote: RemoteObject) -> bool:
+    """Whether it is this upload. What was promised of its bytes may be news since they have come."""
+    return file.id == remote.id and remote.may_be(file.sha256)
+
+
 def _damaged(path: Path, file: Release | Twin | ObjectFile, version: str) -> bool:
     damage = _damage(path, file)
     if damage is not None:
@@ -363,6 +368,14 @@ def _damage(path: Path, file: Release | Twin | ObjectFile) -> str | None:
         return None if file_sha256(path) == file.sha256 else "the SHA-256 is wrong"
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
+
+
+def _promised_sha256(path: Path, remote: RemoteObject) -> str:
+    """Return the SHA-256 that the file is known by from now on: what was compared as it came may be other bytes."""
+    sha256 = file_sha256(path)
+    if not remote.may_be(sha256):
+        raise FetchFailed(f"{remote.url} was not taken: on the disk it is not what was promised")
+    return sha256
 
 
 def _check_golden(path: Path, remote: RemoteObject) -> None:

@@ -182,6 +182,12 @@ class Device:
             limits=self.limits,
         )
 
+    def ask(self, rollout: Rollout) -> None:
+        """Have the roll-out ask what is behind the URL on the terms of now, as a reload does."""
+        store = self.open_store()
+        twins = open_twins(self.slots, self.url, self.cpu_url, store, self.limits)
+        rollout.ask(store, twins=twins, golden=golden_of(store), pin=self.pin)
+
     async def _live(self, story: Callable[[Rollout, Clock], Awaitable[None]], interval: float) -> None:
         clock = Clock()
         self.slots = Slots(self.directory, str(self.url), reserve=self.reserve)

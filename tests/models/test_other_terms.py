@@ -1,0 +1,98 @@
+"""A reload that brings keys, or other terms, while something is on its way to the worker on the old ones."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge_agent.models.releases import Claims
+from edge_agent.models.rollout import Rollout
+from edge_agent.models.signatures import sign_model
+from tests.models.release_kit import public_file
+from tests.models.rollout_kit import GOOD, HOUR, NO_WORKER, Clock, Device, first_pause
+from tests.models.store_kit import KEY
+
+EVIL = b"model that nobody has signed" * 1000
+
+
+@pytest.fixture
+def offered(device: Device) -> Device:
+    """A device without keys that runs v1, and is offered v2, which nobody has signed."""
+    device.upload("v1")
+    device.live(first_pause)
+    device.worker.loaded.clear()
+    device.upload("v2", EVIL)
+    return device
+
+
+def _give_keys(device: Device, rollout: Rollout, folder: Path) -> None:
+    device.keys = [public_file(KEY, folder)]
+    device.ask(rollout)
+
+
+async def _is_not_taken(device: Device, rollout: Rollout, clock: Clock) -> None:
+    await clock.pause()
+    await clock.tick()
+    assert "is not signed, and [model].keys is set" in rollout.status.last_poll
+    assert rollout.status.version == "v1"
+
+
+def test_what_waits_for_the_worker_is_not_tried_once_there_are_keys(offered: Device, tmp_path: Path) -> None:
+    offered.worker.answers["v2"] = [NO_WORKER, GOOD]
+
+    async def story(rollout: Rollout, clock: Clock) -> None:
+        assert await clock.pause() == 5
+        assert offered.worker.loaded == ["v1", "v2"]
+        _give_keys(offered, rollout, tmp_path)
+        await _is_not_taken(offered, rollout, clock)
+
+    offered.live(story)
+    assert offered.worker.loaded == ["v1", "v2"]
+
+
+@pytest.mark.parametrize("where", ["metadata", "media"])
+def test_what_is_on_its_way_is_not_tried_once_there_are_keys(offered: Device, tmp_path: Path, where: str) -> None:
+    offered.server.fault("stall", where, at=10)  # type: ignore[arg-type]
+
+    async def story(rollout: Rollout, clock: Clock) -> None:
+        assert await asyncio.to_thread(offered.server.stalled.wait, 30)
+        _give_keys(offered, rollout, tmp_path)
+        offered.server.resume()
+        await _is_not_taken(offered, rollout, clock)
+
+    offered.live(story)
+    assert offered.worker.loaded == ["v1"]
+
+
+def test_a_shadow_ends_once_its_release_is_not_believed(offered: Device, tmp_path: Path) -> None:
+    offered.server.upload("bucket", "m", EVIL, {"version": "v2", "audience": "0% shadow 10%"})
+
+    async def story(rollout: Rollout, clock: Clock) -> None:
+        assert await clock.pause() == HOUR
+        assert offered.worker.shadows == [("v2", 0.1)]
+        _give_keys(offered, rollout, tmp_path)
+        await clock.pause()
+        assert rollout.status.shadow == ""
+
+    offered.live(story)
+    assert offered.worker.shadows == [("v2", 0.1), ("", 0.0)]
+
+
+def test_bytes_from_before_the_keys_do_not_pass_for_those_that_were_signed(offered: Device, tmp_path: Path) -> None:
+    """Whoever may write to the bucket puts a signature of other bytes over those that the device has fetched."""
+    said = Claims(sha256=hashlib.sha256(b"another").hexdigest(), labels="a,b", name="vibration")
+    made = {key: text for key, text in msgspec.structs.asdict(sign_model("v2", said, KEY)).items() if text}
+    offered.worker.answers["v2"] = [NO_WORKER, GOOD]
+
+    async def story(rollout: Rollout, clock: Clock) -> None:
+        assert await clock.pause() == 5
+        offered.server.patch("bucket", "m", {}, {"metadata": made})
+        _give_keys(offered, rollout, tmp_path)
+        await clock.pause()
+        await clock.tick()
+        assert "its SHA-256 is another" in rollout.status.last_poll
+
+    offered.live(story)
+    assert offered.worker.loaded == ["v1", "v2"]

@@ -194,6 +194,12 @@ class Rollout:
         self._shadowing.report(last=True)
         await self._in_use.stop()
 
+    async def leave(self) -> None:
+        """Stop, with nothing left on trial or beside the model in use: others decide what the worker runs."""
+        await self.stop()
+        await self._in_use.give_way("models come from somewhere else now")
+        await self._loader.shadow(None, 0.0, Terms())
+
     def _state(self) -> Literal["no model", "waiting for the worker", "on trial", "running", "stopped"]:
         if self._stopped:
             return "stopped"

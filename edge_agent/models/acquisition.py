@@ -167,6 +167,7 @@ class Acquisition:
         self.failures, self._twin_failures = 0, twins.failures if twins else 0
         level, what = decision.level, decision.text
         if twins is not None and twins.trouble:
+            self.opens_in = twins.opens_in
             level, what = "warning", f"{what}; the model for the CPU: {twins.trouble}"
         if what != self.last_poll:
             getattr(_log, level)("asked for a new model", found=what)

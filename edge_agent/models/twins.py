@@ -34,7 +34,8 @@ class Twins:
     """Finds the twin of a release and has it on disk. `expected` is whether the settings name it; `limits` say when.
 
     `trouble` is why the store's twin is not used, in the same words at every try, and empty if there is nothing to
-    tell. `failures` counts the polls in a row with such trouble.
+    tell. `failures` counts the polls in a row with such trouble. `opens_in` is in how many seconds it may be fetched, if
+    it waits for that.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Twins:
         self._absence = ""
         self.trouble = ""
         self.failures = 0
+        self.opens_in: float | None = None
 
     def path(self, release: Release) -> str | None:
         """Where the twin of a release is on disk, if it came from where the settings say."""
@@ -61,6 +63,7 @@ class Twins:
         """
         if self._store is None:
             return release
+        self.opens_in = None
         try:
             followed = await self._follow(self._store, release, model)
         except (StoreError, OSError) as error:
@@ -88,6 +91,8 @@ class Twins:
         return await self._calls.run(lambda _: self._slots.attach(release, twin, path))
 
     def _fail(self, error: StoreError | OSError) -> None:
+        if isinstance(error, Postponed):
+            self.opens_in = error.seconds
         if self._expected or not isinstance(error, Missing | Forbidden):
             self.trouble = str(error)
             self.failures += not isinstance(error, Postponed)

@@ -12,7 +12,6 @@ import structlog
 
 from edge_agent.models.calls import Calls
 from edge_agent.models.limits import DownloadLimits
-from edge_agent.models.manifest import MANIFEST
 from edge_agent.models.manifest_store import HasGolden
 from edge_agent.models.releases import GOLDEN_FILE, Release, RemoteObject, Shadow
 from edge_agent.models.slots import Slots
@@ -210,10 +209,8 @@ class Acquisition:
         """What this device may not take, or will not again."""
         rejection = self._slots.rejection(remote)
         if rejection is not None:
-            again = "upload it again to have it tried again"
-            return Decision(
-                "withdraw", f"{remote.version} was rejected: {rejection.reason}; {again}", "warning", remote
-            )
+            rejected = f"{remote.version} was rejected: {rejection.reason}; {remote.another_try}"
+            return Decision("withdraw", rejected, "warning", remote)
         if remote.withheld and self._known_as(remote) is None:
             return Decision("withdraw", remote.withheld, "info", remote)
         return None
@@ -264,5 +261,5 @@ class Acquisition:
 
 def _upload_number(remote: RemoteObject) -> int | None:
     """The generation of an object in Cloud Storage that is no manifest: those of a manifest are made of checksums."""
-    plain = remote.url.startswith("gs://") and not remote.url.endswith(f"/{MANIFEST}")
+    plain = remote.url.startswith("gs://") and not remote.of_release
     return int(remote.generation) if plain and remote.generation.isdecimal() else None

@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from edge_agent.models.manifest import Acceptance
+from edge_agent.models.manifest import MANIFEST, Acceptance
 
 MODEL_FILE = "model.tflite"
 TWIN_FILE = "cpu.tflite"
@@ -74,6 +74,17 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
     def may_be(self, sha256: str) -> bool:
         """Whether these bytes can be it: it was promised that they are, or nothing was."""
         return self.claims.sha256 in {"", sha256}
+
+    @property
+    def of_release(self) -> bool:
+        """Whether a manifest names it."""
+        return self.url.endswith((f"/{MANIFEST}", f"/{MANIFEST}#twin"))
+
+    @property
+    def another_try(self) -> str:
+        """What to do to have it tried once more after it was rejected."""
+        how = "publish it as another version" if self.of_release else "upload it again"
+        return f"{how} to have it tried again"
 
     @property
     def id(self) -> str:

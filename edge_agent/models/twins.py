@@ -34,8 +34,8 @@ class Twins:
     """Finds the twin of a release and has it on disk. `expected` is whether the settings name it; `limits` say when.
 
     `trouble` is why the store's twin is not used, in the same words at every try, and empty if there is nothing to
-    tell. `failures` counts the polls in a row with such trouble. `opens_in` is in how many seconds it may be fetched, if
-    it waits for that.
+    tell. `failures` counts the polls in a row with such trouble. `opens_in` is in how many seconds it may be fetched,
+    if it waits for that.
     """
 
     def __init__(
@@ -79,8 +79,7 @@ class Twins:
             return release
         rejection = self._slots.rejection(twin, of=release)
         if rejection is not None:
-            again = "upload it again to have it tried again"
-            raise StoreNeedsPerson(f"{twin.url} was rejected: {rejection.reason}", again)
+            raise StoreNeedsPerson(f"{twin.url} was rejected: {rejection.reason}", twin.another_try)
         stored = await self._calls.run(lambda _: self._slots.stored_twin(release, twin))
         if stored is not None:
             return stored

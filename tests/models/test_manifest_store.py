@@ -151,8 +151,12 @@ def test_a_model_that_was_rejected_is_not_tried_again_because_its_manifest_is_ne
     trusting.worker.answers["v1.3"] = [NO_MODEL]
     outcome(trusting)
     publisher.publish("v1.3", data=b"model that is bad")
-    assert "v1.3 was rejected" in outcome(trusting)
+    what_to_do = "publish it as another version to have it tried again"
+    assert outcome(trusting) == f"v1.3 was rejected: it is no model; {what_to_do}"
     assert trusting.worker.loaded == ["v1.3"]
+    publisher.publish("v1.4", data=b"model that is bad")
+    outcome(trusting)
+    assert trusting.worker.loaded == ["v1.3", "v1.4"]
 
 
 def test_swapped_objects_are_found_out(trusting: Device, publisher: Publisher) -> None:

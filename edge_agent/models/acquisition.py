@@ -148,10 +148,9 @@ class Acquisition:
         """Return the release of this upload, as the candidate or the shadow. Raises `StoreError` or `OSError`."""
         if beside:
             await self._calls.run(lambda _: self._calls.limits.check_memory(remote))
-        if not shadow:
-            stored = await self._calls.run(lambda _: self._slots.stored(remote))
-            if stored is not None:
-                return stored
+        stored = await self._calls.run(lambda _: self._slots.stored(remote, shadow=shadow))
+        if stored is not None:
+            return stored
         self._calls.limits.admit(remote, urgent=self._slots.committed is None)
         for remark in remote.remarks:
             _log.warning("model metadata not understood", url=remote.url, version=remote.version, remark=remark)

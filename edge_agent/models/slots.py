@@ -135,14 +135,17 @@ class Slots:
             self._state = whole
             self._tidy()
 
-    def stored(self, remote: RemoteObject) -> Release | None:
-        """The release of this upload if its bytes are on disk already, and whole. It becomes the candidate."""
+    def stored(self, remote: RemoteObject, *, shadow: bool = False) -> Release | None:
+        """The release of this upload if its bytes are on disk already, and whole.
+
+        It becomes the candidate or the shadow.
+        """
         with self._lock:
             for release in (self.candidate, self.previous, self.shadow):
                 whole = self._if_whole(release, golden=True) if release and _is(release, remote) else None
                 if whole is not None:
-                    if whole != self.candidate:
-                        self._change(candidate=whole)
+                    if whole != (self.shadow if shadow else self.candidate):
+                        self._change(**{"shadow" if shadow else "candidate": whole})
                     return whole
         return None
 

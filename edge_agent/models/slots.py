@@ -35,7 +35,7 @@ import structlog
 
 from edge_agent.durable import sync
 from edge_agent.models.download import can_go_on, drop_notes, size_held
-from edge_agent.models.manifest import ObjectFile
+from edge_agent.models.integrity import check_golden, damage_of, is_damaged, is_upload, promised_sha256
 from edge_agent.models.releases import (
     GOLDEN_FILE,
     MODEL_FILE,
@@ -46,7 +46,7 @@ from edge_agent.models.releases import (
     pair_id,
 )
 from edge_agent.models.state import Rejected, State, Trial, read_state, write_state
-from edge_agent.models.stores import FetchFailed, StoreNeedsPerson, file_sha256
+from edge_agent.models.stores import StoreNeedsPerson
 
 REJECTED_KEPT = 50
 RESERVE = 64 << 20
@@ -142,7 +142,7 @@ class Slots:
         """
         with self._lock:
             for release in (self.candidate, self.previous, self.shadow):
-                whole = self._if_whole(release, golden=True) if release and _is(release, remote) else None
+                whole = self._if_whole(release, golden=True) if release and is_upload(release, remote) else None
                 if whole is not None:
                     if whole != (self.shadow if shadow else self.candidate):
                         self._change(**{"shadow" if shadow else "candidate": whole})
@@ -174,7 +174,7 @@ class Slots:
         """`release` with this twin as the candidate, if the twin's bytes are on disk already, and whole."""
         with self._lock:
             for twin in (one.cpu for one in self._state.releases()):
-                if twin is not None and _is(twin, remote) and _damage(self.twin_path(twin), twin) is None:
+                if twin is not None and is_upload(twin, remote) and damage_of(self.twin_path(twin), twin) is None:
                     return self._pair(release, msgspec.structs.replace(twin, url=remote.url))
         return None
 
@@ -185,7 +185,7 @@ class Slots:
         has changed.
         """
         with self._lock:
-            _check_golden(path.with_name(GOLDEN_FILE), remote)
+            check_golden(path.with_name(GOLDEN_FILE), remote)
             release = Release(
                 id=remote.id,
                 url=remote.url,
@@ -193,7 +193,7 @@ class Slots:
                 generation=remote.generation,
                 size=path.stat().st_size,
                 checksum=remote.checksum,
-                sha256=_promised_sha256(path, remote),
+                sha256=promised_sha256(path, remote),
                 accuracy=remote.accuracy,
                 labels=remote.labels,
                 acceptance=remote.acceptance,
@@ -217,7 +217,7 @@ class Slots:
                 generation=remote.generation,
                 size=path.stat().st_size,
                 checksum=remote.checksum,
-                sha256=_promised_sha256(path, remote),
+                sha256=promised_sha256(path, remote),
             )
             _settle(path, remote.id)
             return self._pair(release, twin)
@@ -333,12 +333,12 @@ class Slots:
 
     def _if_whole(self, release: Release | None, *, golden: bool = False) -> Release | None:
         """Return what is left of a release; `golden` samples are only needed before it is taken into use."""
-        if release is None or _damaged(self.path(release), release, release.version):
+        if release is None or is_damaged(self.path(release), release, release.version):
             return None
         samples, path = release.acceptance.golden, self.golden_path(release)
-        if golden and samples is not None and path is not None and _damaged(path, samples, release.version):
+        if golden and samples is not None and path is not None and is_damaged(path, samples, release.version):
             return None
-        if release.cpu is not None and _damaged(self.twin_path(release.cpu), release.cpu, release.version):
+        if release.cpu is not None and is_damaged(self.twin_path(release.cpu), release.cpu, release.version):
             return release.without_twin()
         return release
 
@@ -350,41 +350,6 @@ class Slots:
             for folder in home.iterdir():
                 if folder.name not in names and not (folder.suffix == _PART and can_go_on(folder)):
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is(file: Release | Twin, remote: RemoteObject) -> bool:
-    """Whether it is this upload. What was promised of its bytes may be news since they have come."""
-    return file.id == remote.id and remote.may_be(file.sha256)
-
-
-def _damaged(path: Path, file: Release | Twin | ObjectFile, version: str) -> bool:
-    damage = _damage(path, file)
-    if damage is not None:
-        _log.error("model file is damaged", version=version, file=str(path), damage=damage)
-    return damage is not None
-
-
-def _damage(path: Path, file: Release | Twin | ObjectFile) -> str | None:
-    try:
-        if path.stat().st_size != file.size:
-            return "the size is wrong"
-        return None if file_sha256(path) == file.sha256 else "the SHA-256 is wrong"
-    except OSError as error:
-        return f"it cannot be read: {error.strerror}"
-
-
-def _promised_sha256(path: Path, remote: RemoteObject) -> str:
-    """Return the SHA-256 that the file is known by from now on: what was compared as it came may be other bytes."""
-    sha256 = file_sha256(path)
-    if not remote.may_be(sha256):
-        raise FetchFailed(f"{remote.url} was not taken: on the disk it is not what was promised")
-    return sha256
-
-
-def _check_golden(path: Path, remote: RemoteObject) -> None:
-    expected = remote.acceptance.golden
-    if expected is not None and (damage := _damage(path, expected)) is not None:
-        raise FetchFailed(f"the golden samples of {remote.url} were not taken: {damage}")
 
 
 def _settle(path: Path, name: str) -> None:

@@ -160,6 +160,7 @@ class Device:
         self.limits = DownloadLimits()
         self.trial = TrialSettings(time=0)
         self.hold = False
+        self.chance = 0.5
         self.worker = Worker()
         self.changes: list[RolloutChange] = []
 
@@ -207,7 +208,7 @@ class Device:
             trial=self.trial,
             sleep=clock.sleep,
             clock=lambda: clock.now,
-            jitter=lambda: 0.5,
+            jitter=lambda: self.chance,
         )
         await rollout.start()
         task = asyncio.create_task(rollout.run())

@@ -7,7 +7,8 @@ import pytest
 
 from edge_agent.device.memory import Memory
 from edge_agent.models.limits import DownloadLimits
-from edge_agent.models.rollout import WINDOW_SPREAD, Rollout
+from edge_agent.models.rollout import Rollout
+from edge_agent.models.schedule import WINDOW_SPREAD
 from edge_agent.settings.window import parse_window
 from tests.models.rollout_kit import HOUR, Clock, Device, first_pause
 

@@ -5,13 +5,13 @@ import json
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from edge_agent.delivery import Delivery
 from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.settings.loading import load
 from edge_agent.settings.schema import Settings
-from tests.models.rollout_kit import Worker
+from tests.models.rollout_kit import Worker, until
 
 Story = Callable[[Delivery, Worker], Awaitable[None]]
 
@@ -33,12 +33,6 @@ def _put(folder: Path, version: str) -> None:
     (folder / "model.tflite.json").write_text(json.dumps({"version": version}))
 
 
-async def _until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110  what has come of it is all over the place
-            await asyncio.sleep(0.001)
-
-
 def _live(folder: Path, story: Story) -> Worker:
     """Let a device that runs v1 from the folder `a` look there for others."""
     worker = Worker()
@@ -54,7 +48,7 @@ def _live(folder: Path, story: Story) -> Worker:
             on_skew=lambda *_: None,
         )
         tasks = [asyncio.create_task(delivery.run())]
-        await _until(lambda: delivery.rollout.running)
+        await until(lambda: delivery.rollout.running)
         try:
             await story(delivery, worker)
         finally:
@@ -70,7 +64,7 @@ def test_a_trial_is_given_up_when_models_come_from_somewhere_else(tmp_path: Path
     async def story(delivery: Delivery, worker: Worker) -> None:
         _put(tmp_path / "a", "v2")
         delivery.rollout.poll_now()
-        await _until(lambda: delivery.rollout.status.state == "on trial")
+        await until(lambda: delivery.rollout.status.state == "on trial")
         assert worker.current is not None
         assert worker.current.version == "v2"
         assert await delivery.apply(_settings(tmp_path, "b"))

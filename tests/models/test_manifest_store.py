@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_agent.models.audience import Device as Facts
 from edge_agent.models.manifest import MAX_SIZE, unsigned
@@ -13,12 +12,9 @@ from edge_agent.models.rollout import Rollout
 from edge_agent.models.signatures import key_id
 from edge_agent.models.stores import StoreNeedsPerson
 from edge_agent.settings.location import Location, parse_location
-from tests.models.release_kit import FOLDER, MANIFEST, Publisher, edited, manifest, public_file
-from tests.models.rollout_kit import NO_MODEL, Clock, Device
+from tests.models.release_kit import FOLDER, KEY, MANIFEST, THIEF, Publisher, edited, manifest, public_file
+from tests.models.rollout_kit import NO_MODEL, Clock, Device, outcome
 from tests.servers.gcs import GcsServer
-
-KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-THIEF = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 
 @pytest.fixture
@@ -38,20 +34,6 @@ def publisher(gcs_server: GcsServer) -> Publisher:
 def thief(gcs_server: GcsServer) -> Publisher:
     """Somebody who may write to the bucket and has another key."""
     return Publisher(gcs_server, THIEF)
-
-
-def outcome(device: Device, polls: int = 1) -> str:
-    """What the last of so many polls found."""
-    found = []
-
-    async def story(rollout: Rollout, clock: Clock) -> None:
-        await clock.pause()
-        for _ in range(polls - 1):
-            await clock.tick()
-        found.append(rollout.status.last_poll)
-
-    device.live(story)
-    return found[0]
 
 
 def test_a_signed_release_with_its_twin_and_labels_runs(trusting: Device, publisher: Publisher) -> None:

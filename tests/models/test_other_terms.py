@@ -10,9 +10,8 @@ import pytest
 from edge_agent.models.releases import Claims
 from edge_agent.models.rollout import Rollout
 from edge_agent.models.signatures import sign_model
-from tests.models.release_kit import public_file
-from tests.models.rollout_kit import GOOD, HOUR, NO_WORKER, Clock, Device, first_pause
-from tests.models.store_kit import KEY
+from tests.models.release_kit import KEY, public_file
+from tests.models.rollout_kit import GOOD, HOUR, NO_WORKER, Clock, Device, committed
 
 EVIL = b"model that nobody has signed" * 1000
 
@@ -20,9 +19,7 @@ EVIL = b"model that nobody has signed" * 1000
 @pytest.fixture
 def offered(device: Device) -> Device:
     """A device without keys that runs v1, and is offered v2, which nobody has signed."""
-    device.upload("v1")
-    device.live(first_pause)
-    device.worker.loaded.clear()
+    committed(device, "v1")
     device.upload("v2", EVIL)
     return device
 

@@ -25,8 +25,8 @@ from edge_agent.models.open import open_model
 from edge_agent.models.releases import RemoteObject
 from edge_agent.models.stores import FetchFailed, Store, StoreError, StoreNeedsPerson, StoreUnavailable
 from edge_agent.settings.location import parse_location
-from tests.models.release_kit import edited
-from tests.models.store_kit import KEY, NOON, THIEF, Site, put
+from tests.models.release_kit import KEY, THIEF, edited
+from tests.models.store_kit import NOON, Site, put
 
 GIGABYTE = 1 << 30
 ESCAPES = "v1\x1b]0;owned\x07\x1b[2J\r\n2026-01-01 forged line\u202e\u2028"

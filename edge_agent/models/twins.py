@@ -75,7 +75,8 @@ class Twins:
     async def _follow(self, store: Store, release: Release, model: RemoteObject) -> Release:
         twin = await self._calls.stat(store)
         _check(twin, model)
-        if release.cpu is not None and (release.cpu.url, release.cpu.checksum) == (twin.url, twin.checksum):
+        has = release.cpu
+        if has is not None and (has.url, has.checksum) == (twin.url, twin.checksum) and twin.may_be(has.sha256):
             return release
         rejection = self._slots.rejection(twin, of=release)
         if rejection is not None:

@@ -10,6 +10,7 @@ import pytest
 from edge_agent.models.releases import Claims
 from edge_agent.models.rollout import Rollout
 from edge_agent.models.signatures import sign_model
+from edge_agent.settings.location import Location
 from tests.models.release_kit import KEY, public_file
 from tests.models.rollout_kit import GOOD, HOUR, NO_WORKER, Clock, Device, committed
 
@@ -93,3 +94,20 @@ def test_bytes_from_before_the_keys_do_not_pass_for_those_that_were_signed(offer
 
     offered.live(story)
     assert offered.worker.loaded == ["v1", "v2"]
+
+
+def test_a_twin_that_is_not_what_is_promised_of_it_now_is_told(device: Device) -> None:
+    device.url = Location("gs", "bucket", "m_edgetpu.tflite")
+    device.upload("v1")
+    device.server.upload("bucket", "m.tflite", b"model twin", {"version": "v1"})
+
+    async def story(rollout: Rollout, clock: Clock) -> None:
+        await clock.pause()
+        assert rollout.status.twin
+        promised = {"sha256": hashlib.sha256(b"another").hexdigest()}
+        device.server.patch("bucket", "m.tflite", {}, {"metadata": promised})
+        await clock.tick()
+        assert "the model for the CPU: gs://bucket/m.tflite is not what its metadata says" in rollout.status.last_poll
+        assert rollout.status.twin, "what is in use goes on"
+
+    device.live(story)

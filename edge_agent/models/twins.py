@@ -22,6 +22,7 @@ from edge_agent.models.stores import (
     StoreError,
     StoreNeedsPerson,
     StoreUnavailable,
+    Untrusted,
 )
 
 HEAD_START = 3600.0
@@ -68,7 +69,7 @@ class Twins:
             followed = await self._follow(self._store, release, model)
         except (StoreError, OSError) as error:
             self._fail(error)
-            return release
+            return self._without_new_twin(release) if isinstance(error, Untrusted) else release
         self._told("")
         return followed
 
@@ -89,6 +90,11 @@ class Twins:
         path = await self._calls.run(lambda _: self._slots.begin_twin(twin))
         await self._calls.fetch(store, twin, path)
         return await self._calls.run(lambda _: self._slots.attach(release, twin, path))
+
+    def _without_new_twin(self, release: Release) -> Release:
+        """A twin that is not in use yet may have come before there were keys."""
+        committed = self._slots.committed
+        return committed if committed is not None and committed.id == release.id else release.without_twin()
 
     def _fail(self, error: StoreError | OSError) -> None:
         if isinstance(error, Postponed):

@@ -12,7 +12,7 @@ from edge_agent.models.rollout import Rollout
 from edge_agent.models.signatures import sign_model
 from edge_agent.settings.location import Location
 from tests.models.release_kit import KEY, public_file
-from tests.models.rollout_kit import GOOD, HOUR, NO_WORKER, Clock, Device, committed
+from tests.models.rollout_kit import GOOD, HOUR, NO_WORKER, Clock, Device, committed, first_pause
 
 EVIL = b"model that nobody has signed" * 1000
 
@@ -28,6 +28,12 @@ def offered(device: Device) -> Device:
 def _give_keys(device: Device, rollout: Rollout, folder: Path) -> None:
     device.keys = [public_file(KEY, folder)]
     device.ask(rollout)
+
+
+def _signed(version: str, data: bytes) -> dict[str, str]:
+    """The metadata of a model that the publisher has signed."""
+    said = Claims(sha256=hashlib.sha256(data).hexdigest(), labels="a,b", name="vibration")
+    return {key: text for key, text in msgspec.structs.asdict(sign_model(version, said, KEY)).items() if text}
 
 
 async def _is_not_taken(device: Device, rollout: Rollout, clock: Clock) -> None:
@@ -80,13 +86,11 @@ def test_a_shadow_ends_once_its_release_is_not_believed(offered: Device, tmp_pat
 
 def test_bytes_from_before_the_keys_do_not_pass_for_those_that_were_signed(offered: Device, tmp_path: Path) -> None:
     """Whoever may write to the bucket puts a signature of other bytes over those that the device has fetched."""
-    said = Claims(sha256=hashlib.sha256(b"another").hexdigest(), labels="a,b", name="vibration")
-    made = {key: text for key, text in msgspec.structs.asdict(sign_model("v2", said, KEY)).items() if text}
     offered.worker.answers["v2"] = [NO_WORKER, GOOD]
 
     async def story(rollout: Rollout, clock: Clock) -> None:
         assert await clock.pause() == 5
-        offered.server.patch("bucket", "m", {}, {"metadata": made})
+        offered.server.patch("bucket", "m", {}, {"metadata": _signed("v2", b"another")})
         _give_keys(offered, rollout, tmp_path)
         await clock.pause()
         await clock.tick()
@@ -111,3 +115,22 @@ def test_a_twin_that_is_not_what_is_promised_of_it_now_is_told(device: Device) -
         assert rollout.status.twin, "what is in use goes on"
 
     device.live(story)
+
+
+def test_a_twin_that_waits_is_not_tried_once_it_would_have_to_be_signed(device: Device, tmp_path: Path) -> None:
+    device.url = Location("gs", "bucket", "m_edgetpu.tflite")
+    device.upload("v1")
+    device.live(first_pause)
+    device.server.upload("bucket", "m.tflite", b"model that nobody has signed", {"version": "v1"})
+    device.worker.answers_with_twin["v1"] = [NO_WORKER, GOOD]
+
+    async def story(rollout: Rollout, clock: Clock) -> None:
+        assert await clock.pause() == 5
+        device.server.patch("bucket", "m_edgetpu.tflite", {}, {"metadata": _signed("v1", b"model v1" * 500)})
+        _give_keys(device, rollout, tmp_path)
+        await clock.pause()
+        await clock.tick()
+        assert "v1 is the newest; the model for the CPU: gs://bucket/m.tflite is not signed" in rollout.status.last_poll
+
+    device.live(story)
+    assert device.worker.twins == [None, None, b"model that nobody has signed"], "before there were keys"

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.telemetry.queue import Loss, QueueLocked
+from edge_agent.telemetry.queue import Loss, Priority, QueueLocked
 from tests.telemetry.queue_kit import BIG, MB, Disk, drain, left_for_dead, lost, put, run, ticks
 
 
@@ -654,6 +655,71 @@ def test_memory_is_bounded_when_the_store_fails(tmp_path: Path) -> None:
         async with copy.queue() as queue:  # the record of the loss and the events agree
             assert lost(queue) == {"queue_full": 200}
             assert await drain(queue) == events[200:]
+
+    run(body())
+
+
+def test_a_store_that_fails_for_long_costs_no_files_and_no_more_room_than_is_unsent(tmp_path: Path) -> None:
+    """An alarm of the first minute keeps its place; what came after it is dropped, or sent."""
+    disk = Disk(tmp_path)
+    disk.state.write_text("in the way")
+
+    async def body() -> None:
+        async with disk.queue(max_size=100_000) as queue:
+            await ticks(queue)
+            before = len(os.listdir("/proc/self/fd"))
+            alarm = put(queue, 1, priority=Priority.ALARM)
+            events = []
+            for ms in range(1, 201):
+                events += put(queue, 10, ms=ms, size=936)
+                await queue.tick()
+                assert len(os.listdir("/proc/self/fd")) <= before
+                assert sum(path.stat().st_size for path in disk.journals()) < 250_000
+            copy, kept = disk.copy(), queue.depth
+            assert len(disk.journals()) < 50
+            assert await drain(queue) == alarm + events[1 - kept :]
+            for _ in range(200):
+                put(queue, 1, size=936)
+                await queue.tick()
+                assert await drain(queue)
+            assert sum(path.stat().st_size for path in disk.journals()) < 20_000
+        async with copy.queue() as queue:  # killed, with all that was unsent, and nothing twice
+            assert lost(queue) == {"queue_full": len(events) + 1 - kept}
+            assert await drain(queue) == alarm + events[1 - kept :]
+            assert put(queue, 1)
+
+    run(body())
+
+
+def test_a_full_journal_leaves_no_file_for_each_try(small_disk: Path, tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    disk.state.write_text("in the way")
+    disk.runtime = small_disk
+
+    async def body() -> None:
+        async with disk.queue() as queue:
+            events = put(queue, 1)
+            with contextlib.suppress(OSError), (small_disk / "rest").open("wb", buffering=0) as rest:
+                while rest.write(bytes(4096)):
+                    pass
+            for _ in range(30):
+                events += put(queue, 1, size=1000)
+                await queue.tick()
+            assert "journal-" in str(queue.trouble)
+            assert len(disk.journals()) < 5
+            (small_disk / "rest").unlink()
+            await queue.tick()
+            assert "journal-" not in str(queue.trouble)
+            events += put(queue, 1)
+            copy = disk.copy()
+            disk.state.unlink()
+            await ticks(queue, 70)
+            assert (queue.trouble, lost(queue)) == (None, {})
+            assert await drain(queue) == events
+        async with copy.queue() as queue:  # killed before the store came back: what no file had is counted
+            found = await drain(queue)
+            assert set(found) <= set(events)
+            assert lost(queue) == {"damaged": len(events) - len(found)}
 
     run(body())
 

@@ -659,6 +659,10 @@ def test_memory_is_bounded_when_the_store_fails(tmp_path: Path) -> None:
     run(body())
 
 
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def test_a_store_that_fails_for_long_costs_no_files_and_no_more_room_than_is_unsent(tmp_path: Path) -> None:
     """An alarm of the first minute keeps its place; what came after it is dropped, or sent."""
     disk = Disk(tmp_path)
@@ -667,13 +671,13 @@ def test_a_store_that_fails_for_long_costs_no_files_and_no_more_room_than_is_uns
     async def body() -> None:
         async with disk.queue(max_size=100_000) as queue:
             await ticks(queue)
-            before = len(os.listdir("/proc/self/fd"))
+            before = _open_files()
             alarm = put(queue, 1, priority=Priority.ALARM)
             events = []
             for ms in range(1, 201):
                 events += put(queue, 10, ms=ms, size=936)
                 await queue.tick()
-                assert len(os.listdir("/proc/self/fd")) <= before
+                assert _open_files() <= before
                 assert sum(path.stat().st_size for path in disk.journals()) < 250_000
             copy, kept = disk.copy(), queue.depth
             assert len(disk.journals()) < 50

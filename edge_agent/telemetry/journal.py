@@ -48,7 +48,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """State of the queue when the file was begun. Lists are by priority, see `seqs.py`.
 
     `stored` unsent events, all below `saved_ends`, were in the store. `base` seqs had been given out when the epoch
-    began. `reports` are the unsent events that tell of losses, by seq.
+    began. `reports` are the unsent events that tell of losses, by seq. `alone`: the store could not be read since the
+    start, so all this is of what was put since then.
     """
 
     format: int = FORMAT
@@ -61,6 +62,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     losses: list[Loss]
     reports: list[Report]
     done: list[Span]
+    alone: bool = False
 
 
 class Put(msgspec.Struct, frozen=True):

@@ -119,7 +119,7 @@ class Keeper:
         except (OSError, sqlite3.Error) as error:
             self._failed(error)
             return False
-        self._store = found.store
+        self._store, self.state.alone = found.store, False
         self.state.lanes.adopt(found.stored_ends, found.depths, found.done, found.fresh, found.next_seqs)
         self.retention.adopt(found.store.meta.age, found.store.positions)
         self._journal.sealed[:0] = found.files

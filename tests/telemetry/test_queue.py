@@ -549,6 +549,36 @@ def test_a_backlog_that_can_be_read_again_later_comes_first(tmp_path: Path) -> N
     run(body())
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_an_agent_that_could_not_read_the_backlog_takes_nothing_from_its_books(tmp_path: Path, saved: bool) -> None:
+    """It was killed as well, and had sent most of its own: between its numbers and those before nothing is missing."""
+
+    async def body() -> None:
+        first = Disk(tmp_path)
+        async with left_for_dead(first.queue()) as queue:
+            events = put(queue, 3)
+            queue.count_loss("source_overrun", 5, 1, 2)
+            await ticks(queue, 3 if saved else 0)
+            events += put(queue, 3)
+            second = first.copy()
+        hidden = second.state.rename(tmp_path / "hidden")
+        second.state.write_text("in the way")
+        async with left_for_dead(second.queue(max_size=100_000, clock=lambda: 1_800_000_000.0)) as queue:
+            for _ in range(10):
+                put(queue, 10, size=936)
+                await drain(queue)
+                await queue.tick()
+            queue.count_loss("sample_failed", 2, 1, 2)
+            events += put(queue, 2)
+            third = second.copy()
+        hidden.rename(third.state)
+        async with third.queue(clock=lambda: 1_900_000_000.0) as queue:
+            assert lost(queue) == {"source_overrun": 5, "sample_failed": 2}
+            assert await drain(queue) == events
+
+    run(body())
+
+
 def test_a_journal_that_cannot_be_written_keeps_the_events_and_ends_the_epoch(tmp_path: Path) -> None:
     """The folder of the journal disappears for a while."""
     disk, away = Disk(tmp_path), tmp_path / "away"

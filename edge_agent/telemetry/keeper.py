@@ -200,18 +200,14 @@ class Keeper:
 
     def _must_begin_journal(self) -> bool:
         # Nothing ends the files while the store fails: a few large ones then, instead of two a second.
-        least = self._journal_slack if self._trouble.reason else 0
+        least = self.retention.bounds.journal if self._trouble.reason else 0
         return self._journal.failed or bool(self._journal.written and self._journal.size > least)
 
     async def _bound_journal(self) -> None:
         """Keep the files to twice what is unsent while the store fails, which would end them."""
-        most = 2 * self.state.lanes.memory + self._journal_slack
+        most = 2 * self.state.lanes.memory + self.retention.bounds.journal
         if self._trouble.reason and self._journal.total > most and await self.in_thread(self._journal.has_room, most):
             self._journal.write_again(self.state.lanes.unsaved())
-
-    @property
-    def _journal_slack(self) -> int:
-        return self.retention.bounds.memory // 16
 
     # -- reading
 

@@ -239,7 +239,7 @@ def test_a_cancelled_tick_is_finished_all_the_same(disk: Disk) -> None:
 def test_space_is_given_back_when_the_backlog_is_sent(disk: Disk) -> None:
     async def body() -> None:
         async with disk.queue() as queue:
-            for _ in range(20):
+            for _ in range(6):
                 put(queue, 20, noise=20_000)
                 await ticks(queue)
             await drain(queue)

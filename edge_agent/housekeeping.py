@@ -73,18 +73,13 @@ class Housekeeping:
         interval = min(TICK, self._service.watchdog_interval or TICK)
         while True:
             self._measure_rate()
-            self._count_lost_samples()
+            self.count_lost_samples()
             await self._tell_health()
-            self._report_losses()
+            self._queue.report_losses(self._describe_losses, self._clock.wall_ms(time.monotonic_ns()))
             self._service.status(self._status())
             if self._supervisor.making_progress:
                 self._service.watchdog()
             await asyncio.sleep(interval)
-
-    def close(self) -> None:
-        """Tell of what the last moments have cost; nothing comes after it."""
-        self._count_lost_samples()
-        self._report_losses()
 
     def _measure_rate(self) -> None:
         samples, now = self._supervisor.status.samples, self._monotonic()
@@ -92,7 +87,7 @@ class Housekeeping:
         self.rate = (samples - before) / max(1e-3, now - then)
         self._measured = (samples, now)
 
-    def _count_lost_samples(self) -> None:
+    def count_lost_samples(self) -> None:
         """Count what never became an event: samples that the model had no time for, or could not work on."""
         status = self._supervisor.status
         now = self._clock.wall_ms(time.monotonic_ns())
@@ -149,9 +144,6 @@ class Housekeeping:
             oldest_s=UNSET if oldest is None else oldest,
             dropped=[Dropped(*each) for each in sorted(self._queue.dropped_by_cause.items())] or UNSET,
         )
-
-    def _report_losses(self) -> None:
-        self._queue.report_losses(self._describe_losses, self._clock.wall_ms(time.monotonic_ns()))
 
     def _describe_losses(self, first_number: int, losses: Sequence[Loss]) -> list[bytes]:
         return [

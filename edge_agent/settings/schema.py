@@ -163,7 +163,7 @@ class ModelSettings(Table):
 class Limits(Table):
     """[inference.limits]"""
 
-    low: Annotated[Number | None, doc('A value below this makes the prediction "low".')] = None
+    low: Annotated[Number | None, doc('A value below this makes the prediction "low", or "anomaly".')] = None
     high: Annotated[Number | None, doc('A value above this makes the prediction "high", or "anomaly".')] = None
 
 

@@ -119,18 +119,6 @@ def test_a_recording_that_ends_becomes_events_each_sample_once(folder: Path) -> 
     assert len(file.read_text().splitlines()) == len(found)
 
 
-def test_what_was_lost_in_the_last_moments_is_told_at_the_stop(folder: Path) -> None:
-    rows = [*np.full((20, 128), 0.5), *np.full((7, 127), 0.5), np.full(128, 0.5)]
-    (folder / "samples.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
-    file = folder / "events/events.jsonl"
-    with AgentProcess(folder, SETTINGS.replace("samples.npy", "samples.csv")) as agent:
-        # Before anything has got through, losses only add up.
-        agent.wait_for_report(lambda report: report.sending and report.sending.sent == 22, "21 results and the model")
-        assert agent.stop() == 0
-    [loss] = [event for event in events(file) if event["kind"] == "loss"]
-    assert (loss["cause"], loss["count"]) == ("source_skipped", 7)
-
-
 def test_neither_process_loads_what_belongs_to_the_other(folder: Path) -> None:
     with AgentProcess(folder, SETTINGS, WATCHED) as agent:
         wait_for_status(agent, "source ended")

@@ -33,12 +33,10 @@ labels = ["normal", "warning", "failure"]
 device = "usb:1-1.3"
 device_options = { Performance = "Max" }
 runtime = "tflite-runtime"
+task = "detection"
 threshold = 0.25
 iou_threshold = 0.4
 fit = "letterbox"
-[inference.limits]
-low = 1
-high = 9.5
 [telemetry]
 health_interval = "1m"
 sink = "pubsub://your-project/inference-results"
@@ -67,10 +65,10 @@ def test_a_full_file(settings_file: Write) -> None:
         device="usb:1-1.3",
         device_options={"Performance": "Max"},
         runtime="tflite-runtime",
+        task="detection",
         threshold=0.25,
         iou_threshold=0.4,
         fit="letterbox",
-        limits=Limits(low=1, high=9.5),
     )
     assert settings.telemetry.health_interval == 60
     assert settings.telemetry.sink == Destination("pubsub", "your-project", "inference-results")
@@ -601,6 +599,37 @@ def test_an_action_that_does_not_fit_the_model(
     ]
 
 
+@pytest.mark.parametrize(
+    ("inference", "message"),
+    [
+        ("limits = { high = 5.0 }",
+         'limits.high: needs [inference].task "regression" or "anomaly", not "classification"'),
+        ('task = "detection"\nlimits = { low = 5 }',
+         'limits.low: needs [inference].task "regression" or "anomaly", not "detection"'),
+        ("iou_threshold = 0.6", 'iou_threshold: needs [inference].task "detection", not "classification"'),
+        ('task = "regression"\ntop_k = 1',
+         'top_k: needs [inference].task "classification" or "detection", not "regression"'),
+        ('task = "anomaly"\nthreshold = 0.0',
+         'threshold: needs [inference].task "classification" or "detection", not "anomaly"'),
+        ('task = "raw"\nlabels = ["a"]',
+         'labels: needs [inference].task "classification", "detection", "regression" or "anomaly", not "raw"'),
+    ],
+)  # fmt: skip
+def test_a_key_that_has_no_effect_with_the_task(faults: Faults, complete: str, inference: str, message: str) -> None:
+    line = 10 + inference.count("\n")
+    key, _, why = message.partition(": ")
+    shown = f"[inference.limits].{key.partition('.')[2]}" if "." in key else f"[inference].{key}"
+    assert faults(f"{complete}[inference]\n{inference}\n") == [f"edge-agent.toml:{line}: {shown}: {why}"]
+
+
+def test_a_table_of_limits_for_another_task_is_told_by_its_keys(faults: Faults, complete: str) -> None:
+    assert faults(f"{complete}[inference.limits]\nlow = 1\nhigh = 2\n") == [
+        f'edge-agent.toml:{line}: [inference.limits].{key}: needs [inference].task "regression" or "anomaly", not '
+        '"classification"'
+        for line, key in ((10, "low"), (11, "high"))
+    ]
+
+
 def test_conditions_that_make_sense(settings_file: Write, complete: str) -> None:
     detection = """
 [inference]
@@ -640,7 +669,9 @@ name = "within"
 when = { label = "low", above = -10, below = -5.5 }
 run = ["beep"]
 """
-    hot, within = load(settings_file(complete + regression), {}).actions
+    settings = load(settings_file(complete + regression), {})
+    assert settings.inference.limits == Limits(low=-5)
+    hot, within = settings.actions
     assert hot.when == When(above=80, hysteresis=100)
     assert within.when == When(label="low", above=-10, below=-5.5)
 

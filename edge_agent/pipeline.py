@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import structlog
 from msgspec import UNSET, UnsetType
 
+from edge_agent.actions.never_said import never_said
 from edge_agent.actions.rules import Rule
 from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.records import LoadReport, ModelFile, Result, ResultEvent
@@ -26,6 +27,8 @@ class Rules(Protocol):
 
     def watch(self, prediction: str | UnsetType) -> bool: ...
     def check(self, event: ResultEvent, captured_ns: int) -> Sequence[Rule]: ...
+    @property
+    def all(self) -> tuple[Rule, ...]: ...
 
 
 class Pipeline:
@@ -88,6 +91,8 @@ class Pipeline:
         """Publish results in another way from now on; what was gathered in the old way goes out."""
         self._publisher.close()
         self._publisher = publisher
+        # The rules may be others, too, and are compared once more with what the model can say.
+        self._facts = None
 
     def close(self) -> None:
         """Queue what has been gathered of results; none come after it."""
@@ -98,6 +103,8 @@ class Pipeline:
             model, report = batch.model, batch.report
             facts = ModelFacts(model.name, model.version, report.accelerator, report.degraded)
             self._facts = (model, report, facts)
+            for sentence in never_said(self.rules.all, report.labels):
+                log.warning("an action cannot be set off", reason=sentence)
         return self._facts[2]
 
     def _raise_alarm(self, rule: Rule, event: ResultEvent, captured_ns: int) -> None:

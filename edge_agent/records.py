@@ -398,8 +398,8 @@ class LoadReport(msgspec.Struct, frozen=True):
     later try may not have (no worker, no device). `device` is the stable name of the Edge TPU in use, `remarks` are
     what an admin should know although the model runs, such as an option that has no effect. `about_device`: the reason
     lies with the Edge TPU; of an accepted model, why it runs on the CPU does: the Edge TPU was opened and could not run
-    it. `agreement`, `accuracy` and `latency_ms` are what the golden samples came to, in the terms' sense; None where
-    there were none, or no labels.
+    it. `labels` are all that the model can say, None if there is no list of them. `agreement`, `accuracy` and
+    `latency_ms` are what the golden samples came to, in the terms' sense; None where there were none, or no labels.
     """
 
     accepted: bool
@@ -410,6 +410,7 @@ class LoadReport(msgspec.Struct, frozen=True):
     device: str | None = None
     remarks: tuple[str, ...] = ()
     about_device: bool = False
+    labels: tuple[str, ...] | None = None
     detail: str = ""
     agreement: float | None = None
     accuracy: float | None = None

@@ -6,6 +6,8 @@ from typing import TypeVar
 
 from msgspec import UnsetType
 
+from edge_agent.actions.never_said import never_said
+from edge_agent.actions.rules import rules_of
 from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, absent, matching
 from edge_agent.inference.accelerators.owners import THIS_SERVICE
@@ -83,6 +85,7 @@ def problems(now: Snapshot) -> list[str]:
     found = [
         *_model_problem(now.model),
         *_worker_problems(now.worker),
+        *_action_problems(now),
         *now.device_problems,
         f"degraded: {degraded}" if (degraded := _degraded(now)) else "",
         sending,
@@ -124,6 +127,11 @@ def _worker_problems(worker: WorkerStatus) -> list[str]:
     if worker.failure:
         found.append(f"no sample can be worked on: {worker.failure}")
     return found
+
+
+def _action_problems(now: Snapshot) -> Sequence[str]:
+    labels = now.worker.report.labels if now.worker.report is not None else None
+    return never_said(tuple(rules_of(now.settings)), labels)
 
 
 def _running(now: Snapshot) -> str:

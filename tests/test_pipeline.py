@@ -32,8 +32,9 @@ class Rig:
     def __init__(self, *rules: Rule, clock: Callable[[], float] = time.monotonic) -> None:
         self.queue = EventList()
         self.ran: list[tuple[str, dict[str, Any], int]] = []
-        envelope = Envelope("edge-001", {}, Clock(), self.queue)
-        self.pipeline = Pipeline(envelope, RuleSet(rules or [RULE]), self.run, Everything(envelope), clock=clock)
+        self.envelope = Envelope("edge-001", {}, Clock(), self.queue)
+        publisher = Everything(self.envelope)
+        self.pipeline = Pipeline(self.envelope, RuleSet(rules or [RULE]), self.run, publisher, clock=clock)
 
     def run(self, rule: Rule, line: bytes, captured_ns: int) -> None:
         self.ran.append((rule.name, json.loads(line), captured_ns))
@@ -74,6 +75,20 @@ def test_a_change_of_the_prediction_is_logged_once(rig: Rig) -> None:
         rig.take("normal", "normal")
         rig.take("normal")
     assert [(line["event"], line["now"]) for line in logs] == [("prediction", "normal")]
+
+
+def test_a_rule_for_what_the_model_never_says_is_told_once_for_a_model_and_after_a_reload(rig: Rig) -> None:
+    report = LoadReport(accepted=True, labels=("normal", "warning"))
+    batch = ResultBatch([Result(0, 1, [Score("normal", 0.9, 0)], 0.0)], MODEL, report, 0, 0, "")
+    with structlog.testing.capture_logs() as logs:
+        rig.pipeline.take(batch)
+        rig.pipeline.take(batch)
+        assert [line["reason"] for line in logs if line["log_level"] == "warning"] == [
+            'action "stop" waits for "failure", which the model never says; it says "normal", "warning"'
+        ]
+        rig.pipeline.publish_by(Everything(rig.envelope))
+        rig.pipeline.take(batch)
+    assert len([line for line in logs if line["log_level"] == "warning"]) == 2
 
 
 def test_a_flickering_prediction_does_not_flood_the_log(rig: Rig) -> None:

@@ -20,6 +20,7 @@ from edge_agent.settings.location import Destination, Location
 from edge_agent.settings.publish import Publish
 from edge_agent.settings.raw_data import RawDataSettings
 from edge_agent.settings.schema import (
+    ActionSettings,
     InferenceSettings,
     ModelSettings,
     QueueSettings,
@@ -27,6 +28,7 @@ from edge_agent.settings.schema import (
     SourceSettings,
     TelemetrySettings,
 )
+from edge_agent.settings.when import When
 from edge_agent.status import Snapshot, make_report, problems, status_line
 from edge_agent.telemetry.sender import SenderState
 
@@ -124,6 +126,13 @@ def test_what_is_wrong_comes_first() -> None:
         "the clock is not set yet; "
         "vibration v1.3 on cpu, 10.0/s, normal; 4711 events wait, the oldest for 2h"
     )
+
+
+def test_an_action_that_nothing_can_set_off_is_wrong() -> None:
+    pump = ActionSettings(name="pump", when=When(label="failur"), run=["true"])
+    worker = WorkerStatus(state="running", source="open", report=LoadReport(accepted=True, labels=("failure", "ok")))
+    now = snapshot(settings=dataclasses.replace(SETTINGS, actions=[pump]), worker=worker)
+    assert problems(now) == ['action "pump" waits for "failur", which the model never says; did you mean "failure"?']
 
 
 def test_a_clock_that_is_wrong_is_said_once_with_what_follows() -> None:

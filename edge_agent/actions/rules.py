@@ -111,6 +111,11 @@ class RuleSet:
         self._label: str | UnsetType | None = None
         self.replace(rules)
 
+    @property
+    def all(self) -> tuple[Rule, ...]:
+        """The rules, in order."""
+        return tuple(progress.rule for progress in self._all)
+
     def watch(self, prediction: str | UnsetType) -> bool:
         """Whether any rule looks at a result with this prediction: if not, `check` may be left out for it."""
         if prediction != self._label:

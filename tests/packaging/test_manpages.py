@@ -30,7 +30,8 @@ from edge_agent.records import LoadReport, ResultEvent, Score
 from edge_agent.service.control_client import ControlError
 from edge_agent.settings.faults import NotSetUp
 from edge_agent.settings.loading import load
-from edge_agent.settings.schema import keys, tables
+from edge_agent.settings.schema import ActionSettings, keys, tables
+from edge_agent.settings.when import When
 from edge_agent.status import Snapshot, problems, status_line
 from edge_agent.telemetry.sender import SenderState
 
@@ -304,8 +305,10 @@ def board_in_trouble() -> Troubles:
 
 
 def test_every_trouble_of_the_status_is_explained(well: Snapshot) -> None:
+    action = ActionSettings(name="alarm", when=When(label="failur"), run=["true"])
     all_wrong = dataclasses.replace(
         well,
+        settings=dataclasses.replace(well.settings, actions=[action]),
         model=msgspec.structs.replace(well.model, refusal="v2 waits: the device is gone"),
         worker=WorkerStatus(
             state="restarting",
@@ -313,7 +316,7 @@ def test_every_trouble_of_the_status_is_explained(well: Snapshot) -> None:
             last_death="killed",
             failure="no match",
             waiting="no device",
-            report=LoadReport(accepted=True, degraded="why"),
+            report=LoadReport(accepted=True, degraded="why", labels=("normal",)),
         ),
         sender=SenderState("offline", "cannot be reached", 0.0, 0, 0, 9),
         queue_trouble="the disk is full",
@@ -326,7 +329,7 @@ def test_every_trouble_of_the_status_is_explained(well: Snapshot) -> None:
     leads = tuple(lead for tag in explained for lead in tag.split(" , "))
     over_budget = dataclasses.replace(well, sender=SenderState("over_budget", "used up", 0.0, 0, 0, 0))
     told = problems(all_wrong) + problems(over_budget)
-    assert len(told) == 10 + 1 + 1 + len(STATES) + 1
+    assert len(told) == 10 + 1 + 1 + 1 + len(STATES) + 1
     assert [problem for problem in told if not problem.startswith(leads)] == []
 
 

@@ -41,6 +41,11 @@ class Anomaly:
     def __str__(self) -> str:
         return "an autoencoder" if self._autoencoder else "an anomaly score"
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The name of the score, and what it is called by the limits, if there are any."""
+        return (self._label, *(("normal", "anomaly") if self._limits else ()))
+
     def decode(self, outputs: Sequence[npt.NDArray[Any]], prepared: Prepared) -> Answer:
         """Return the score. Raises OutputMismatch when it is no number."""
         real = self._tensor.real(outputs[0]).reshape(-1)

@@ -45,6 +45,10 @@ class Task(Protocol):
     def outputs(self) -> tuple[int, ...]:
         """The numbers of the tensors that `decode` takes."""
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """All labels that its answers can have, as the prediction or of a score; None if there is no list of them."""
+
     def decode(self, outputs: Sequence[Array], prepared: Prepared) -> Answer:
         """Return what the tensors, in the order of `outputs`, say of the input. Raises OutputMismatch."""
 

@@ -38,6 +38,11 @@ class Classification:
     def __str__(self) -> str:
         return f"{self.classes} classes"
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """One for each class."""
+        return tuple(self._labels)
+
     def decode(self, outputs: Sequence[npt.NDArray[Any]], prepared: Prepared) -> Answer:  # noqa: ARG002  no use for it
         """Return the best classes, best first; of equal scores the lower class comes first.
 

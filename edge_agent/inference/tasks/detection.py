@@ -55,6 +55,11 @@ class Detection:
         classes = self._detector.classes
         return "objects" if classes is None else f"objects of {classes} classes"
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """One for each class but the background; None where classes are but numbers."""
+        return tuple(self._labels[1:] if self._background else self._labels) or None
+
     def decode(self, outputs: Sequence[Array], prepared: Prepared) -> Answer:
         """Return the objects, best first. Raises OutputMismatch.
 

@@ -33,6 +33,10 @@ class Raw:
     def __str__(self) -> str:
         return f"{self._values} output values"
 
+    @property
+    def labels(self) -> None:
+        """It names tensors, and says nothing of a sample."""
+
     def decode(self, outputs: Sequence[npt.NDArray[Any]], prepared: Prepared) -> Answer:  # noqa: ARG002  no use for it
         """Return the tensors with their names."""
         return Answer([], outputs=list(map(_as_it_is, self._tensors, outputs)))

@@ -52,6 +52,11 @@ class Regression:
     def __str__(self) -> str:
         return f"{len(self._labels)} values"
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the values, and what the first one is called by the limits, if there are any."""
+        return (*self._labels, *(("low", "normal", "high") if self._limits else ()))
+
     def decode(self, outputs: Sequence[npt.NDArray[Any]], prepared: Prepared) -> Answer:  # noqa: ARG002  no use for it
         """Return the values. Raises OutputMismatch when one is no number."""
         values: list[float] = []

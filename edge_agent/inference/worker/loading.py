@@ -36,6 +36,7 @@ def load_model(
         device=model.device,
         remarks=(*model.remarks, *_remarks(model, load)),
         about_device=model.device_failed,
+        labels=model.task.labels,
         detail=f"input {model.input}, {model.task}, built in {(time.monotonic() - start) * 1000:.0f} ms by {runtime}",
     )
     if load.terms.golden:

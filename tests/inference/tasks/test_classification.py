@@ -24,6 +24,7 @@ def decoded(task: Classification, values: Any) -> list[Score]:
 
 def test_best_classes_come_first_with_their_label_and_number() -> None:
     task = Classification(outputs(3), ["normal", "warning", "failure"], 2)
+    assert task.labels == ("normal", "warning", "failure")
     scores = decoded(task, np.array([[10, 64, 128]], np.uint8))
     assert [(s.label, s.score, s.index) for s in scores] == [("failure", 0.5, 2), ("warning", 0.25, 1)]
 

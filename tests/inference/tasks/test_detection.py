@@ -138,6 +138,8 @@ def test_outputs_of_which_none_can_be_classes_are_refused() -> None:
 def test_labels_of_objects_are_found_by_class_number() -> None:
     tensors = postprocessed(list(VALUES))
     values = list(VALUES.values())
+    assert detection(tensors, ["???", "person", "bicycle"]).labels == ("person", "bicycle")
+    assert detection(tensors).labels is None
     for labels, expected in (
         (["person", "bicycle", "car"], ["car", "person"]),
         (["???", "person", "bicycle", "car"], ["car", "person"]),
@@ -216,7 +218,9 @@ def test_boxes_and_scores_may_be_quantised_and_boxes_in_pixels() -> None:
 
 
 def test_a_background_column_is_no_object() -> None:
-    objects = decode(detection(PAIR, ["background", "cat", "dog"]), PAIR, [PAIR_BOXES, PAIR_SCORES])
+    task = detection(PAIR, ["background", "cat", "dog"])
+    assert task.labels == ("cat", "dog")
+    objects = decode(task, PAIR, [PAIR_BOXES, PAIR_SCORES])
     assert [score.label for score in objects] == ["cat", "dog"]
 
 

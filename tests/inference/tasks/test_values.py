@@ -78,6 +78,7 @@ def test_single_values_go_by_the_names_of_their_outputs(tmp_path: Path) -> None:
 def test_limits_say_what_is_normal(tmp_path: Path, limits: Any, expected: Any) -> None:
     model = built(slices(Spec("x", (1, 1)), [Spec("y", (1, 1))]), tmp_path, "regression", **limits)
     assert [run(model, value).verdict for value in (9.9, 10.0, 50.0, 90.0, 90.1)] == expected
+    assert model.task.labels == (("0", "low", "normal", "high") if limits else ("0",))
 
 
 def test_a_value_that_is_no_number_is_an_error_of_the_sample(tmp_path: Path) -> None:
@@ -113,6 +114,7 @@ def test_a_score_below_its_lower_limit_is_an_anomaly_too(tmp_path: Path, limits:
     result = run(model, 0.5, 0, 0, 0)
     assert result.verdict == verdict
     assert result.scores[0].label == "wear"
+    assert model.task.labels == (("wear", "normal", "anomaly") if limits else ("wear",))
 
 
 def test_an_autoencoders_score_is_the_mean_of_the_squared_differences(tmp_path: Path) -> None:

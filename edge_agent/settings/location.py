@@ -13,6 +13,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{0,221}")
 _PROJECT = re.compile(r"[a-z][a-z0-9.:-]{0,100}")
 _TOPIC = re.compile(r"[A-Za-z][A-Za-z0-9._~%+-]{2,254}")
 _GENERIC = frozenset({"model", "models", "latest", "release.json"})
+_ONE_SLASH = re.compile(r"(gs|file|pubsub):/")
 _LAST_SLASH = re.compile(r"(?<=[^/:])/+$")
 _SUFFIX = re.compile(r"(?:_edgetpu|_quant)+$")
 
@@ -107,6 +108,8 @@ def _split(text: object, *, others: str) -> tuple[str, str]:
         raise ValueError(f"expected {others} or a path in quotes, not {show(text)}")
     scheme, separator, rest = text.partition("://")
     if not separator:
+        if _ONE_SLASH.match(text):
+            raise ValueError(f"{show(text)} needs two slashes behind the colon")
         return "file", _no_folder(text, text)
     if scheme != "file":
         return scheme, rest

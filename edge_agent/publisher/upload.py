@@ -104,7 +104,7 @@ def _claims(
     claims = Claims(
         sha256=file_sha256(plain.model),
         sequence=str(sequence),
-        audience=audience,
+        rollout=audience,
         name=name,
         labels="" if plain.labels is None else json.dumps(plain.labels, ensure_ascii=False),
         accuracy="" if plain.accuracy is None else f"{plain.accuracy:g}",

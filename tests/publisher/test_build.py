@@ -95,8 +95,10 @@ def test_parts_beside_the_edge_tpu_and_runtimes_of_the_future_are_told() -> None
     assert runtime.startswith("it needs an Edge TPU runtime of version 15, and that of libedgetpu 16.0 is 14: compile ")
     facts = ModelFacts([TensorFacts((-1, 3), "uint8")], [tensor], {"SOFTMAX": 1}, dynamic=3)
     assert "an input has no fixed shape (uint8 of shape -1x3)" in next(iter(about_model(facts, None)))
-    facts = ModelFacts([tensor], [tensor], {"SOFTMAX": 1}, dynamic=3)
-    assert list(about_model(facts, None)) == ["3 tensors have no fixed shape: the Edge TPU's compiler refuses them"]
+    facts = ModelFacts([tensor], [TensorFacts((1, -1), "uint8")], {"SOFTMAX": 1}, dynamic=3)
+    assert list(about_model(facts, ["a", "b"])) == [
+        "3 tensors have no fixed shape: the Edge TPU's compiler refuses them"
+    ]
 
 
 @pytest.mark.parametrize(

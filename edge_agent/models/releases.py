@@ -29,7 +29,7 @@ VERSION_LENGTH = 128
 class Claims(msgspec.Struct, frozen=True):
     """What the metadata of an object in the plain form claims, as it stands there; empty where it says nothing.
 
-    `sha256` is that of its bytes, `rollout` the audience in words, `name` that of the model. `signature` is one by `key` over the version and all the
+    `sha256` is that of its bytes, `name` that of the model. `signature` is one by `key` over the version and all the
     others.
     """
 

@@ -193,7 +193,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, capsys: pytest.
         (("sign", "{folder}", "--key", "{folder}/release.json"), 65, "holds no private key in PEM form"),
         (("sign", "{folder}", "--key", "{key}", "--expires", "soon"), 65, "--expires: "),
         (("publish", "{folder}", "https://host/x"), 65, "must begin with gs:// or file:///"),
-        (("publish", "{folder}", "gs:/bucket/x"), 65, '"gs:/bucket/x" needs two slashes behind the colon'),
+        (("publish", "{folder}", "gs:/bucket/x"), 65, '"gs:/bucket/x" is neither a URL nor meant as a path'),
         (
             ("build", "--name", "n", "--version", "v", "--model", "{folder}/none", "{folder}/out"),
             65,

@@ -129,7 +129,7 @@ def _prepared(
     if not is_for_all(manifest.audience):
         manifest = msgspec.structs.replace(manifest, before=_for_the_rest(previous, manifest, keys, place))
     if previous is not None and previous.manifest.sequence > manifest.sequence:
-        if not keys:
+        if built.signatures and not keys:
             raise ReleaseError(
                 f"{place.url} has {previous.manifest.version}, which was built later; devices would take "
                 f"{manifest.version} for an old one shown again: build it again to go back to it, or give --key"

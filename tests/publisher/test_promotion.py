@@ -83,6 +83,18 @@ def test_going_back_is_publishing_the_old_one_again_with_the_key(workshop: Works
     assert workshop.seen_by_device(Device("d1")) == "v1.3"
 
 
+def test_going_back_without_keys_is_publishing_the_old_one_again(workshop: Workshop) -> None:
+    old, new = workshop.build("v1.3", 1), workshop.build("v1.4", 2, b"new")
+    for folder in (old, new):
+        made = parse((folder / "release.json").read_bytes()).manifest
+        (folder / "release.json").write_bytes(unsigned(made).encode())
+        workshop.publish(folder)
+    halt(open_place(workshop.url), [])
+    back = workshop.publish(old)
+    assert (back.previous.version, workshop.there().version) == ("v1.4", "v1.3")
+    assert back.manifest.sequence > back.previous.sequence
+
+
 def test_the_record_of_a_version_is_written_once_and_stays_what_it_was(workshop: Workshop) -> None:
     folder = workshop.build("v1.4/β", 2, b"new")
     workshop.publish(folder)
@@ -148,7 +160,7 @@ def test_nothing_is_signed_that_was_not_signed_before(workshop: Workshop) -> Non
     workshop.publish(workshop.build("v1.3", 1))
     new = workshop.build("v1.4", 2, b"new")
     forged(workshop, open_place(workshop.url), version="v6.6.6")
-    unsafe = r"was changed after it was signed with .* is not signed as it is"
+    unsafe = r"was changed after it was signed with .* only what was signed is signed again: find out "
     with pytest.raises(ReleaseError, match=unsafe):
         promote(open_place(workshop.url), Change(percent=5.0), workshop.keys)
     with pytest.raises(ReleaseError, match=unsafe):

@@ -202,12 +202,14 @@ def _change(options: Namespace) -> Change:
 
 
 def _cohort(text: str) -> dict[str, str]:
+    how = "write a cohort as in site=lyon,line=3, and give --cohort once more for another one"
     try:
-        return parse_cohort(text)
+        cohort = parse_cohort(text)
     except AudienceError as error:
-        raise ReleaseError(
-            f"--cohort: {error}; write a cohort as in site=lyon,line=3, and give --cohort once more for another one"
-        ) from error
+        raise ReleaseError(f"--cohort: {error}; {how}") from error
+    if not all(map(all, cohort.items())):
+        raise ReleaseError(f"--cohort: {text!r} has a label without name or value; {how}")
+    return cohort
 
 
 def _percent(option: str, text: str) -> float:

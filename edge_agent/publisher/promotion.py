@@ -96,6 +96,6 @@ def _check_keys(file: SignedManifest, keys: Keys, place: Place) -> None:
                 "that one any more, publish the release again from its folder"
             ) from error
         raise ReleaseError(
-            f"{place.url}/{MANIFEST} {error}, and only what was signed is signed again: find out who made it, or publish "
-            "the release from the folder that it was built in"
+            f"{place.url}/{MANIFEST} {error}, and only what was signed is signed again: find out who made it, or "
+            "publish the release from the folder that it was built in"
         ) from error

@@ -346,6 +346,7 @@ def test_an_empty_place(workshop: Workshop) -> None:
         (("--percent", "101"), "--percent: '101' is no percentage from 0 to 100"),
         (("--shadow", "nan"), "--shadow: 'nan' is no percentage from 0 to 100"),
         (("--cohort", "lyon"), '--cohort: "lyon" is no label, NAME=VALUE; write a cohort as in site=lyon,line=3, and '),
+        (("--cohort", "site="), "--cohort: 'site=' has a label without name or value; write a cohort as in "),
         (("--cohort", "site=lyon;"), '--cohort: "site=lyon;" is no label'),
         (
             ("--cohort", "site=lyon,site=paris"),

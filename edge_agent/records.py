@@ -158,6 +158,9 @@ _Agreement = Annotated[
     ),
 ]
 _TrialFailed = Annotated[int, Meta(ge=0, description="samples that it could not work on")]
+_GoldenAccuracy = Annotated[
+    float, Meta(ge=0, le=1, description="share of the golden samples with a label that were told right on this device")
+]
 _TrialLatency = Annotated[
     float, Meta(ge=0, description="95 % of its runs took no longer: in the trial, before it those on golden samples")
 ]
@@ -279,6 +282,7 @@ class ModelEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag=
     reason: Annotated[str | UnsetType, Meta(description="why it was refused, given up or ended")] = UNSET
     samples: _TrialSamples | UnsetType = UNSET
     agreement: _Agreement | UnsetType = UNSET
+    golden_accuracy: _GoldenAccuracy | UnsetType = UNSET
     failed: _TrialFailed | UnsetType = UNSET
     clipped: _Clipped | UnsetType = UNSET
     latency_ms: _TrialLatency | UnsetType = UNSET
@@ -393,8 +397,9 @@ class LoadReport(msgspec.Struct, frozen=True):
     `permanent` tells a file that can never work (it is no model, or needs other inputs) from bad luck that a
     later try may not have (no worker, no device). `device` is the stable name of the Edge TPU in use, `remarks` are
     what an admin should know although the model runs, such as an option that has no effect. `about_device`: the reason
-    lies with the Edge TPU. `agreement`, `accuracy` and `latency_ms` are what the golden samples came to, in the
-    terms' sense; None where there were none, or no labels.
+    lies with the Edge TPU; of an accepted model, why it runs on the CPU does: the Edge TPU was opened and could not run
+    it. `agreement`, `accuracy` and `latency_ms` are what the golden samples came to, in the terms' sense; None where
+    there were none, or no labels.
     """
 
     accepted: bool

@@ -16,15 +16,22 @@ import numpy as np
 from edge_agent.records import Sample
 from edge_agent.sources.base import Source, SourceEnded, SourceError
 
+# By then the model has worked on all that was read before.
+_REST = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class FaultyOptions:
-    """`what` happens before sample number `at`; once only if a file `marker` is named."""
+    """`what` happens before sample number `at`; once only if a file `marker` is named.
+
+    With `call` it happens when that file is made, once, while the model has nothing to do.
+    """
 
     at: int = 10
     total: int = 100
     what: str = "end"
     marker: Path | None = None
+    call: Path | None = None
     values: int = 128
     pause: float = 0.0
     labels: list[str] = field(default_factory=list)
@@ -49,7 +56,7 @@ class Faulty(Source):
     def read(self, timeout: float) -> Sample | None:
         """Return the next sample, or misbehave."""
         self._number += 1
-        if self._number == self._options.at and self._first_time():
+        if self._is_called() or (self._number == self._options.at and self._first_time()):
             self._misbehave()
         if self._number > self._options.total:
             raise SourceEnded("all samples were read")
@@ -71,6 +78,14 @@ class Faulty(Source):
             time.sleep(3600)
         elif self._options.what == "close_fails":
             raise KeyError("closed badly")
+
+    def _is_called(self) -> bool:
+        call = self._options.call
+        if call is None or not call.exists():
+            return False
+        call.unlink()
+        time.sleep(_REST)
+        return True
 
     def _first_time(self) -> bool:
         marker = self._options.marker

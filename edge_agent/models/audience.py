@@ -46,7 +46,7 @@ _FORM = re.compile(
 
 
 class AudienceError(ValueError):
-    """A text is no audience, or no cohort. The message says what about it, and how to write it."""
+    """A text is no audience, or no cohort. The message says what about it; of an audience also how to write one."""
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -90,14 +90,16 @@ def parse_audience(text: str) -> Audience:
     halted, percent, shadow, cohorts = match.group("halted", "percent", "shadow", "cohorts") if match else [None] * 4
     # Whoever names some devices means those, and not all.
     everybody = "0" if shadow or cohorts else "100"
-    found = {
-        "percent": float(percent or everybody),
-        "halted": halted is not None,
-        "shadow": float(Decimal(shadow or 0).scaleb(-2)),
-        "cohorts": [parse_cohort(each) for each in cohorts.split(";")] if cohorts else [],
-    }
     try:
+        found = {
+            "percent": float(percent or everybody),
+            "halted": halted is not None,
+            "shadow": float(Decimal(shadow or 0).scaleb(-2)),
+            "cohorts": [parse_cohort(each) for each in cohorts.split(";")] if cohorts else [],
+        }
         return msgspec.convert(found, Audience)
+    except AudienceError as error:
+        raise AudienceError(f"{error}; {_HOW}") from error
     except msgspec.ValidationError as error:
         raise AudienceError(f"{show(text)} is no audience: {error}; {_HOW}") from error
 
@@ -117,11 +119,11 @@ def parse_cohort(text: str) -> dict[str, str]:
     labels: dict[str, str] = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
-        if not equals or "=" in value:
-            raise AudienceError(f"{show(part.strip())} is no label, NAME=VALUE; {_HOW}")
+        if not equals or "=" in value or ";" in part:
+            raise AudienceError(f"{show(part.strip())} is no label, NAME=VALUE")
         name = _unquoted(name)
         if name in labels:
-            raise AudienceError(f"{show(text.strip())} has the label {show(name)} twice; another cohort begins with ;")
+            raise AudienceError(f"{show(text.strip())} has the label {show(name)} twice, which no device has")
         labels[name] = _unquoted(value)
     return labels
 
@@ -135,7 +137,7 @@ def _unquoted(text: str) -> str:
     try:
         return unquote(text.strip(), errors="strict")
     except UnicodeDecodeError as error:
-        raise AudienceError(f"{show(text.strip())} is not UTF-8, written as in a URL; {_HOW}") from error
+        raise AudienceError(f"{show(text.strip())} is not UTF-8, written as in a URL") from error
 
 
 def _digits(number: float, point: int = 0) -> str:

@@ -1,8 +1,8 @@
 """Models in the plain form: one object, and what its metadata say of it.
 
-    gsutil -h "x-goog-meta-version:v1.3" -h "x-goog-meta-sha256:3f1c…" -h "x-goog-meta-audience:10%" cp model.tflite gs://b/
+    gsutil -h "x-goog-meta-version:v1.3" -h "x-goog-meta-sha256:3f1c…" -h "x-goog-meta-rollout:10%" cp model.tflite gs://b/
 
-`sha256` and `audience` are optional, and where nobody has keys so are `signature`, `key` and `sequence`. The JSON file
+`sha256` and `rollout` are optional, and where nobody has keys so are `signature`, `key` and `sequence`. The JSON file
 beside a model in a folder may have the same members.
 """
 
@@ -82,9 +82,9 @@ class PlainStore:
 
     def _offered(self, remote: RemoteObject, device: Device) -> RemoteObject:
         try:
-            audience = parse_audience(remote.claims.audience)
+            audience = parse_audience(remote.claims.rollout)
         except AudienceError as error:
-            raise StoreNeedsPerson(f"{self.url} has an audience in its metadata that is none", str(error)) from error
+            raise StoreNeedsPerson(f"{self.url} has a rollout in its metadata that is none", str(error)) from error
         why = why_not(audience, device, version=remote.version, sha256=remote.claims.sha256)
         if not why:
             return remote

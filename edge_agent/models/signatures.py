@@ -116,7 +116,7 @@ def _plain(version: str, claims: Claims) -> bytes:
         version,
         claims.sha256,
         claims.sequence,
-        claims.audience,
+        claims.rollout,
         claims.name,
         claims.labels,
         claims.accuracy,

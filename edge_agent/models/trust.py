@@ -66,7 +66,7 @@ class Trust:
         if now is not None and manifest.expires is not None and manifest.expires < now:
             raise StoreNeedsPerson(
                 f"{url} has expired: {manifest.version} was good until {_day(manifest.expires)}",
-                "sign it again (edge-agent release sign), and see that the device's clock is right",
+                "sign it again (edge-agent release promote --expires), and see that the device's clock is right",
             )
 
     def sequence(self, url: str, claims: Claims) -> int:
@@ -85,7 +85,7 @@ class Trust:
         now, expires = self._now(), manifest.expires
         if now is None or expires is None or expires > now + NOTICE:
             return ""
-        return f"{manifest.version} is good until {_day(expires)}: sign it again (edge-agent release sign)"
+        return f"{manifest.version} is good until {_day(expires)}: sign it again (edge-agent release promote --expires)"
 
     def _check_sequence(self, url: str, sequence: int) -> None:
         now = self._now()

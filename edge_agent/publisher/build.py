@@ -5,7 +5,6 @@ out/objects/3f1c8a2b94d07e15-model.tflite     each file under a name that no oth
 """
 
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,12 @@ from edge_agent.durable import replace_file
 from edge_agent.inference.checks.inspection import ModelFacts, NotInspectedError, inspect
 from edge_agent.inference.interpreter.labels import LabelsError, read_labels
 from edge_agent.models.manifest import FORMAT, MANIFEST, OBJECTS, Acceptance, Manifest, ObjectFile
+from edge_agent.models.releases import clean_version
 from edge_agent.models.stores import file_sha256
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.golden import Examined, Question, about_golden, examine
 from edge_agent.publisher.keys import signed_with
+from edge_agent.publisher.places import copy
 from edge_agent.publisher.remarks import about_model, number_of_classes
 
 GOLDEN_NAME = "golden.npz"
@@ -57,6 +58,9 @@ class Built(msgspec.Struct, frozen=True):
 
 async def build(ingredients: Ingredients, folder: Path, *, now_ms: int | None = None) -> Built:
     """Inspect everything, and write the release to `folder`. Raises ReleaseError, OSError."""
+    for option, text in (("--name", ingredients.name), ("--version", ingredients.version)):
+        if not text or clean_version(text) != text:
+            raise ReleaseError(f"{option}: {text!r} is none: give one line of up to 128 letters")
     model = await inspected(ingredients.model)
     twin = await inspected(ingredients.twin) if ingredients.twin is not None else None
     labels = given_labels(ingredients.labels)
@@ -85,10 +89,19 @@ class _Files(msgspec.Struct, frozen=True):
 
 async def inspected(path: Path) -> ModelFacts:
     """Return what a model file holds. Raises ReleaseError."""
+    _check_readable(path)
     try:
         return await inspect(str(path))
     except NotInspectedError as error:
         raise ReleaseError(f"{path}: {error}") from error
+
+
+def _check_readable(path: Path) -> None:
+    """The runtime says of a file that is not there that it is no model."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ReleaseError(f"{path}: cannot be used: {error.strerror}") from error
 
 
 def given_labels(path: Path | None) -> list[str] | None:
@@ -123,10 +136,17 @@ async def _run_golden(
         if ingredients.golden_labels is not None or ingredients.acceptance != Acceptance():
             raise ReleaseError("without golden samples (--golden) there is nothing that a device could find out")
         return None
-    task = ingredients.task or ("classification" if (number_of_classes(model) or 0) > 1 else "raw")
+    classes = number_of_classes(model) or 0
+    task = ingredients.task or ("classification" if classes > 1 else "raw")
+    if task == "classification" and classes and labels is not None and len(labels) != classes:
+        raise ReleaseError(
+            f"{ingredients.labels}: {len(labels)} labels, but the model has {classes} outputs; a classifier would be "
+            "refused. Correct the labels, or say what else it is (--task)"
+        )
     return await examine(
         Question(
             model=str(ingredients.twin or ingredients.model),
+            compiled=model.compiled and ingredients.twin is None,
             source=str(ingredients.golden),
             output=str(output),
             task=task,
@@ -175,7 +195,7 @@ def _write(files: _Files, manifest: Manifest, folder: Path) -> None:
     pairs = ((files.model, manifest.model), (files.twin, manifest.twin), (files.golden, manifest.acceptance.golden))
     for path, each in pairs:
         if path is not None and each is not None:
-            shutil.copyfile(path, objects / each.name)
+            copy(path, objects / each.name, lambda _: None)
     replace_file(folder / MANIFEST, file.encode())
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import os
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -13,8 +14,9 @@ import msgspec
 
 from edge_agent.models.audience import AudienceError, parse_cohort, write_audience
 from edge_agent.models.manifest import MANIFEST, OBJECTS, Acceptance, Audience, Manifest, SignedManifest
+from edge_agent.models.releases import clean_version
 from edge_agent.models.signatures import KeyFileError, UntrustedError, read_public_key, verify
-from edge_agent.publisher.audiences import Change
+from edge_agent.publisher.audiences import ALL, UNCHANGED, Change
 from edge_agent.publisher.build import Ingredients, build, given_labels, inspected
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.keys import make_key, read_keys, read_manifest, sign_release
@@ -23,6 +25,7 @@ from edge_agent.publisher.places import open_place
 from edge_agent.publisher.promotion import Promoted, halt, promote
 from edge_agent.publisher.publish import publish
 from edge_agent.publisher.remarks import about_model
+from edge_agent.publisher.times import why_untimely
 from edge_agent.publisher.upload import Plain, upload
 from edge_agent.settings.units import parse_duration
 
@@ -31,6 +34,9 @@ def run(options: Namespace) -> int:
     """Carry a command out; returns the exit status."""
     try:
         return int(_COMMANDS[options.release](options))
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; no device sees the half of a release: give the same command again\n")
+        return 128 + signal.SIGINT
     except ReleaseError as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_DATAERR
@@ -83,7 +89,8 @@ def _acceptance(options: Namespace) -> Acceptance:
 
 
 def _sign(options: Namespace) -> int:
-    signed = sign_release(options.folder, options.key, expires=_expiry(options))
+    signed, lost = sign_release(options.folder, options.key, expires=_expiry(options))
+    _warn([f"the signature with {each} is gone, as the time has changed: sign with that --key, too" for each in lost])
     _say(f"{options.folder / MANIFEST}: signed with {_keys(signed)}{_until(signed.manifest)}")
     return os.EX_OK
 
@@ -105,8 +112,8 @@ def _publish(options: Namespace) -> int:
 
 def _promote(options: Namespace) -> int:
     change = _change(options)
-    if change == Change():
-        raise ReleaseError("say for whom: --percent, --cohort or --shadow")
+    if change == UNCHANGED and options.expires is None:
+        raise ReleaseError("say for whom: --percent, --cohort or --shadow; or how long: --expires")
     place = open_place(options.url)
     done = promote(place, change, read_keys(options.key or ()), expires=_expiry(options))
     return _promoted(f"{place.url}/{MANIFEST}", done)
@@ -114,7 +121,7 @@ def _promote(options: Namespace) -> int:
 
 def _halt(options: Namespace) -> int:
     place = open_place(options.url)
-    done = halt(place, read_keys(options.key or ()), why=options.why or "")
+    done = halt(place, read_keys(options.key or ()), why=_why(options.why or ""))
     before = done.manifest.before
     _promoted(f"{place.url}/{MANIFEST}", done)
     back = "" if before is None else f"; to take it back from them publish {before.version} again"
@@ -124,8 +131,8 @@ def _halt(options: Namespace) -> int:
 
 def _promoted(url: str, done: Promoted) -> int:
     _warn(done.warnings)
-    was = write_audience(done.previous.audience)
-    _say(f"{url}: {done.manifest.name} {done.manifest.version}{_whom(done.manifest) or ' for all'}; it was for {was}")
+    now, was = done.manifest, write_audience(done.previous.audience)
+    _say(f"{url}: {now.name} {now.version}{_whom(now) or ' for all'}{_until(now)}; it was for {was}")
     return os.EX_OK
 
 
@@ -168,34 +175,57 @@ def _show(options: Namespace) -> int:
 
 def _judge(file: SignedManifest, key_file: Path) -> int:
     try:
-        _say(f"  devices with {key_file} believe it: {verify(file, [read_public_key(key_file)])}")
-    except (UntrustedError, KeyFileError) as error:
+        key = verify(file, [read_public_key(key_file)])
+    except KeyFileError as error:
+        raise ReleaseError(str(error)) from error
+    except UntrustedError as error:
         raise ReleaseError(f"devices with {key_file} do not believe it: it {error}") from error
+    if untimely := why_untimely(file.manifest):
+        raise ReleaseError(f"devices with {key_file} do not take it: {untimely}")
+    _say(f"  devices with {key_file} believe it: {key}")
     return os.EX_OK
 
 
 def _change(options: Namespace) -> Change:
+    cohorts = None if options.cohort is None else list(map(_cohort, options.cohort))
+    shadow = None if options.shadow is None else _percent("--shadow", options.shadow) / 100
+    percent = None if options.percent is None else _percent("--percent", options.percent)
+    if percent is None and (cohorts, shadow) != (None, None) and options.release != "promote":
+        # Whoever names some devices, or wants a trial beside what they have, does not mean all: as in metadata.
+        percent = 0.0
+    change = Change(percent=percent, cohorts=cohorts, shadow=shadow)
     try:
-        cohorts = None if options.cohort is None else list(map(parse_cohort, options.cohort))
-        shadow = None if options.shadow is None else _percent(options.shadow) / 100
-        percent = None if options.percent is None else _percent(options.percent)
-        change = Change(percent=percent, cohorts=cohorts, shadow=shadow)
-        if cohorts is not None and percent is None and options.release != "promote":
-            # Whoever names some devices means those, and not all.
-            change = msgspec.structs.replace(change, percent=0.0)
         msgspec.convert(msgspec.to_builtins(change.applied(Audience())), Audience)
-    except AudienceError as error:
-        raise ReleaseError(f"--cohort: {error}") from error
     except msgspec.ValidationError as error:
-        raise ReleaseError(f"--percent, --cohort or --shadow: {error}") from error
+        raise ReleaseError(f"--cohort: {error}") from error
     return change
 
 
-def _percent(text: str) -> float:
+def _cohort(text: str) -> dict[str, str]:
+    how = "write a cohort as in site=lyon,line=3, and give --cohort once more for another one"
     try:
-        return float(text.removesuffix("%"))
+        cohort = parse_cohort(text)
+    except AudienceError as error:
+        raise ReleaseError(f"--cohort: {error}; {how}") from error
+    if not all(map(all, cohort.items())):
+        raise ReleaseError(f"--cohort: {text!r} has a label without name or value; {how}")
+    return cohort
+
+
+def _percent(option: str, text: str) -> float:
+    try:
+        percent = float(text.removesuffix("%"))
     except ValueError as error:
-        raise ReleaseError(f"{text!r} is no percentage: write 10, or 10%") from error
+        raise ReleaseError(f"{option}: {text!r} is no percentage: write 10, or 10%") from error
+    if not 0 <= percent <= ALL:
+        raise ReleaseError(f"{option}: {text!r} is no percentage from 0 to 100")
+    return percent
+
+
+def _why(text: str) -> str:
+    if text and clean_version(text) != text:
+        raise ReleaseError("--why: give one line of up to 128 letters")
+    return text
 
 
 def _whom(manifest: Manifest) -> str:
@@ -210,10 +240,16 @@ def _expiry(options: Namespace) -> int | None:
 
 
 def _seconds(option: str, text: str) -> float:
+    if text.isdecimal():
+        # As of "90", which one person takes for days and another for milliseconds.
+        raise ReleaseError(f'{option}: {text!r} has no unit; write for instance "20ms", "12h" or "90d"')
     try:
-        return parse_duration(text)
+        seconds = parse_duration(text)
     except ValueError as error:
         raise ReleaseError(f"{option}: {error}") from error
+    if not seconds:
+        raise ReleaseError(f"{option}: must be longer than {text}")
+    return seconds
 
 
 def _keys(file: SignedManifest) -> str:

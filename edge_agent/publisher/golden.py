@@ -24,7 +24,7 @@ _CONVERT = "convert it again with a representative data set of samples like thes
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be run. `model` is that for the Edge TPU only where there is none for the CPU.
+    """What is to be run. `model` is that for the Edge TPU (`compiled`) only where there is none for the CPU.
 
     `source` is a file of samples, a folder of pictures or a file of golden samples; `labels_file` has a line for each
     sample. `labels` and `task` are the model's. The golden samples are written to `output`.
@@ -34,6 +34,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     output: str
     task: str
+    compiled: bool = False
     labels_file: str | None = None
     labels: list[str] | None = None
     acceptance: Acceptance = Acceptance()

@@ -58,8 +58,11 @@ def main() -> None:
         answer = Answer(problem=str(error))
     except (InputMismatch, OutputMismatch, RuntimeError) as error:
         answer = Answer(problem=f"the model cannot work on them: {' '.join(str(error).split())[:300]}")
-    except (SourceError, OSError) as error:
+    except SourceError as error:
         answer = Answer(problem=str(error))
+    except OSError as error:
+        where = "" if error.filename == question.source else f"{error.filename}: "
+        answer = Answer(problem=f"{where}{error.strerror}")
     sys.stdout.write(msgspec.json.encode(answer).decode())
 
 
@@ -70,9 +73,9 @@ def _examined(question: Question) -> Examined:
     try:
         model = _load(question)
     except ModelRefused as refused:
+        rather = ". Give the model for the CPU (--twin), or golden samples with their outputs (.npz)"
         raise _Useless(
-            f"the model cannot be run on them here: {refused}. Give the model for the CPU (--twin), or golden samples "
-            "with their outputs (.npz)"
+            f"the model cannot be run on them here: {refused}{rather if question.compiled else ''}"
         ) from refused
     try:
         return _recorded(question, _read(question, model), model)

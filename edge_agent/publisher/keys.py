@@ -99,9 +99,14 @@ def check_signed(file: SignedManifest, keys: Sequence[Ed25519PrivateKey]) -> Non
     verify(file, [key.public_key() for key in keys])
 
 
-def lost_signatures(file: SignedManifest, keys: Sequence[Ed25519PrivateKey]) -> list[str]:
-    """Return the ids of the keys whose signatures are lost when the file is signed anew with `keys`."""
-    return sorted({each.key for each in file.signatures} - {key_id(key.public_key()) for key in keys})
+def key_ids(keys: Sequence[Ed25519PrivateKey]) -> set[str]:
+    """Return the ids of keys."""
+    return {key_id(key.public_key()) for key in keys}
+
+
+def lost_signatures(before: SignedManifest, after: SignedManifest) -> list[str]:
+    """Return the ids of the keys that have signed what was there before, and not what comes after it."""
+    return sorted({each.key for each in before.signatures} - {each.key for each in after.signatures})
 
 
 def read_manifest(folder: Path) -> SignedManifest:
@@ -113,16 +118,18 @@ def read_manifest(folder: Path) -> SignedManifest:
         raise ReleaseError(f"{path}: {error}") from error
 
 
-def sign_release(folder: Path, key_files: Sequence[Path], *, expires: int | None = None) -> SignedManifest:
+def sign_release(
+    folder: Path, key_files: Sequence[Path], *, expires: int | None = None
+) -> tuple[SignedManifest, list[str]]:
     """Sign the manifest of a release in a folder; `expires` (seconds since 1970) changes what is signed.
 
-    Raises ReleaseError, OSError.
+    Returns it, and the ids of the keys whose signatures are lost by that. Raises ReleaseError, OSError.
     """
     keys = read_keys(key_files)
-    file = read_manifest(folder)
+    before = file = read_manifest(folder)
     if expires is not None and expires != file.manifest.expires:
         file = unsigned(msgspec.structs.replace(file.manifest, expires=expires))
     for key in keys:
         file = sign(file, key)
     replace_file(folder / MANIFEST, _readable(file).encode())
-    return file
+    return file, lost_signatures(before, file)

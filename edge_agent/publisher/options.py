@@ -130,7 +130,7 @@ def _add_list(steps: "Steps") -> None:
 def _add_upload(steps: "Steps") -> None:
     upload = steps.add_parser("upload", help="upload a model as a single object, with what is known of it as metadata")
     upload.add_argument("model", type=Path, metavar="FILE", help="the model that devices run")
-    upload.add_argument("url", metavar="URL", help="gs://BUCKET/OBJECT, file:///FILE or a path")
+    upload.add_argument("url", metavar="URL", help="where it is to be: gs://BUCKET/OBJECT, file:///FILE or a path")
     upload.add_argument("--version", required=True, metavar="VERSION", help="of this model, for instance v1.4")
     upload.add_argument(
         "--name", default="", metavar="NAME", help="[model].name of the devices, where it is not that of the URL"
@@ -141,7 +141,7 @@ def _add_upload(steps: "Steps") -> None:
 
 
 def _add_place(step: argparse.ArgumentParser) -> None:
-    step.add_argument("url", metavar="URL", help="gs://BUCKET/FOLDER, file:///FOLDER or a path")
+    step.add_argument("url", metavar="URL", help="where the releases are: gs://BUCKET/FOLDER, file:///FOLDER or a path")
 
 
 def _add_audience(step: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ import google_crc32c
 
 from edge_agent.durable import replace_file, sync
 from edge_agent.models.gcs import GcsFolder, GcsStore, Upload
-from edge_agent.models.manifest import MAX_SIZE, OBJECTS, ObjectFile
+from edge_agent.models.manifest import MANIFEST, MAX_SIZE, OBJECTS, ObjectFile
 from edge_agent.models.stores import Missing, StoreError, file_sha256
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.settings.location import parse_folder
@@ -56,6 +56,9 @@ def open_place(text: str) -> Place:
         location = parse_folder(text)
     except ValueError as error:
         raise ReleaseError(str(error)) from error
+    folder, _, name = text.rstrip("/").rpartition("/")
+    if name == MANIFEST:
+        raise ReleaseError(f"{text}: is the manifest, as devices want it; give the folder: {folder or '.'}")
     return BucketPlace(location.bucket, location.path) if location.scheme == "gs" else FolderPlace(Path(location.path))
 
 
@@ -177,6 +180,8 @@ def copy(source: Path, target: Path, watch: Callable[[int], None]) -> None:
                 watch(len(chunk))
         sync(part)
         part.rename(target)
+    except OSError as error:  # of a disk that is full it names no file
+        raise OSError(error.errno, error.strerror, error.filename or str(target)) from error
     finally:
         part.unlink(missing_ok=True)
     sync(target.parent)

@@ -6,7 +6,7 @@ one that was compared with, so that of two who publish at the same time one is t
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.keys import check_signed, lost_signatures, read_manifest, signed_with
 from edge_agent.publisher.places import Place
 from edge_agent.publisher.progress import show_progress
+from edge_agent.publisher.times import why_untimely
 
 Keys = Sequence[Ed25519PrivateKey]
 Show = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -69,12 +70,14 @@ def publish(
         if not new_interface:
             _check_interface(built.manifest, previous.manifest)
     file = _prepared(built, previous, change, keys, place)
+    if untimely := why_untimely(file.manifest):
+        raise ReleaseError(f"no device would take it: {untimely}")
     record = _Record(place, signed_with(built.manifest, keys) if keys else built)
     uploaded = _upload(folder, built.manifest, place, show)
     record.write()
     place.replace(MANIFEST, file.encode(), state)
     before = None if previous is None else previous.manifest
-    return Published(file.manifest, before, uploaded, _warnings(built, file, previous, keys))
+    return Published(file.manifest, before, uploaded, list(_warnings(built, file, previous)))
 
 
 def read_document(data: bytes, url: str) -> SignedManifest:
@@ -126,7 +129,7 @@ def _prepared(
     if not is_for_all(manifest.audience):
         manifest = msgspec.structs.replace(manifest, before=_for_the_rest(previous, manifest, keys, place))
     if previous is not None and previous.manifest.sequence > manifest.sequence:
-        if not keys:
+        if built.signatures and not keys:
             raise ReleaseError(
                 f"{place.url} has {previous.manifest.version}, which was built later; devices would take "
                 f"{manifest.version} for an old one shown again: build it again to go back to it, or give --key"
@@ -202,13 +205,24 @@ def _content(manifest: Manifest) -> tuple[object, ...]:
     return manifest.name, manifest.files, manifest.labels
 
 
-def _warnings(built: SignedManifest, file: SignedManifest, previous: SignedManifest | None, keys: Keys) -> list[str]:
-    found = []
-    if keys and (lost := lost_signatures(built, keys)):
-        names = ", ".join(lost)
-        found.append(f"it was signed with {names}, too, and is not any more: devices with only that key refuse it")
-    if previous is not None and previous.signatures and not file.signatures:
-        found.append(f"{previous.manifest.version} was signed, and this is not: devices with keys do not take it")
+def _warnings(built: SignedManifest, file: SignedManifest, previous: SignedManifest | None) -> Iterator[str]:
+    lost = lost_signatures(built, file)
+    if lost:
+        yield f"it was signed with {', '.join(lost)}, too, and is not any more: devices with only that key refuse it"
+    if previous is not None:
+        yield from _compared_with(previous, file, lost)
     if not is_for_all(file.manifest.audience) and file.manifest.before is None:
-        found.append("there is no release for the other devices: they go on with what they have, or wait")
-    return found
+        yield "there is no release for the other devices: they go on with what they have, or wait"
+
+
+def _compared_with(previous: SignedManifest, file: SignedManifest, lost: Sequence[str]) -> Iterator[str]:
+    version, gone = previous.manifest.version, [each for each in lost_signatures(previous, file) if each not in lost]
+    if previous.signatures and not file.signatures:
+        yield f"{version} was signed, and this is not: devices with keys do not take it"
+    elif gone:
+        yield (
+            f"{version} was signed with {', '.join(gone)}, and this is not: devices with only that key refuse it; "
+            "publish it again with that --key, too, unless they have the new one"
+        )
+    if previous.manifest.labels is not None and file.manifest.labels is None:
+        yield f"{version} had labels, and this has none: devices use [inference].labels, or number the classes"

@@ -52,6 +52,7 @@ def _listed(operators: dict[str, int]) -> str:
 
 
 def number_of_classes(model: ModelFacts) -> int | None:
-    """Return how many classes a classifier has: one output of shape (1, classes)."""
+    """Return how many classes a classifier has: one output of shape (1, classes). A length of -1 tells nothing."""
     shape = model.outputs[0].shape
-    return shape[-1] if len(model.outputs) == 1 and len(shape) == 2 else None  # noqa: PLR2004  (1, classes)
+    is_row = len(model.outputs) == 1 and len(shape) == 2 and shape[-1] > 0  # noqa: PLR2004  (1, classes)
+    return shape[-1] if is_row else None

@@ -62,6 +62,8 @@ def upload(
     location = _location(url)
     if clean_version(plain.version) != plain.version or not plain.version:
         raise ReleaseError(f"{plain.version!r} is no version: give one line of up to 128 letters")
+    if plain.accuracy is not None and not 0 <= plain.accuracy <= 1:
+        raise ReleaseError(f"--accuracy: {plain.accuracy:g} is none: it is from 0 to 1")
     target = _Object(location) if location.scheme == "gs" else _File(Path(location.path))
     previous = _previous(target.store)
     audience = "" if change == UNCHANGED else write_audience(change.applied(Audience()))
@@ -102,7 +104,7 @@ def _claims(
     claims = Claims(
         sha256=file_sha256(plain.model),
         sequence=str(sequence),
-        audience=audience,
+        rollout=audience,
         name=name,
         labels="" if plain.labels is None else json.dumps(plain.labels, ensure_ascii=False),
         accuracy="" if plain.accuracy is None else f"{plain.accuracy:g}",
@@ -112,6 +114,12 @@ def _claims(
 
 def _upload_of(found: RemoteObject | None) -> str:
     return "" if found is None else found.id
+
+
+def _is(found: RemoteObject, metadata: dict[str, str]) -> bool:
+    """Say whether what is there is this upload. Nobody else's has this sequence and content."""
+    claims = found.claims
+    return (claims.sequence, claims.sha256) == (metadata["sequence"], metadata["sha256"])
 
 
 class _Object:
@@ -136,9 +144,14 @@ class _Object:
             with model.open("rb") as file:
                 self._folder.replace(self._name, Upload(file, watch), replacing=replacing, metadata=metadata)
         except StoreError as error:
-            if _upload_of(_previous(self.store)) != _upload_of(previous):
-                raise ReleaseError(f"{self.store.url}: {_MEANWHILE}") from error
-            raise ReleaseError(str(error)) from error
+            try:
+                now = _previous(self.store)
+            except ReleaseError:  # of a bucket that does not answer the first error says more
+                raise ReleaseError(str(error)) from error
+            if now is not None and _is(now, metadata):
+                return  # only the answer was lost
+            why = str(error) if _upload_of(now) == _upload_of(previous) else f"{self.store.url}: {_MEANWHILE}"
+            raise ReleaseError(why) from error
 
 
 class _File:

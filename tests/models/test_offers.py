@@ -186,7 +186,8 @@ def test_expiry_is_told_before_it_comes(site: Site) -> None:
     made = site.publish(site.made("v1.4", expires=int(NOON + 30 * DAY)))
     assert site.store().stat().outlook == ""
     site.now += 17 * DAY
-    assert site.store().stat().outlook == "v1.4 is good until 2027-02-14: sign it again (edge-agent release sign)"
+    again = "sign it again (edge-agent release promote --expires)"
+    assert site.store().stat().outlook == f"v1.4 is good until 2027-02-14: {again}"
     site.now += 14 * DAY
     with pytest.raises(StoreNeedsPerson, match=r"has expired: v1.4 was good until 2027-02-14; sign it again"):
         site.store().stat()

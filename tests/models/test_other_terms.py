@@ -71,7 +71,7 @@ def test_what_is_on_its_way_is_not_tried_once_there_are_keys(offered: Device, tm
 
 
 def test_a_shadow_ends_once_its_release_is_not_believed(offered: Device, tmp_path: Path) -> None:
-    offered.server.upload("bucket", "m", EVIL, {"version": "v2", "audience": "0% shadow 10%"})
+    offered.server.upload("bucket", "m", EVIL, {"version": "v2", "rollout": "0% shadow 10%"})
 
     async def story(rollout: Rollout, clock: Clock) -> None:
         assert await clock.pause() == HOUR

@@ -124,7 +124,7 @@ CHANGED = f"was changed after it was signed with {OURS}"
         (altered(version="v6.6"), CHANGED),
         (altered(sha256="0" * 64), CHANGED),
         (altered(sequence=str(NOW_MS + 1)), CHANGED),
-        (altered(audience="100%"), CHANGED),
+        (altered(rollout="100%"), CHANGED),
         (altered(signature="AAAA"), CHANGED),
         (altered(signature="no Base64 \x1b[2J é"), CHANGED),
         (altered(signature="A" * 10_000), CHANGED),
@@ -136,7 +136,7 @@ CHANGED = f"was changed after it was signed with {OURS}"
         (signed(sequence="\u0661"), "has a sequence that is none"),
         (signed(sequence=str(1 << 53)), "has a sequence that is none"),
         (signed(sequence=str(NOW_MS + 2 * 86_400_000)), "which by this device's clock is still to come"),
-        (signed(audience="somebody"), '"somebody" is no label, NAME=VALUE'),
+        (signed(rollout="somebody"), '"somebody" is no label, NAME=VALUE'),
     ],
 )
 def test_what_is_not_to_be_believed_is_not_even_offered(tmp_path: Path, facts: dict[str, str], why: str) -> None:
@@ -172,7 +172,7 @@ def test_nothing_with_a_line_break_can_be_signed() -> None:
     with pytest.raises(UntrustedError, match="line break"):
         sign_model("v1.3\n", claims(), KEY)
     with pytest.raises(UntrustedError, match="line break"):
-        sign_model("v1.3", claims(audience="10%\n"), KEY)
+        sign_model("v1.3", claims(rollout="10%\n"), KEY)
 
 
 def test_the_twin_has_to_be_signed_too(trusting: Device) -> None:
@@ -183,7 +183,7 @@ def test_the_twin_has_to_be_signed_too(trusting: Device) -> None:
     assert "the model for the CPU: gs://bucket/m.tflite is not signed" in outcome(trusting)
     assert trusting.worker.twins == [None]
     # Who gets the twin follows from who gets the model.
-    upload(trusting, signed("v1.3", twin, audience="not looked at"), twin, "m.tflite")
+    upload(trusting, signed("v1.3", twin, rollout="not looked at"), twin, "m.tflite")
     outcome(trusting)
     assert trusting.worker.twins[-1] == twin
     assert trusting.worker.loaded == ["v1.3"] * 3
@@ -196,23 +196,23 @@ def test_the_twin_has_to_be_signed_too(trusting: Device) -> None:
 def test_an_audience_in_the_metadata_is_obeyed(device: Device, tmp_path: Path, keys: bool) -> None:
     device.keys = [public_file(KEY, tmp_path)] if keys else []
     place = share_of(device.facts.id, "v1.3", claims().sha256)
-    upload(device, signed(audience=f"{place - 0.001:.4f}%"))
+    upload(device, signed(rollout=f"{place - 0.001:.4f}%"))
     assert "v1.3 is out for" in outcome(device)
     assert device.worker.loaded == []
-    upload(device, signed(audience=f"{place + 0.001:.4f}%"))
+    upload(device, signed(rollout=f"{place + 0.001:.4f}%"))
     outcome(device)
     assert device.worker.loaded == ["v1.3"]
 
 
 def test_metadata_are_changed_in_place_and_whoever_runs_a_release_that_is_halted_goes_on(device: Device) -> None:
-    upload(device, metadata("v1.3", claims(audience="halted")))
+    upload(device, metadata("v1.3", claims(rollout="halted")))
     assert outcome(device) == "v1.3 was halted"
-    change = {"metadata": {"audience": "0% site=lyon"}}
+    change = {"metadata": {"rollout": "0% site=lyon"}}
     device.server.patch("bucket", "m", {}, change)
     assert "v1.3 is out for site=lyon, and this one is not among them" in outcome(device)
     device.facts = Facts("edge-001", {"site": "lyon"})
     outcome(device)
-    device.server.patch("bucket", "m", {}, {"metadata": {"audience": "halted"}})
+    device.server.patch("bucket", "m", {}, {"metadata": {"rollout": "halted"}})
     outcome(device)
     assert device.worker.loaded == ["v1.3", "v1.3"]
     assert device.downloads() == 1
@@ -220,21 +220,21 @@ def test_metadata_are_changed_in_place_and_whoever_runs_a_release_that_is_halted
 
 def test_without_a_sha256_the_version_alone_decides(device: Device) -> None:
     place = share_of("edge-001", "v1.3", "")
-    upload(device, {"version": "v1.3", "audience": f"{place + 0.001:.4f}%"})
+    upload(device, {"version": "v1.3", "rollout": f"{place + 0.001:.4f}%"})
     outcome(device)
     assert device.worker.loaded == ["v1.3"]
 
 
 def test_an_audience_that_is_none_is_told_and_does_not_mean_everybody(device: Device) -> None:
-    upload(device, {"version": "v1.3", "audience": "10"})
+    upload(device, {"version": "v1.3", "rollout": "10"})
     found = outcome(device)
-    assert 'gs://bucket/m has an audience in its metadata that is none; "10" is no label, NAME=VALUE; write it' in found
+    assert 'gs://bucket/m has a rollout in its metadata that is none; "10" is no label, NAME=VALUE; write it' in found
     assert device.worker.loaded == []
 
 
 def test_the_others_run_it_as_a_shadow(tmp_path: Path) -> None:
     put(tmp_path / "m.tflite", MODEL)
-    (tmp_path / "m.tflite.json").write_text(json.dumps({"version": "v1.3", "audience": "0% shadow 5%"}))
+    (tmp_path / "m.tflite.json").write_text(json.dumps({"version": "v1.3", "rollout": "0% shadow 5%"}))
     remote = open_model(parse_location(str(tmp_path / "m.tflite")), [], device=Facts("edge-001")).stat()
     assert remote.withheld == "v1.3 is not out for any device yet"
     assert remote.shadow is not None

@@ -173,10 +173,10 @@ def test_nothing_in_the_metadata_of_an_object_reaches_a_terminal_raw(tmp_path: P
         {"labels": [ESCAPES, "b"]},
         {"labels": "[1" + ESCAPES},
         {"accuracy": ESCAPES},
-        {"audience": ESCAPES},
-        {"audience": "a=\x1b"},
-        {"audience": f"{ESCAPES}={ESCAPES}"},
-        {"audience": "0%", "version": ESCAPES},
+        {"rollout": ESCAPES},
+        {"rollout": "a=\x1b"},
+        {"rollout": f"{ESCAPES}={ESCAPES}"},
+        {"rollout": "0%", "version": ESCAPES},
         {"sha256": ESCAPES},
     ):
         assert said(**facts).isprintable(), facts

@@ -183,7 +183,9 @@ def test_labels_belong_to_their_samples(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
-    assert refusal(tmp_path, tmp_path / "none.csv").startswith(f"{tmp_path}/none.csv: ")
+    assert refusal(tmp_path, tmp_path / "none.csv") == f"{tmp_path}/none.csv: No such file or directory"
+    rows = csv(tmp_path, [[0.9, 0.1, 0.1, 0]] * 2)
+    assert refusal(tmp_path, rows, labels_file=f"{rows}.txt") == f"{rows}: {rows}.txt: No such file or directory"
     wide = csv(tmp_path, [[0.9, 0.1, 0.1, 0, 0], [0.9, 0.1, 0.1, 0, 0]], "wide.csv")
     assert "the model takes 4 values" in refusal(tmp_path, wide)
     many = tmp_path / "many.npy"
@@ -194,6 +196,16 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.npz"
     broken.write_bytes(b"PK\x03\x04" + bytes(100))
     assert refusal(tmp_path, broken).startswith(f"{broken}: is no .npz file")
+
+
+def test_labels_that_are_not_as_many_as_the_classes_are_to_blame(tmp_path: Path) -> None:
+    labels = text(tmp_path / "labels.txt", "normal", "failure")
+    rows = csv(tmp_path, np.full((2, 128), 0.5))
+    with pytest.raises(
+        ReleaseError, match=rf"^{labels}: 2 labels, but the model has 3 outputs; a classifier would be "
+    ):
+        made(tmp_path, labels=labels, golden=rows)
+    assert made(tmp_path, labels=labels, golden=rows, task="raw").manifest.labels == ["normal", "failure"]
 
 
 def test_limits_without_golden_samples_mean_nothing(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.models.signatures import key_id
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.keys import PASSWORD_FILE, make_key, read_keys
 from tests.publisher.conftest import Workshop, command
@@ -56,6 +57,19 @@ def test_a_passphrase_is_asked_for_at_a_terminal(
     make_key(key, protected=True)
     assert len(read_keys([key])) == 1
     assert answers == []
+
+
+def test_a_signature_that_is_lost_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = tmp_path / "new.pem"
+    shop = Workshop(tmp_path, str(tmp_path / "share"))
+    make_key(new)
+    folder = shop.build("v1.3", 1)
+    assert command("sign", folder, "--key", new) == 0
+    assert capsys.readouterr().err == ""
+    assert command("sign", folder, "--key", new, "--expires", "90d") == 0
+    old = key_id(read_keys([shop.key])[0].public_key())
+    said = f"warning: the signature with {old} is gone, as the time has changed: sign with that --key, too\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_passphrase_that_nobody_can_give(tmp_path: Path, secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:

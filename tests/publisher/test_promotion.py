@@ -1,5 +1,6 @@
 """A release for some of the devices first, through a folder and through a real server: publish, promote, halt, list."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,18 @@ def test_going_back_is_publishing_the_old_one_again_with_the_key(workshop: Works
     assert workshop.seen_by_device(Device("d1")) == "v1.3"
 
 
+def test_going_back_without_keys_is_publishing_the_old_one_again(workshop: Workshop) -> None:
+    old, new = workshop.build("v1.3", 1), workshop.build("v1.4", 2, b"new")
+    for folder in (old, new):
+        made = parse((folder / "release.json").read_bytes()).manifest
+        (folder / "release.json").write_bytes(unsigned(made).encode())
+        workshop.publish(folder)
+    halt(open_place(workshop.url), [])
+    back = workshop.publish(old)
+    assert (back.previous.version, workshop.there().version) == ("v1.4", "v1.3")
+    assert back.manifest.sequence > back.previous.sequence
+
+
 def test_the_record_of_a_version_is_written_once_and_stays_what_it_was(workshop: Workshop) -> None:
     folder = workshop.build("v1.4/β", 2, b"new")
     workshop.publish(folder)
@@ -147,7 +160,7 @@ def test_nothing_is_signed_that_was_not_signed_before(workshop: Workshop) -> Non
     workshop.publish(workshop.build("v1.3", 1))
     new = workshop.build("v1.4", 2, b"new")
     forged(workshop, open_place(workshop.url), version="v6.6.6")
-    unsafe = r"was changed after it was signed with .* is not signed as it is"
+    unsafe = r"was changed after it was signed with .* only what was signed is signed again: find out "
     with pytest.raises(ReleaseError, match=unsafe):
         promote(open_place(workshop.url), Change(percent=5.0), workshop.keys)
     with pytest.raises(ReleaseError, match=unsafe):
@@ -180,6 +193,95 @@ def test_what_is_signed_is_changed_with_a_key_only(workshop: Workshop) -> None:
         publish(workshop.build("v1.4", 2, b"new"), open_place(workshop.url), change=FIVE)
 
 
+def test_some_devices_or_a_shadow_are_not_all(workshop: Workshop) -> None:
+    workshop.publish(workshop.build("v1.3", 1))
+    new = workshop.build("v1.4", 2, b"new")
+    assert command("publish", new, workshop.url, "--key", workshop.key, "--shadow", 10) == 0
+    assert workshop.there().audience == Audience(percent=0, shadow=0.1)
+    assert workshop.seen_by_device() == "v1.3"
+    assert command("publish", new, workshop.url, "--key", workshop.key, "--cohort", "site=lyon") == 0
+    assert workshop.there().audience == Audience(percent=0, cohorts=[LYON])
+
+
+def test_a_later_end_alone_changes_nothing_else(workshop: Workshop) -> None:
+    workshop.publish(workshop.build("v1.3", 1))
+    published(workshop, workshop.build("v1.4", 2, b"new"))
+    halt(open_place(workshop.url), workshop.keys, why="false alarms")
+    before = workshop.there()
+    assert command("promote", workshop.url, "--key", workshop.key, "--expires", "90d") == 0
+    after = workshop.there()
+    assert (after.expires or 0) > time.time() + 89 * 86400
+    assert (after.audience, after.before) == (before.audience, before.before)
+    assert after.audience.halted
+
+
+def test_what_no_device_would_take_for_its_time_is_not_published(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = workshop.build("v1.4", 1)
+    sign_release(folder, [workshop.key], expires=2_000_000_000)
+    workshop.publish(folder)
+    sign_release(folder, [workshop.key], expires=1_000_000_000)
+    over = r"^no device would take it: v1\.4 was good until 2001-09-09: sign it again with a later --expires$"
+    with pytest.raises(ReleaseError, match=over):
+        workshop.publish(folder, keys=workshop.keys)
+    future = workshop.build("v1.5", 4_000_000_000_000, b"by a clock of 2096")
+    with pytest.raises(ReleaseError, match=r"v1\.5 was made on 2096-10-02, which by this clock is still to come"):
+        workshop.publish(future)
+    assert workshop.there().version == "v1.4"
+    monkeypatch.setattr(time, "time", lambda: 2_000_000_001.0)
+    with pytest.raises(ReleaseError, match=r"v1\.4 was good until 2033-05-18"):
+        promote(open_place(workshop.url), Change(percent=50.0), workshop.keys)
+    stopped = halt(open_place(workshop.url), workshop.keys)
+    assert stopped.warnings == ["its time was over before: no device switches to it any more, and none hears of this"]
+    assert promote(open_place(workshop.url), FIVE, workshop.keys, expires=2_100_000_000).warnings == []
+
+
+def test_a_key_that_devices_may_not_have_is_told(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    workshop.publish(workshop.build("v1.3", 1))
+    wrong = workshop.folder / "wrong.pem"
+    name, _ = make_key(wrong)
+    folder = workshop.build("v1.4", 2, b"new")
+    (folder / "release.json").write_bytes(unsigned(parse((folder / "release.json").read_bytes()).manifest).encode())
+    right = seen_key(workshop)
+    assert command("halt", workshop.url, "--key", wrong) == 65
+    said = capsys.readouterr().err
+    assert f"is signed with {right} and not with {name}: give the key that it was signed with. " in said
+    assert command("publish", folder, workshop.url, "--key", wrong) == 0
+    assert capsys.readouterr().err.startswith(
+        f"warning: v1.3 was signed with {right}, and this is not: devices with only that key refuse it; publish it "
+    )
+    assert "and not with" in workshop.seen_by_device()
+    assert command("publish", folder, workshop.url, "--key", workshop.key, "--key", wrong) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_labels_that_are_gone_are_told(workshop: Workshop) -> None:
+    def build(version: str, sequence: int, labels: list[str] | None) -> Path:
+        folder = workshop.build(version, sequence, version.encode())
+        made = parse((folder / "release.json").read_bytes()).manifest
+        (folder / "release.json").write_bytes(unsigned(msgspec.structs.replace(made, labels=labels)).encode())
+        return folder
+
+    assert published(workshop, build("v1.3", 1, ["normal", "failure"]), Change()).warnings == []
+    assert published(workshop, build("v1.4", 2, None), Change()).warnings == [
+        "v1.3 had labels, and this has none: devices use [inference].labels, or number the classes"
+    ]
+
+
+@pytest.mark.parametrize("why", ["x" * 129, "two\nlines"])
+def test_a_reason_is_one_line(workshop: Workshop, capsys: pytest.CaptureFixture[str], why: str) -> None:
+    workshop.publish(workshop.build("v1.3", 1))
+    assert command("halt", workshop.url, "--key", workshop.key, "--why", why) == 65
+    assert capsys.readouterr().err == "--why: give one line of up to 128 letters\n"
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_the_url_of_the_devices_is_not_that_of_the_folder(workshop: Workshop, slash: str) -> None:
+    with pytest.raises(ReleaseError, match=rf"/release\.json{slash}: is the manifest, .*; give the folder: .*[a-z]$"):
+        open_place(f"{workshop.url}/release.json{slash}")
+
+
 def test_another_interface_is_published_on_purpose_only(workshop: Workshop) -> None:
     def build(version: str, sequence: int, shape: str) -> Path:
         folder = workshop.build(version, sequence, version.encode())
@@ -197,15 +299,16 @@ def test_another_interface_is_published_on_purpose_only(workshop: Workshop) -> N
 
 def test_the_list_by_commands(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
     workshop.publish(workshop.build("v1.2", 1, b"old"))
-    workshop.publish(workshop.build("v1.3", 1_790_000_000_000, b"before"))
-    new = workshop.build("v1.4", 1_795_000_000_000, b"new")
+    workshop.publish(workshop.build("v1.3", 1_750_000_000_000, b"before"))
+    new = workshop.build("v1.4", 1_760_000_000_000, b"new")
     for_whom = ("--percent", "5%", "--cohort", "site=lyon,line=3")
     assert command("publish", new, workshop.url, "--key", workshop.key, *for_whom) == 0
     assert capsys.readouterr().out.endswith("v1.4 for 5% site=lyon,line=3 (the others: v1.3), instead of v1.3\n")
     assert command("promote", workshop.url, "--key", workshop.key, "--percent", 25, "--expires", "90d") == 0
     assert command("halt", workshop.url, "--key", workshop.key, "--why", "false alarms") == 0
     said = capsys.readouterr().out
-    assert "v1.4 for 25% site=lyon,line=3 (the others: v1.3); it was for 5% site=lyon,line=3\n" in said
+    assert "v1.4 for 25% site=lyon,line=3 (the others: v1.3), good until 20" in said
+    assert "UTC; it was for 5% site=lyon,line=3\n" in said
     assert said.endswith("v1.4 go on with it; to take it back from them publish v1.3 again\n")
     assert command("list", workshop.url) == 0
     title, head, *rows = capsys.readouterr().out.splitlines()
@@ -213,7 +316,7 @@ def test_the_list_by_commands(workshop: Workshop, capsys: pytest.CaptureFixture[
     assert head.split("  ")[0] == "version"
     assert [row.split("  ")[0] for row in rows] == ["v1.4", "v1.3", "v1.2"]
     assert "halted 25% site=lyon,line=3" in rows[0]
-    assert "2026-11-18" in rows[0]
+    assert "2025-10-09" in rows[0]
     assert "the others" in rows[1]
     assert command("list", workshop.url, "--json") == 0
     listed = msgspec.json.decode(capsys.readouterr().out)
@@ -240,8 +343,17 @@ def test_an_empty_place(workshop: Workshop) -> None:
     [
         ((), "say for whom: --percent, --cohort or --shadow"),
         (("--percent", "many"), "'many' is no percentage: write 10, or 10%"),
-        (("--percent", "101"), "--percent, --cohort or --shadow: Expected `float` <= 100"),
-        (("--cohort", "lyon"), '--cohort: "lyon" is no label'),
+        (("--percent", "101"), "--percent: '101' is no percentage from 0 to 100"),
+        (("--shadow", "nan"), "--shadow: 'nan' is no percentage from 0 to 100"),
+        (("--cohort", "lyon"), '--cohort: "lyon" is no label, NAME=VALUE; write a cohort as in site=lyon,line=3, and '),
+        (("--cohort", "site="), "--cohort: 'site=' has a label without name or value; write a cohort as in "),
+        (("--cohort", "site=lyon;"), '--cohort: "site=lyon;" is no label'),
+        (
+            ("--cohort", "site=lyon,site=paris"),
+            'has the label "site" twice, which no device has; write a cohort as in ',
+        ),
+        (("--expires", "90"), "--expires: '90' has no unit; write for instance"),
+        (("--expires", "0d"), "--expires: must be longer than 0d"),
         (("--cohort", "site=lyon"), "v1.3 is for all devices already; give --percent, too"),
     ],
 )

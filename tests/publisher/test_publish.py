@@ -1,6 +1,11 @@
 """Releases on their way from the publisher to a device, through a folder and through a real server."""
 
+import functools
+import re
+import resource
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_agent.models.manifest import parse
+from edge_agent.publisher import commands
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.keys import sign_release
 from edge_agent.publisher.places import open_place
@@ -136,6 +142,47 @@ def test_a_release_that_devices_do_not_believe_is_an_exit_status(
     other = public_file(Ed25519PrivateKey.generate(), tmp_path)
     assert command("show", folder, "--key", other) == 65
     assert "do not believe it: it is signed with" in capsys.readouterr().err
+    assert command("show", folder, "--key", workshop.key) == 65
+    assert capsys.readouterr().err == f"{workshop.key}: holds no public key in PEM form\n"
+    sign_release(folder, [workshop.key], expires=1_000_000_000)
+    assert command("show", folder, "--key", workshop.public) == 65
+    assert "do not take it: v1.3 was good until 2001-09-09: sign it again" in capsys.readouterr().err
+
+
+def test_a_stop_by_the_keyboard_is_told_and_can_be_made_good(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = workshop.build("v1.3", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "publish", functools.partial(publish, show=interrupted))
+        assert command("publish", folder, workshop.url) == 130
+    assert capsys.readouterr().err == "stopped; no device sees the half of a release: give the same command again\n"
+    assert "there is no" in workshop.seen_by_device()
+    assert command("publish", folder, workshop.url) == 0
+    assert workshop.seen_by_device() == "v1.3"
+
+
+@contextmanager
+def interrupted(name: str, size: int) -> Iterator[Callable[[int], None]]:
+    """Ctrl-C while the first bytes are on their way."""
+
+    def watch(count: int) -> None:
+        raise KeyboardInterrupt
+
+    yield watch
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workshop = Workshop(tmp_path, str(tmp_path / "share"))
+    folder = workshop.build("v1.3", 1, bytes(10_000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        assert command("publish", folder, workshop.url) == 74
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert re.fullmatch(rf"{tmp_path}/share/objects/[0-9a-f]+-model\.tflite: File too large\n", capsys.readouterr().err)
+    assert list((tmp_path / "share/objects").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -146,7 +193,12 @@ def test_a_release_that_devices_do_not_believe_is_an_exit_status(
         (("sign", "{folder}", "--key", "{folder}/release.json"), 65, "holds no private key in PEM form"),
         (("sign", "{folder}", "--key", "{key}", "--expires", "soon"), 65, "--expires: "),
         (("publish", "{folder}", "https://host/x"), 65, "must begin with gs:// or file:///"),
-        (("build", "--name", "n", "--version", "v", "--model", "{folder}/none", "{folder}/out"), 65, "cannot be used"),
+        (("publish", "{folder}", "gs:/bucket/x"), 65, '"gs:/bucket/x" is neither a URL nor meant as a path'),
+        (
+            ("build", "--name", "n", "--version", "v", "--model", "{folder}/none", "{folder}/out"),
+            65,
+            "cannot be used: No such file",
+        ),
     ],
 )
 def test_what_is_said_of_mistakes(
@@ -162,6 +214,7 @@ def test_a_new_expiry_takes_the_old_signatures_away(tmp_path: Path) -> None:
     workshop = Workshop(tmp_path, str(tmp_path / "share"))
     folder = workshop.build("v1.3", 1)
     before = parse((folder / "release.json").read_bytes())
-    after = sign_release(folder, [workshop.key], expires=2_000_000_000)
+    after, lost = sign_release(folder, [workshop.key], expires=2_000_000_000)
+    assert lost == []
     assert (after.manifest.expires, len(after.signatures)) == (2_000_000_000, 1)
     assert after.signatures != before.signatures

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent.models import directory
 from edge_agent.models.audience import Device
 from edge_agent.models.open import open_model
 from edge_agent.models.stores import StoreError
@@ -23,7 +24,8 @@ NAME = "models/latest/model.tflite"
 
 
 @pytest.fixture(params=PLACES)
-def url(request: pytest.FixtureRequest, tmp_path: Path, gcs_server: GcsServer) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path, gcs_server: GcsServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(directory, "QUIET", 0.0)  # nobody copies here while another one looks
     gcs_server.create_bucket("bucket")
     return f"gs://bucket/{NAME}" if request.param == "bucket" else str(tmp_path / "share/model.tflite")
 
@@ -102,6 +104,18 @@ def test_of_two_at_the_same_time_one_is_told(url: str, key: Path, monkeypatch: p
         assert seen(url, key)[0].version == "theirs"
 
 
+def test_an_answer_that_is_lost_is_no_failure(gcs_server: GcsServer, key: Path) -> None:
+    gcs_server.create_bucket("bucket")
+    url = f"gs://bucket/{NAME}"
+    gcs_server.fault("break", "upload", method="PUT")
+    assert command("upload", DEMO_MODEL, url, "--version", "v1.3", "--key", key) == 0
+    assert seen(url, key)[0].version == "v1.3"
+    gcs_server.fault("status", "upload", method="PUT", message="not now")
+    with pytest.raises(ReleaseError, match="the server answers 503: not now"):
+        upload(Plain(model=DEMO_MODEL, version="v1.4"), url)
+    assert seen(url, key)[0].version == "v1.3"
+
+
 def test_what_people_find_beside_a_file(tmp_path: Path) -> None:
     upload(Plain(model=DEMO_MODEL, version="v1.3", labels=["é", "b"]), str(tmp_path / "share/model.tflite"))
     document = json.loads((tmp_path / "share/model.tflite.json").read_text())
@@ -116,6 +130,7 @@ def test_what_people_find_beside_a_file(tmp_path: Path) -> None:
         ({}, "gs://bucket/models/release.json", "that is the manifest of releases; use `edge-agent release publish`"),
         ({}, "https://host/x", "must begin with gs:// or file:///"),
         ({}, "gs://none/x.tflite", "there is no such bucket"),
+        ({"accuracy": 94.0}, f"gs://bucket/{NAME}", "--accuracy: 94 is none: it is from 0 to 1"),
         ({"labels": ["label" * 20] * 100}, f"gs://bucket/{NAME}", "the metadata would have .* leave the labels out"),
     ],
 )

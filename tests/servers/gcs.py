@@ -100,6 +100,7 @@ class Fault:
     message: str = ""
     at: int = 0
     name: str = ""
+    method: str = ""
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -195,17 +196,18 @@ class GcsServer:
         message: str = "",
         at: int = 0,
         name: str = "",
+        method: str = "",
         body: bytes = b"",
         headers: dict[str, str] | None = None,
     ) -> None:
-        """Script one fault, for one object if there is a `name`.
+        """Script one fault, for one object if there is a `name`, for one kind of request if there is a `method`.
 
         `stall` sets `stalled`, then waits for `resume`; `at` counts bytes of the body. `answer` sends `status`,
         `headers` and `body` as they are; `status` may have `headers`, too. `trickle` sends headers, byte by byte, that
         do not end before `resume`.
         """
         with self._lock:
-            self._faults.append(Fault(kind, where, times, status, message, at, name, body, headers or {}))
+            self._faults.append(Fault(kind, where, times, status, message, at, name, method, body, headers or {}))
 
     def clear_faults(self) -> None:
         with self._lock:
@@ -235,10 +237,11 @@ class GcsServer:
         with self._lock:
             self.requests.append(request)
 
-    def take_fault(self, where: Where, path: str) -> Fault | None:
+    def take_fault(self, where: Where, path: str, method: str) -> Fault | None:
         with self._lock:
             for fault in self._faults:
-                if fault.where in {where, "any"} and path.endswith(fault.name):
+                fits = fault.where in {where, "any"} and fault.method in {method, ""}
+                if fits and path.endswith(fault.name):
                     fault.times -= 1
                     if fault.times == 0:
                         self._faults.remove(fault)
@@ -387,7 +390,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._query = {key: values[-1] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
         self._body = self._read_body()
         self.server.gcs.record(Request(self.command, unquote(url.path), self._query, dict(self.headers)))
-        self._fault = self.server.gcs.take_fault(self._kind(url.path), unquote(url.path))
+        self._fault = self.server.gcs.take_fault(self._kind(url.path), unquote(url.path), self.command)
         try:
             if not self._failed_before_answering():
                 self._route(url.path)

@@ -108,7 +108,8 @@ def test_every_reference_comes_true_after_an_outage_a_kill_and_a_stop(tmp_path: 
         agent.reload()
         agent.wait_for("settings reloaded")
         agent.wait_until(
-            lambda: not list((agent.runtime / "raw-data").rglob("*.jpg")), "pictures on the disk, which a boot leaves alone"
+            lambda: not list((agent.runtime / "raw-data").rglob("*.jpg")),
+            "pictures where a boot leaves them alone",
         )
         assert agent.stop() == 0
         waiting = len(files(tmp_path))

@@ -55,6 +55,20 @@ def read(source: Camera, count: int) -> list[Sample]:
     return samples
 
 
+def open_at_last(source: Camera) -> None:
+    """Open it and read, again as long as the server is too slow for its patience."""
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            source.open(None)
+            read(source, 3)
+        except SourceError:
+            source.close()
+            assert time.monotonic() < give_up
+        else:
+            return
+
+
 def trouble(source: Camera) -> str:
     """Read until the source gives up."""
     with pytest.raises(SourceError) as error:
@@ -163,8 +177,7 @@ def test_a_server_that_is_started_again_is_read_again() -> None:
 def test_a_camera_that_falls_silent_is_noticed(transport: str) -> None:
     with RtspServer() as server:
         source = camera(f"rtsp://{server.address}/h264", rtsp_transport=transport, timeout=1.5)
-        source.open(None)
-        read(source, 3)
+        open_at_last(source)
         server.freeze()
         assert "/h264 sent nothing for " in trouble(source)
         source.close()

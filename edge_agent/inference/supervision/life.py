@@ -51,9 +51,15 @@ class Life:
         await self._connection.close()
 
     async def _look_out(self) -> str:
-        while (hang := self._find_hang()) is None:  # noqa: ASYNC110  a page cannot notify
+        now = asyncio.get_running_loop().time
+        due = now()
+        while True:
+            # Whoever looks late was stopped, and the worker most likely with it: it gets until the next look to go on.
+            late = now() - due > self._interval
+            if not late and (hang := self._find_hang()) is not None:
+                return hang
+            due = now() + self._interval
             await asyncio.sleep(self._interval)
-        return hang
 
     async def _end(self, patience: float) -> None:
         """Tell the worker to stop, and take what it still has to say."""

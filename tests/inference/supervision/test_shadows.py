@@ -47,11 +47,14 @@ def candidate(tmp_path: Path) -> ModelFile:
     return written(tmp_path, "v2", ROW, Spec("y", (1, 3)))
 
 
-async def begin(rig: Rig, model: ModelFile, candidate: ModelFile, share: float = 1.0) -> None:
+async def begin(rig: Rig, model: ModelFile, candidate: ModelFile, share: float = 1.0) -> int:
+    """Returns how many results there were when the shadow was asked for."""
     assert (await rig.supervisor.load(model)).accepted
     await rig.more()
+    asked = len(rig.positions)
     report = await rig.supervisor.shadow(candidate, share, Terms())
     assert (report.accepted, report.reason) == (True, "")
+    return asked
 
 
 async def end(rig: Rig) -> None:
@@ -65,15 +68,14 @@ def test_it_runs_on_its_share_and_no_result_is_its_own(
 ) -> None:
     async def scenario() -> None:
         async with running(source) as rig:
-            await begin(rig, model, candidate, 0.25)
-            begun = len(rig.positions)
+            asked = await begin(rig, model, candidate, 0.25)
             await rig.more(200)
             await end(rig)
             ended = len(rig.positions)
             figures = rig.supervisor.take_shadow()
             assert figures is not None
             assert (figures.agreed, figures.failed, figures.clipped) == (figures.samples, 0, 0)
-            assert 200 / 4 - 1 <= figures.samples <= (ended - begun + 10) / 4 + 1
+            assert 200 / 4 - 1 <= figures.samples <= (ended - asked + 10) / 4 + 1
             assert figures.mean_ms > 0
             assert figures.latency_ms > 0
             assert rig.supervisor.take_shadow() is None

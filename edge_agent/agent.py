@@ -354,6 +354,7 @@ class Agent:
         await self._supervisor.stop()
         await asyncio.gather(*worker, return_exceptions=True)
         self._pipeline.close()
+        self._housekeeping.count_lost_samples()
         await self._actions.stop(ACTIONS_DEADLINE)
         await self._sender.stop(SENDER_DEADLINE)
         await self._uploads.stop(UPLOADS_DEADLINE)

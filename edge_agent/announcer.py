@@ -44,7 +44,7 @@ class Announcer:
             previous_version=previous.version if previous else None,
             accuracy=release.accuracy,
             reason=change.reason[:LONGEST_DETAIL] or None,
-            **{"agreement": report.agreement} | _figures(change),
+            **{"agreement": report.agreement, "golden_accuracy": report.accuracy} | _figures(change),
         )
 
     def clock(self, state: str, detail: str) -> None:

@@ -17,7 +17,6 @@ from edge_agent.models.rollout import Rollout
 from edge_agent.models.slots import Slots
 from edge_agent.models.stores import OnSkew, Store
 from edge_agent.models.watching import open_watcher
-from edge_agent.records import Terms
 from edge_agent.settings.schema import ModelSettings, Settings
 
 log = structlog.get_logger()
@@ -47,6 +46,7 @@ class Delivery:
         self._device_id = device_id
         self._on_change = on_change
         self._on_skew = on_skew
+        self._slots: dict[str, Slots] = {}
         download = settings.model.download
         self._limits = DownloadLimits(bandwidth=download.bandwidth, window=download.window, clock_is_set=clock_is_set)
         self.rollout = self._make_rollout()
@@ -83,14 +83,14 @@ class Delivery:
             self.rollout.configure(poll_interval=after.poll_interval, hold=after.hold, trial=after.trial)
             return False
         # The old model goes on until one from the new place has been accepted.
-        await self.rollout.stop()
-        await self._supervisor.shadow(None, 0.0, Terms())
+        await self.rollout.leave()
         self.rollout = self._make_rollout()
         return True
 
     def _make_rollout(self) -> Rollout:
         model = self._settings.model
-        slots = Slots(self._directory, str(model.url))
+        # A call that was left behind in a thread may still be at the files: whoever comes next waits for its lock.
+        slots = self._slots.setdefault(str(model.url), Slots(self._directory, str(model.url)))
         store = self._open_store(slots)
         return Rollout(
             slots,

@@ -73,7 +73,7 @@ class Housekeeping:
         interval = min(TICK, self._service.watchdog_interval or TICK)
         while True:
             self._measure_rate()
-            self._count_lost_samples()
+            self.count_lost_samples()
             await self._tell_health()
             self._queue.report_losses(self._describe_losses, self._clock.wall_ms(time.monotonic_ns()))
             self._service.status(self._status())
@@ -87,7 +87,7 @@ class Housekeeping:
         self.rate = (samples - before) / max(1e-3, now - then)
         self._measured = (samples, now)
 
-    def _count_lost_samples(self) -> None:
+    def count_lost_samples(self) -> None:
         """Count what never became an event: samples that the model had no time for, or could not work on."""
         status = self._supervisor.status
         now = self._clock.wall_ms(time.monotonic_ns())

@@ -6,12 +6,15 @@ with a plugin is told by name and distribution, so that somebody can remove or u
 
 import difflib
 import pkgutil
+import re
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any
 
 SOURCES = "edge_agent.sources"
+UNKNOWN = "an unknown distribution"
 
 
 class PluginError(Exception):
@@ -29,14 +32,14 @@ class Plugin:
 
 def available(group: str) -> dict[str, Plugin]:
     """Return the installed plugins of `group` by name, without importing any of them."""
-    return {name: _describe(points[0]) for name, points in _points(group).items()}
+    return {name: _describe(points[0]) for name, points in _points(group)[0].items()}
 
 
 def find(group: str, name: str) -> Plugin:
     """Return the installed plugin `name` of `group`, without importing it. Raises PluginError."""
-    points = _points(group)
+    points, damaged = _points(group)
     if name not in points:
-        raise PluginError(_not_found(name, list(points)))
+        raise PluginError("; ".join((_not_found(name, list(points)), *damaged)))
     if len(points[name]) > 1:
         claims = " and ".join(_describe(point).distribution for point in points[name])
         raise PluginError(f"plugin '{name}' comes from {claims}; uninstall one of them")
@@ -55,17 +58,45 @@ def load(plugin: Plugin) -> type[Any]:
     return found
 
 
-def _points(group: str) -> dict[str, list[EntryPoint]]:
+def _points(group: str) -> tuple[dict[str, list[EntryPoint]], list[str]]:
+    """Return the entry points by name; and of each distribution that hides its own, since it is damaged, the reason.
+
+    `importlib.metadata.entry_points` raises for such a one, which then hides those of all others, too.
+    """
     points: dict[str, list[EntryPoint]] = defaultdict(list)
-    for point in entry_points(group=group):
-        points[point.name].append(point)
-    return dict(sorted(points.items()))
+    damaged, seen = [], set()
+    for distribution in distributions():
+        try:
+            found = distribution.entry_points.select(group=group)
+        except Exception as error:  # noqa: BLE001  damaged in whatever way
+            whose = f"{_words(distribution)} in {distribution.locate_file('')}"
+            damaged.append(f"what {whose} offers cannot be read ({type(error).__name__}: {error}), so install it again")
+            continue
+        if not found:
+            continue
+        # The same one may be found twice, and another version of it later on the path; the first one counts.
+        name = re.sub(r"[-_.]+", "-", _name(distribution)).lower()
+        if not name or name not in seen:
+            seen.add(name)
+            for point in found:
+                points[point.name].append(point)
+    return dict(sorted(points.items())), damaged
 
 
 def _describe(point: EntryPoint) -> Plugin:
-    distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
     reference = "".join(point.value.partition("[")[0].split())  # the metadata allows for spaces and for [extras]
-    return Plugin(point.name, reference, distribution)
+    return Plugin(point.name, reference, _words(point.dist) if point.dist else UNKNOWN)
+
+
+def _words(distribution: Distribution) -> str:
+    name = _name(distribution)
+    return f"{name} {distribution.version}" if name else UNKNOWN
+
+
+def _name(distribution: Distribution) -> str:
+    with suppress(Exception):  # as above
+        return distribution.name or ""
+    return ""
 
 
 def _not_found(name: str, installed: list[str]) -> str:

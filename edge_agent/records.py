@@ -158,6 +158,9 @@ _Agreement = Annotated[
     ),
 ]
 _TrialFailed = Annotated[int, Meta(ge=0, description="samples that it could not work on")]
+_GoldenAccuracy = Annotated[
+    float, Meta(ge=0, le=1, description="share of the golden samples with a label that were told right on this device")
+]
 _TrialLatency = Annotated[
     float, Meta(ge=0, description="95 % of its runs took no longer: in the trial, before it those on golden samples")
 ]
@@ -279,6 +282,7 @@ class ModelEvent(_EventBase, frozen=True, kw_only=True, omit_defaults=True, tag=
     reason: Annotated[str | UnsetType, Meta(description="why it was refused, given up or ended")] = UNSET
     samples: _TrialSamples | UnsetType = UNSET
     agreement: _Agreement | UnsetType = UNSET
+    golden_accuracy: _GoldenAccuracy | UnsetType = UNSET
     failed: _TrialFailed | UnsetType = UNSET
     clipped: _Clipped | UnsetType = UNSET
     latency_ms: _TrialLatency | UnsetType = UNSET

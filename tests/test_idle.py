@@ -155,13 +155,15 @@ def slow_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlowCheck:
     """Install the plugin `slow`."""
     code = f"""\
         import dataclasses, pathlib
+        from edge_agent.sources.base import Source
         @dataclasses.dataclass(frozen=True, kw_only=True)
         class Options:
             def check(self):
                 pathlib.Path({str(tmp_path / "begun")!r}).write_text("now")
                 pathlib.Path({str(tmp_path / "go")!r}).read_text()
-        class Slow:
+        class Slow(Source):
             Options = Options
+            read = print
     """
     install(tmp_path, "acme", modules={"acme": code}, plugins={"slow": "acme:Slow"})
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")

@@ -89,6 +89,40 @@ def test_two_distributions_with_a_plugin_of_the_same_name(folder: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"[edge_agent.sources]\nthing\n", "TypeError"),
+        (b"[a]\nb = c:\xff\n", "UnicodeDecodeError"),
+    ],
+    ids=["half a line", "no text"],
+)
+def test_a_damaged_distribution_hides_only_its_own(folder: Path, content: bytes, error: str) -> None:
+    install(folder, "acme", group=GROUP, modules={"acme_f": "class Thing: pass"}, plugins={"thing": "acme_f:Thing"})
+    install(folder, "hurt", group=GROUP, modules={}, plugins={})
+    (folder / "hurt-1.0.dist-info" / "entry_points.txt").write_bytes(content)
+    assert plugins.load(plugins.find(GROUP, "thing")).__name__ == "Thing"
+    told = reason("other")
+    assert told.startswith(
+        f"no such plugin; installed are: thing; what hurt 1.0 in {folder} offers cannot be read ({error}"
+    )
+    assert told.endswith("), so install it again")
+
+
+def test_a_plugin_of_a_distribution_without_a_name(folder: Path) -> None:
+    install(folder, "acme", group=GROUP, modules={}, plugins={"thing": "acme_g:Thing"})
+    (folder / "acme-1.0.dist-info" / "METADATA").write_bytes(b"")
+    assert reason("thing").startswith("plugin 'thing' of an unknown distribution cannot be imported: ")
+
+
+def test_the_first_distribution_of_a_name_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(folder, "acme.pump", group=GROUP, modules={}, plugins={"thing": "old:Thing"})
+    newer = folder / "newer"
+    install(newer, "Acme-Pump", group=GROUP, modules={}, plugins={"thing": "new:Thing"})
+    monkeypatch.syspath_prepend(newer)
+    assert plugins.find(GROUP, "thing").reference == "new:Thing"
+
+
 def reason(name: str) -> str:
     with pytest.raises(PluginError) as caught:
         plugins.load(plugins.find(GROUP, name))

@@ -74,6 +74,8 @@ class Command:
         self._timeout = timeout
         self._grace = grace
         self._on_start = on_start
+        # Both belong to whoever has the lock: a start that is not waited for any more must hear of its signal, too.
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._early_signal: signal.Signals | None = None
 
@@ -85,9 +87,6 @@ class Command:
             failure = error
             reason = await _in_thread(lambda: why_not_started(failure, self._argv[0], self._environ))
             return Outcome(*reason)
-        self._process = process
-        if self._early_signal:
-            self.signal(self._early_signal)
         assert process.stdout is not None  # noqa: S101 - for mypy: _start asks for a pipe
         with process.stdout as pipe:
             tail = _Tail(pipe.fileno())
@@ -103,16 +102,18 @@ class Command:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the program and all it has started; one that comes before the start is kept for it."""
-        if self._process is None:
-            self._early_signal = number
-        elif self._process.returncode is None:  # not reaped yet, so the number is still this group's
+        with self._lock:
+            process = self._process
+            if process is None:
+                self._early_signal = number
+        if process is not None and process.returncode is None:  # not reaped yet, so the number is still this group's
             try:
-                os.killpg(self._process.pid, number)
+                os.killpg(process.pid, number)
             except PermissionError:
                 log.warning(
                     "an action runs as another user and cannot be ended",
                     program=self._argv[0],
-                    pid=self._process.pid,
+                    pid=process.pid,
                     advice="give it a time limit of its own, for instance with timeout(1)",
                 )
 
@@ -129,6 +130,11 @@ class Command:
                 start_new_session=True,
             )
             started_ns = time.monotonic_ns()  # Popen returns when the program has taken the place of this one
+        with self._lock:
+            self._process = process
+            early_signal = self._early_signal
+        if early_signal is not None:
+            self.signal(early_signal)
         # It may have ended already, or run as another user.
         with suppress(OSError):
             Path(f"/proc/{process.pid}/oom_score_adj").write_text(_OOM_SCORE_ADJ, encoding="ascii")
@@ -207,7 +213,7 @@ async def _within(seconds: float, future: asyncio.Future[None]) -> bool:
 def _too_late(timeout: float) -> tuple[str, str]:
     return (
         f"it did not end within {timeout:g} s and was ended",
-        "make it faster, have it do long work in the background, or raise its timeout",
+        "make it faster, raise its timeout, or have it do long work in the background with its output elsewhere",
     )
 
 

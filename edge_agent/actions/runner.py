@@ -25,6 +25,8 @@ MAX_RUNNING = 4
 LOG_INTERVAL = 10.0
 EVENT_INTERVAL = 60.0
 GRACE = 5.0
+# After SIGKILL: who has not ended by then hangs in the kernel, or in being started.
+ABANDON_AFTER = 1.0
 
 # Tells a program when its sample was captured: CLOCK_MONOTONIC in nanoseconds.
 CAPTURED = "CAPTURED_MONOTONIC_NS"
@@ -86,7 +88,7 @@ class ActionRunner:
         for number in (signal.SIGTERM, signal.SIGKILL):
             tasks = await _still_running(tasks, deadline / 2)
             self._signal_all(number)
-        await self._abandon(await _still_running(tasks, 1.0))
+        await self._abandon(await _still_running(tasks, ABANDON_AFTER))
 
     def _start(self, rule: Rule, event_json: bytes, captured_ns: int) -> None:
         if skipped := self._skipped_in_a_row.pop(rule.name, 0):

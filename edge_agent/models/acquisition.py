@@ -12,7 +12,6 @@ import structlog
 
 from edge_agent.models.calls import Calls
 from edge_agent.models.limits import DownloadLimits
-from edge_agent.models.manifest import MANIFEST
 from edge_agent.models.manifest_store import HasGolden
 from edge_agent.models.releases import GOLDEN_FILE, Release, RemoteObject, Shadow
 from edge_agent.models.slots import Slots
@@ -81,6 +80,11 @@ class Acquisition:
         """The same for whichever of the model and its twin fails longer."""
         return max(self.failures, self._twin_failures)
 
+    def turn_to(self, store: Store, *, twins: Twins, golden: HasGolden | None, pin: str) -> None:
+        """Ask another store, or on other terms. What was offered before is not to be tried unless it is again."""
+        self.store, self.twins, self.golden, self.pin = store, twins, golden, pin
+        self.offered = self.shadow = None
+
     async def ask(self) -> RemoteObject | None:
         """Ask the store. Raises `StoreError`. None: nobody needs to be asked, as the pinned version is on the disk."""
         self.opens_in = None
@@ -113,36 +117,40 @@ class Acquisition:
 
     async def follow(self, decision: Decision, *, beside: bool) -> None:
         """Have on the disk what was decided, to be tried `beside` another. Raises `StoreError` or `OSError`."""
-        remote, twins = decision.remote, None
-        match decision.kind:
-            case "hold":
-                self.offered = None
-            case "withdraw":
-                await self._withdraw()
-            case "recall":
-                self.offered = await self._calls.run(lambda _: self._slots.recall())
-            case "fetch" if remote is not None:
-                release = await self.fetch(remote, beside=beside)
-                self.offered, twins = await self.twins.follow(release, remote), self.twins
-            case "follow" if remote is not None and (known := self._known_as(remote)) is not None:
-                followed, twins = await self.twins.follow(known, remote), self.twins
-                if followed == self._slots.committed:
-                    await self._withdraw()
-                else:
-                    self.offered = followed
+        remote, store, twins = decision.remote, self.store, self.twins
+        offered = await self._bring(decision, beside=beside)
+        if self.store is not store:
+            return  # which took long, and now it would have to be offered on other terms
         if decision.kind != "stay":
+            self.offered = offered
             wanted = remote is not None and not self.pin and not self.hold
             self.shadow = remote.shadow if wanted and remote is not None else None
-        self.found(decision, twins=twins)
+        self.found(decision, twins=twins if decision.kind in {"fetch", "follow"} else None)
+
+    async def _bring(self, decision: Decision, *, beside: bool) -> Release | None:
+        """Have it on the disk; returns what is to be tried."""
+        remote = decision.remote
+        match decision.kind:
+            case "recall":
+                return await self._calls.run(lambda _: self._slots.recall())
+            case "fetch" if remote is not None:
+                return await self.twins.follow(await self.fetch(remote, beside=beside), remote)
+            case "follow" if remote is not None and (known := self._known_as(remote)) is not None:
+                followed = await self.twins.follow(known, remote)
+                if followed != self._slots.committed:
+                    return followed
+        if decision.kind in {"follow", "withdraw"}:
+            # What waited for the worker is not wanted any more.
+            await self._calls.run(lambda _: self._slots.discard_candidate())
+        return None
 
     async def fetch(self, remote: RemoteObject, *, shadow: bool = False, beside: bool = True) -> Release:
         """Return the release of this upload, as the candidate or the shadow. Raises `StoreError` or `OSError`."""
         if beside:
             await self._calls.run(lambda _: self._calls.limits.check_memory(remote))
-        if not shadow:
-            stored = await self._calls.run(lambda _: self._slots.stored(remote))
-            if stored is not None:
-                return stored
+        stored = await self._calls.run(lambda _: self._slots.stored(remote, shadow=shadow))
+        if stored is not None:
+            return stored
         self._calls.limits.admit(remote, urgent=self._slots.committed is None)
         for remark in remote.remarks:
             _log.warning("model metadata not understood", url=remote.url, version=remote.version, remark=remark)
@@ -157,6 +165,7 @@ class Acquisition:
         self.failures, self._twin_failures = 0, twins.failures if twins else 0
         level, what = decision.level, decision.text
         if twins is not None and twins.trouble:
+            self.opens_in = twins.opens_in
             level, what = "warning", f"{what}; the model for the CPU: {twins.trouble}"
         if what != self.last_poll:
             getattr(_log, level)("asked for a new model", found=what)
@@ -199,10 +208,8 @@ class Acquisition:
         """What this device may not take, or will not again."""
         rejection = self._slots.rejection(remote)
         if rejection is not None:
-            again = "upload it again to have it tried again"
-            return Decision(
-                "withdraw", f"{remote.version} was rejected: {rejection.reason}; {again}", "warning", remote
-            )
+            rejected = f"{remote.version} was rejected: {rejection.reason}; {remote.another_try}"
+            return Decision("withdraw", rejected, "warning", remote)
         if remote.withheld and self._known_as(remote) is None:
             return Decision("withdraw", remote.withheld, "info", remote)
         return None
@@ -241,11 +248,6 @@ class Acquisition:
             " give each upload a version of its own (x-goog-meta-version)"
         )
 
-    async def _withdraw(self) -> None:
-        """The store offers nothing to try; what waited for the worker is not wanted any more."""
-        self.offered = None
-        await self._calls.run(lambda _: self._slots.discard_candidate())
-
     async def _fetch_golden(self, remote: RemoteObject, path: Path) -> None:
         golden = remote.acceptance.golden
         if golden is None:
@@ -258,5 +260,5 @@ class Acquisition:
 
 def _upload_number(remote: RemoteObject) -> int | None:
     """The generation of an object in Cloud Storage that is no manifest: those of a manifest are made of checksums."""
-    plain = remote.url.startswith("gs://") and not remote.url.endswith(f"/{MANIFEST}")
+    plain = remote.url.startswith("gs://") and not remote.of_release
     return int(remote.generation) if plain and remote.generation.isdecimal() else None

@@ -15,8 +15,10 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 
+from edge_agent.models.manifest import MAX_OBJECT
 from edge_agent.models.releases import RemoteObject, as_facts, describe
 from edge_agent.models.stores import Forbidden, Missing, StoreNeedsPerson, StoreUnavailable, too_long, write_all
 
@@ -46,7 +48,9 @@ class FileStore:
     def stat(self) -> RemoteObject:
         """Read the sidecar, and the file too if it changed since the last call."""
         try:
-            status = self._status()
+            status = self._status(self._path)
+            if status.st_size > MAX_OBJECT:
+                raise too_long(self.url, status.st_size, MAX_OBJECT)
             self._wait_until_written()
             checksum = self._checksum(status)
             facts = self._sidecar()
@@ -67,8 +71,8 @@ class FileStore:
     def fetch(self, remote: RemoteObject, destination: Path, stop: threading.Event) -> None:
         """Copy the file and compare what was copied with what `stat` saw."""
         try:
-            with self._path.open("rb") as source:
-                digest = _copy(source.fileno(), destination, stop)
+            with self._open(self._path) as source:
+                digest = _copy(source, destination, remote.size, stop)
                 status = self._path.stat()
         except OSError as error:
             raise self._explained(error) from error
@@ -78,8 +82,7 @@ class FileStore:
     def read(self, limit: int) -> tuple[bytes, str]:
         """Return the file, of which no more than `limit` bytes are read, and its generation."""
         try:
-            self._status()
-            with self._path.open("rb") as file:
+            with self._open(self._path) as file:
                 data = file.read(limit + 1)
                 status = os.fstat(file.fileno())
         except OSError as error:
@@ -88,18 +91,24 @@ class FileStore:
             raise too_long(self.url, status.st_size, limit)
         return data, _generation(status)
 
-    def _status(self) -> os.stat_result:
+    def _status(self, path: Path) -> os.stat_result:
         """What can be read to its end: neither a device, which has none, nor a pipe, which waits for a writer."""
-        status = self._path.stat()
+        status = path.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            raise StoreNeedsPerson(f"{self._path} is no file", f"let {self._setting} name the model file itself")
+            what_to_do = f"let {self._setting} name the model file itself" if path == self._path else "remove it"
+            raise StoreNeedsPerson(f"{path} is no file", what_to_do)
         return status
+
+    def _open(self, path: Path) -> BufferedReader:
+        self._status(path)
+        # Should it be a pipe by now, that does not wait for a writer either.
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
     def _checksum(self, status: os.stat_result) -> str:
         """SHA-256 of the file, read again only after a change."""
         generation = _generation(status)
         if self._hashed[0] != generation:
-            with self._path.open("rb") as source:
+            with self._open(self._path) as source:
                 checksum = f"sha256:{hashlib.file_digest(source, 'sha256').hexdigest()}"
             if _generation(self._path.stat()) != generation:
                 raise StoreUnavailable(f"{self._path} changed while it was being read")
@@ -130,7 +139,7 @@ class FileStore:
     def _sidecar(self) -> dict[str, str]:
         sidecar = self._sidecar_path
         try:
-            with sidecar.open("rb") as file:
+            with self._open(sidecar) as file:
                 return as_facts(json.loads(file.read(_SIDECAR_LIMIT)))
         except FileNotFoundError:
             return {}
@@ -155,10 +164,12 @@ def _generation(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def _copy(source: int, destination: Path, stop: threading.Event) -> str:
+def _copy(source: BufferedReader, destination: Path, size: int, stop: threading.Event) -> str:
+    """Copy `size` bytes, for which there is room, and return their checksum."""
     digest = hashlib.sha256()
     with destination.open("wb", buffering=0) as target:
-        while chunk := os.read(source, _CHUNK):
+        while size > 0 and (chunk := source.read(min(size, _CHUNK))):
+            size -= len(chunk)
             if stop.is_set():
                 raise StoreUnavailable("the copy was stopped")
             digest.update(chunk)

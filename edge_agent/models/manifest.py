@@ -26,7 +26,8 @@ MAX_GOLDEN = 64 << 20
 """Bytes of golden samples."""
 MAX_LABELS = 10_000
 MAX_SEQUENCE = 1 << 53
-_MAX_OBJECT = 1 << 32
+MAX_OBJECT = 1 << 32
+"""Bytes."""
 YEAR_10000 = 253_402_300_800
 """Seconds since 1970: the end of Python's calendar."""
 # Patterns end in \Z, as $ would let a newline pass. One name, no path: it is used in folders and object names as it is.
@@ -46,7 +47,7 @@ class ObjectFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file of the release. `name` is that in the folder `objects`, `size` is in bytes."""
 
     name: _Name
-    size: Annotated[int, Meta(ge=1, le=_MAX_OBJECT)]
+    size: Annotated[int, Meta(ge=1, le=MAX_OBJECT)]
     sha256: _Sha256
 
 

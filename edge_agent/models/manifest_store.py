@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from edge_agent.models.audience import Device, why_not
 from edge_agent.models.content import PromisedContent
 from edge_agent.models.manifest import MAX_GOLDEN, MAX_SIZE, Manifest, ManifestError, ObjectFile, parse
-from edge_agent.models.releases import Release, RemoteObject, Shadow
+from edge_agent.models.releases import Claims, Release, RemoteObject, Shadow
 from edge_agent.models.stores import FetchFailed, Missing, Readable, Store, StoreNeedsPerson, StoreUnavailable
 from edge_agent.models.trust import Trust
 
@@ -179,6 +179,7 @@ def _described(url: str, release: Manifest, file: ObjectFile) -> RemoteObject:
         accuracy=release.accuracy,
         labels=release.labels,
         version_given=True,
+        claims=Claims(sha256=file.sha256),
     )
 
 

@@ -16,7 +16,7 @@ from edge_agent.models.audience import AudienceError, Device, parse_audience, wh
 from edge_agent.models.content import PromisedContent
 from edge_agent.models.manifest import MANIFEST
 from edge_agent.models.releases import RemoteObject, Shadow
-from edge_agent.models.stores import Store, StoreNeedsPerson
+from edge_agent.models.stores import Store, StoreNeedsPerson, Untrusted
 from edge_agent.models.trust import Trust
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -63,7 +63,7 @@ class PlainStore:
         """Return what was signed of it. Raises `StoreError`."""
         claims = remote.claims
         if not claims.signature:
-            raise StoreNeedsPerson(
+            raise Untrusted(
                 f"{self.url} is not signed, and [model].keys is set",
                 f"let [model].url name the {MANIFEST} of a release (edge-agent release publish), sign it"
                 " (edge-agent release upload), or take the keys away",

@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from edge_agent.models.manifest import Acceptance
+from edge_agent.models.manifest import MANIFEST, Acceptance
 
 MODEL_FILE = "model.tflite"
 TWIN_FILE = "cpu.tflite"
@@ -29,8 +29,8 @@ VERSION_LENGTH = 128
 class Claims(msgspec.Struct, frozen=True):
     """What the metadata of an object in the plain form claims, as it stands there; empty where it says nothing.
 
-    `sha256` is that of its bytes, `name` that of the model. `signature` is one by `key` over the version and all the
-    others.
+    `sha256` is that of its bytes, and stands here for an object that a manifest names, too; `name` is that of the
+    model. `signature` is one by `key` over the version and all the others.
     """
 
     sha256: str = ""
@@ -70,6 +70,21 @@ class RemoteObject(msgspec.Struct, frozen=True, kw_only=True):
     outlook: str = ""
     shadow: "Shadow | None" = None
     claims: Claims = Claims()
+
+    def may_be(self, sha256: str) -> bool:
+        """Whether these bytes can be it: it was promised that they are, or nothing was."""
+        return self.claims.sha256 in {"", sha256}
+
+    @property
+    def of_release(self) -> bool:
+        """Whether a manifest names it."""
+        return self.url.endswith((f"/{MANIFEST}", f"/{MANIFEST}#twin"))
+
+    @property
+    def another_try(self) -> str:
+        """What to do to have it tried once more after it was rejected."""
+        how = "publish it as another version" if self.of_release else "upload it again"
+        return f"{how} to have it tried again"
 
     @property
     def id(self) -> str:

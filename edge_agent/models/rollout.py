@@ -25,6 +25,7 @@ from edge_agent.models.loading import Loader
 from edge_agent.models.manifest_store import HasGolden
 from edge_agent.models.news import RolloutChange, RolloutStatus
 from edge_agent.models.releases import Release
+from edge_agent.models.schedule import Schedule
 from edge_agent.models.shadowing import Shadowing
 from edge_agent.models.slots import Slots
 from edge_agent.models.stores import Store
@@ -33,14 +34,10 @@ from edge_agent.records import Accelerator, LoadReport, ModelFile, Result, Terms
 from edge_agent.settings.trial import TrialSettings
 from edge_agent.settings.units import format_duration
 
-FIRST_BACKOFF = 5.0
-LONGEST_LOAD_BACKOFF = 300.0
 STOP_LIMIT = 1.0
-WINDOW_SPREAD = 120.0
 INTERRUPTIONS = 3
 """A release whose trials the process has not lived through so often is not tried again."""
 NO_TRIAL = TrialSettings(time=0.0)
-_INSTANT = 1e-3
 
 _log = structlog.get_logger()
 
@@ -78,11 +75,8 @@ class Rollout:
         )
         self._loader = loader
         self._model_name = model_name
-        self._poll_interval = poll_interval
+        self._schedule = Schedule(poll_interval, sleep=sleep, clock=clock, jitter=jitter)
         self._on_change = on_change
-        self._sleep = sleep
-        self._clock = clock
-        self._jitter = jitter
         self._shadowing = Shadowing(
             slots,
             self._acquisition,
@@ -95,8 +89,6 @@ class Rollout:
         self._unfit: set[str] = set()
         self._load_failures = 0
         self._last_wait = ""
-        self._next_poll: float | None = None
-        self._wake = asyncio.Event()
         self._judge = asyncio.Event()
         self._turn = asyncio.Lock()
         self._in_use = InUse(
@@ -105,7 +97,7 @@ class Rollout:
             trial,
             on_change=on_change,
             on_verdict=self._judge.set,
-            on_lost=self._wake.set,
+            on_lost=self.poll_now,
             clock=clock,
         )
         self._calls = Calls()
@@ -128,7 +120,7 @@ class Rollout:
             refusal=self._last_wait,
             last_poll=self._acquisition.last_poll,
             failures=self._acquisition.failures,
-            next_poll=None if self._next_poll is None else max(0.0, self._next_poll - self._clock()),
+            next_poll=self._schedule.rest,
             rejected=f"{rejected.what}: {rejected.reason}" if rejected else None,
             twin=running is not None and self._acquisition.twins.path(running) is not None,
             trial=self._in_use.progress,
@@ -163,19 +155,19 @@ class Rollout:
 
     def poll_now(self) -> None:
         """Ask the store now rather than at the next poll."""
-        self._wake.set()
+        self._schedule.look_now()
 
     def configure(self, *, poll_interval: float, hold: bool = False, trial: TrialSettings = NO_TRIAL) -> None:
         """Take other settings, beginning with a poll now; a trial that goes on is judged by the old ones."""
-        before = self._poll_interval, self._acquisition.hold, self._in_use.settings
+        schedule, acquisition, in_use = self._schedule, self._acquisition, self._in_use
+        before = schedule.poll_interval, acquisition.hold, in_use.settings
         if before != (poll_interval, hold, trial):
-            self._poll_interval, self._acquisition.hold, self._in_use.settings = poll_interval, hold, trial
+            schedule.poll_interval, acquisition.hold, in_use.settings = poll_interval, hold, trial
             self.poll_now()
 
     def ask(self, store: Store, *, twins: Twins, golden: HasGolden | None, pin: str) -> None:
         """Ask another store for the same model from now on, beginning with a poll now: what runs goes on meanwhile."""
-        acquisition = self._acquisition
-        acquisition.store, acquisition.twins, acquisition.golden, acquisition.pin = store, twins, golden, pin
+        self._acquisition.turn_to(store, twins=twins, golden=golden, pin=pin)
         self.poll_now()
 
     def take(self, model: ModelFile, accelerator: Accelerator, results: Sequence[Result], failed: int) -> None:
@@ -195,6 +187,12 @@ class Rollout:
         self._shadowing.report(last=True)
         await self._in_use.stop()
 
+    async def leave(self) -> None:
+        """Stop, with nothing left on trial or beside the model in use: others decide what the worker runs."""
+        await self.stop()
+        await self._in_use.give_way("models come from somewhere else now")
+        await self._loader.shadow(None, 0.0, Terms())
+
     def _state(self) -> Literal["no model", "waiting for the worker", "on trial", "running", "stopped"]:
         if self._stopped:
             return "stopped"
@@ -206,9 +204,14 @@ class Rollout:
 
     async def _loop(self) -> None:
         while not self._stopped:
-            self._wake.clear()
+            self._schedule.begin()
             await self._round()
-            await self._pause(self._delay())
+            delay = self._schedule.delay(
+                failures=self._acquisition.all_failures,
+                load_failures=self._load_failures,
+                opens_in=self._acquisition.opens_in,
+            )
+            await self._schedule.pause(delay, ends_in=lambda: self._in_use.rest, on_end=self._judge.set)
 
     async def _round(self) -> None:
         async with self._turn:
@@ -228,37 +231,15 @@ class Rollout:
             self._acquisition.failed(error, self.running)
         return False
 
-    def _delay(self) -> float:
-        delays = [self._poll_interval]
-        if failures := self._acquisition.all_failures:
-            delays.append(_backoff(failures))
-        if self._load_failures:
-            delays.append(min(_backoff(self._load_failures), LONGEST_LOAD_BACKOFF))
-        delay = min(delays) * (0.9 + 0.2 * self._jitter())
-        opens_in = self._acquisition.opens_in
-        # Devices that wait for the same minute of the day do not begin in the same second.
-        return delay if opens_in is None else min(delay, opens_in + WINDOW_SPREAD * self._jitter())
-
-    async def _pause(self, delay: float) -> None:
-        """Wait for the next poll, and have a trial judged when its time is over."""
-        self._next_poll = self._clock() + delay
-        while not self._wake.is_set() and (rest := self._next_poll - self._clock()) > _INSTANT:
-            timer = asyncio.ensure_future(self._sleep(min(rest, self._in_use.rest or rest)))
-            wake = asyncio.ensure_future(self._wake.wait())
-            try:
-                await asyncio.wait({timer, wake}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                timer.cancel()
-                wake.cancel()
-            self._judge.set()
-
     async def _poll(self) -> None:
         """Find out what the store offers, and have it on disk. Raises `StoreError` or `OSError`."""
         async with self._turn:
             await self._in_use.write_outcome()
-        acquisition = self._acquisition
+        acquisition, store = self._acquisition, self._acquisition.store
         remote = await acquisition.ask()
         async with self._turn:
+            if acquisition.store is not store:
+                return  # it was asked on terms that do not hold any more, and is asked anew at once
             decision = acquisition.judge(remote, self._unfit)
             await acquisition.note(decision)
             if (on_trial := self._in_use.on_trial) is not None:
@@ -400,7 +381,3 @@ class Rollout:
                 await self._reported(self._in_use.settle())
                 if settled and not self._in_use.is_settled:
                     self.poll_now()
-
-
-def _backoff(failures: int) -> float:
-    return float(FIRST_BACKOFF * 2 ** min(failures - 1, 20))

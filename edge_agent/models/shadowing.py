@@ -110,9 +110,9 @@ class Shadowing:
             self._tell(self._running, self._report, reason)
 
     async def _begin(self, wanted: Shadow) -> None:
-        release = self._slots.shadow
-        if release is None or release.id != wanted.remote.id:
-            release = await self._acquisition.fetch(wanted.remote, shadow=True)
+        release = await self._acquisition.fetch(wanted.remote, shadow=True)
+        if self._acquisition.shadow != wanted:
+            return  # which took long, and now it would have to be offered on other terms
         self._report = await self._loader.shadow(self._model_file(release), wanted.share, self._terms(release))
         if self._report.accepted:
             self._running, self._share, self._told = release, wanted.share, self._clock()

@@ -35,7 +35,7 @@ import structlog
 
 from edge_agent.durable import sync
 from edge_agent.models.download import can_go_on, drop_notes, size_held
-from edge_agent.models.manifest import ObjectFile
+from edge_agent.models.integrity import check_golden, damage_of, is_damaged, is_upload, promised_sha256
 from edge_agent.models.releases import (
     GOLDEN_FILE,
     MODEL_FILE,
@@ -46,7 +46,7 @@ from edge_agent.models.releases import (
     pair_id,
 )
 from edge_agent.models.state import Rejected, State, Trial, read_state, write_state
-from edge_agent.models.stores import FetchFailed, StoreNeedsPerson, file_sha256
+from edge_agent.models.stores import StoreNeedsPerson
 
 REJECTED_KEPT = 50
 RESERVE = 64 << 20
@@ -135,14 +135,17 @@ class Slots:
             self._state = whole
             self._tidy()
 
-    def stored(self, remote: RemoteObject) -> Release | None:
-        """The release of this upload if its bytes are on disk already, and whole. It becomes the candidate."""
+    def stored(self, remote: RemoteObject, *, shadow: bool = False) -> Release | None:
+        """The release of this upload if its bytes are on disk already, and whole.
+
+        It becomes the candidate or the shadow.
+        """
         with self._lock:
             for release in (self.candidate, self.previous, self.shadow):
-                whole = self._if_whole(release, golden=True) if release and release.id == remote.id else None
+                whole = self._if_whole(release, golden=True) if release and is_upload(release, remote) else None
                 if whole is not None:
-                    if whole != self.candidate:
-                        self._change(candidate=whole)
+                    if whole != (self.shadow if shadow else self.candidate):
+                        self._change(**{"shadow" if shadow else "candidate": whole})
                     return whole
         return None
 
@@ -171,18 +174,18 @@ class Slots:
         """`release` with this twin as the candidate, if the twin's bytes are on disk already, and whole."""
         with self._lock:
             for twin in (one.cpu for one in self._state.releases()):
-                if twin is not None and twin.id == remote.id and _damage(self.twin_path(twin), twin) is None:
+                if twin is not None and is_upload(twin, remote) and damage_of(self.twin_path(twin), twin) is None:
                     return self._pair(release, msgspec.structs.replace(twin, url=remote.url))
         return None
 
     def finish(self, remote: RemoteObject, path: Path, *, shadow: bool = False) -> Release:
         """Take the checked download at `path`, with its golden samples beside it, as the candidate or the shadow.
 
-        Raises `FetchFailed` where the golden samples are not those that were announced, `OSError`; then nothing has
-        changed.
+        Raises `FetchFailed` where model or golden samples are not those that were announced, `OSError`; then nothing
+        has changed.
         """
         with self._lock:
-            _check_golden(path.with_name(GOLDEN_FILE), remote)
+            check_golden(path.with_name(GOLDEN_FILE), remote)
             release = Release(
                 id=remote.id,
                 url=remote.url,
@@ -190,7 +193,7 @@ class Slots:
                 generation=remote.generation,
                 size=path.stat().st_size,
                 checksum=remote.checksum,
-                sha256=file_sha256(path),
+                sha256=promised_sha256(path, remote),
                 accuracy=remote.accuracy,
                 labels=remote.labels,
                 acceptance=remote.acceptance,
@@ -205,7 +208,7 @@ class Slots:
     def attach(self, release: Release, remote: RemoteObject, path: Path) -> Release:
         """Take `release` with the checked download at `path` as its twin as the candidate, and return it.
 
-        Raises `OSError`; then nothing has changed.
+        Raises `FetchFailed`, `OSError`; then nothing has changed.
         """
         with self._lock:
             twin = Twin(
@@ -214,7 +217,7 @@ class Slots:
                 generation=remote.generation,
                 size=path.stat().st_size,
                 checksum=remote.checksum,
-                sha256=file_sha256(path),
+                sha256=promised_sha256(path, remote),
             )
             _settle(path, remote.id)
             return self._pair(release, twin)
@@ -330,12 +333,12 @@ class Slots:
 
     def _if_whole(self, release: Release | None, *, golden: bool = False) -> Release | None:
         """Return what is left of a release; `golden` samples are only needed before it is taken into use."""
-        if release is None or _damaged(self.path(release), release, release.version):
+        if release is None or is_damaged(self.path(release), release, release.version):
             return None
         samples, path = release.acceptance.golden, self.golden_path(release)
-        if golden and samples is not None and path is not None and _damaged(path, samples, release.version):
+        if golden and samples is not None and path is not None and is_damaged(path, samples, release.version):
             return None
-        if release.cpu is not None and _damaged(self.twin_path(release.cpu), release.cpu, release.version):
+        if release.cpu is not None and is_damaged(self.twin_path(release.cpu), release.cpu, release.version):
             return release.without_twin()
         return release
 
@@ -347,28 +350,6 @@ class Slots:
             for folder in home.iterdir():
                 if folder.name not in names and not (folder.suffix == _PART and can_go_on(folder)):
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _damaged(path: Path, file: Release | Twin | ObjectFile, version: str) -> bool:
-    damage = _damage(path, file)
-    if damage is not None:
-        _log.error("model file is damaged", version=version, file=str(path), damage=damage)
-    return damage is not None
-
-
-def _damage(path: Path, file: Release | Twin | ObjectFile) -> str | None:
-    try:
-        if path.stat().st_size != file.size:
-            return "the size is wrong"
-        return None if file_sha256(path) == file.sha256 else "the SHA-256 is wrong"
-    except OSError as error:
-        return f"it cannot be read: {error.strerror}"
-
-
-def _check_golden(path: Path, remote: RemoteObject) -> None:
-    expected = remote.acceptance.golden
-    if expected is not None and (damage := _damage(path, expected)) is not None:
-        raise FetchFailed(f"the golden samples of {remote.url} were not taken: {damage}")
 
 
 def _settle(path: Path, name: str) -> None:

@@ -62,6 +62,10 @@ class StoreNeedsPerson(StoreError):
         return f"{self.reason}; {self.what_to_do}"
 
 
+class Untrusted(StoreNeedsPerson):
+    """None of those who are trusted has signed it."""
+
+
 class Missing(StoreNeedsPerson):
     """The store says that there is no such object."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from edge_agent.device.timekeeper import EARLIEST_MS
 from edge_agent.models.manifest import MAX_SEQUENCE, YEAR_10000, Manifest, SignedManifest
 from edge_agent.models.releases import Claims
-from edge_agent.models.stores import StoreNeedsPerson, StoreUnavailable
+from edge_agent.models.stores import StoreNeedsPerson, StoreUnavailable, Untrusted
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -42,13 +42,13 @@ class Trust:
         return bool(self._files)
 
     def check(self, url: str, file: SignedManifest) -> None:
-        """Refuse a manifest that nobody trusted has signed. Raises `StoreNeedsPerson`."""
+        """Refuse a manifest that nobody trusted has signed. Raises `Untrusted`, `StoreNeedsPerson` for bad keys."""
         from edge_agent.models.signatures import verify  # noqa: PLC0415  loads its library only where there are keys
 
         self._ask(lambda keys: verify(file, keys), url, "edge-agent release sign")
 
     def check_model(self, url: str, version: str, claims: Claims) -> None:
-        """Refuse a model in the plain form that nobody trusted has signed. Raises `StoreNeedsPerson`."""
+        """Refuse a model in the plain form that nobody trusted has signed. Raises likewise."""
         from edge_agent.models.signatures import verify_model  # noqa: PLC0415  likewise
 
         self._ask(lambda keys: verify_model(version, claims, keys), url, "edge-agent release upload")
@@ -101,7 +101,7 @@ class Trust:
         try:
             verify([key for path in self._files for key in signatures.read_public_keys(path)])
         except signatures.UntrustedError as error:
-            raise StoreNeedsPerson(
+            raise Untrusted(
                 f"{url} {error}",
                 f"it is not used: sign it with a key of [model].keys ({command}), or find out who made it",
             ) from error

@@ -22,6 +22,7 @@ from edge_agent.models.stores import (
     StoreError,
     StoreNeedsPerson,
     StoreUnavailable,
+    Untrusted,
 )
 
 HEAD_START = 3600.0
@@ -34,7 +35,8 @@ class Twins:
     """Finds the twin of a release and has it on disk. `expected` is whether the settings name it; `limits` say when.
 
     `trouble` is why the store's twin is not used, in the same words at every try, and empty if there is nothing to
-    tell. `failures` counts the polls in a row with such trouble.
+    tell. `failures` counts the polls in a row with such trouble. `opens_in` is in how many seconds it may be fetched,
+    if it waits for that.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Twins:
         self._absence = ""
         self.trouble = ""
         self.failures = 0
+        self.opens_in: float | None = None
 
     def path(self, release: Release) -> str | None:
         """Where the twin of a release is on disk, if it came from where the settings say."""
@@ -61,23 +64,24 @@ class Twins:
         """
         if self._store is None:
             return release
+        self.opens_in = None
         try:
             followed = await self._follow(self._store, release, model)
         except (StoreError, OSError) as error:
             self._fail(error)
-            return release
+            return self._without_new_twin(release) if isinstance(error, Untrusted) else release
         self._told("")
         return followed
 
     async def _follow(self, store: Store, release: Release, model: RemoteObject) -> Release:
         twin = await self._calls.stat(store)
         _check(twin, model)
-        if release.cpu is not None and (release.cpu.url, release.cpu.checksum) == (twin.url, twin.checksum):
+        has = release.cpu
+        if has is not None and (has.url, has.checksum) == (twin.url, twin.checksum) and twin.may_be(has.sha256):
             return release
         rejection = self._slots.rejection(twin, of=release)
         if rejection is not None:
-            again = "upload it again to have it tried again"
-            raise StoreNeedsPerson(f"{twin.url} was rejected: {rejection.reason}", again)
+            raise StoreNeedsPerson(f"{twin.url} was rejected: {rejection.reason}", twin.another_try)
         stored = await self._calls.run(lambda _: self._slots.stored_twin(release, twin))
         if stored is not None:
             return stored
@@ -87,7 +91,14 @@ class Twins:
         await self._calls.fetch(store, twin, path)
         return await self._calls.run(lambda _: self._slots.attach(release, twin, path))
 
+    def _without_new_twin(self, release: Release) -> Release:
+        """A twin that is not in use yet may have come before there were keys."""
+        committed = self._slots.committed
+        return committed if committed is not None and committed.id == release.id else release.without_twin()
+
     def _fail(self, error: StoreError | OSError) -> None:
+        if isinstance(error, Postponed):
+            self.opens_in = error.seconds
         if self._expected or not isinstance(error, Missing | Forbidden):
             self.trouble = str(error)
             self.failures += not isinstance(error, Postponed)

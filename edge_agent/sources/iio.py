@@ -137,7 +137,7 @@ class IndustrialIO(Source):
             return
         offered = device.text(path.with_name(f"{path.name}_available"))
         try:
-            device.write(path, f"{nearest(wanted, offered):g}")
+            device.write(path, _decimal(nearest(wanted, offered)))
         except OSError as error:
             if buffered or error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
                 raise
@@ -167,3 +167,8 @@ def nearest(wanted: float, offered: str) -> float:
         steps = round((min(max(wanted, least), most) - least) / step) if step else 0
         return least + steps * step if step else min(max(wanted, least), most)
     return min(rates, key=lambda rate: abs(rate - wanted)) if rates and not ranged else wanted
+
+
+def _decimal(rate: float) -> str:
+    """Return it as the kernel reads numbers: without an exponent, and to a millionth, as drivers compare them."""
+    return f"{rate:.6f}".rstrip("0").rstrip(".")

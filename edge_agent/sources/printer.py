@@ -30,9 +30,11 @@ _CHUNKS_AFTER_END = 16
 _STDERR_BYTES = 4096
 _STDERR_LINES = 3
 _LINE_CHARACTERS = 300
-# Between a closed output and the end of the program; and from SIGTERM to SIGKILL, within worker.STOP_DEADLINE.
+# Between a closed output and the end of the program; from SIGTERM to SIGKILL, within worker.STOP_DEADLINE; and from
+# there to its end, as it may keep its sensor from the next one: within hangs.SHUT_DEADLINE.
 _LINGER = 2.0
 _GRACE = 0.5
+_PATIENCE = 10.0
 
 
 class Ended(Exception):
@@ -99,7 +101,7 @@ class Printer:
                 self._process.wait(_GRACE)
         self._end_guard()
         with suppress(subprocess.TimeoutExpired):  # it hangs in the kernel, and goes when it can
-            self._process.wait(_GRACE)
+            self._process.wait(_PATIENCE)
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()

@@ -37,6 +37,9 @@ _PROTOCOLS = {
 # H.273: what a video says of its matrix when it says nothing.
 _UNSPECIFIED = 2
 _LARGEST_SD = (1279, 576)
+# An answer and a first picture are waited for so long each (seconds), however long silence may last later on: together
+# that stays below what the agent takes for a hang (supervision.hangs.OPEN_DEADLINE).
+OPEN_LIMIT = 20.0
 
 
 class Wanted(NamedTuple):
@@ -124,11 +127,12 @@ def open_video(
     av = load()
     protocols = {"protocol_whitelist": _PROTOCOLS[address.kind]} if address.kind in _PROTOCOLS else {}
     errors = (av.error.FFmpegError,)
+    patience = min(timeout, OPEN_LIMIT)
     begin = time.monotonic()
     try:
-        container = av.open(where, format=form, options={**protocols, **options}, timeout=(timeout, timeout))
+        container = av.open(where, format=form, options={**protocols, **options}, timeout=(patience, timeout))
     except errors as error:
-        if address.kind in STREAMS and time.monotonic() - begin >= timeout:
+        if address.kind in STREAMS and time.monotonic() - begin >= patience:
             raise silent(address, time.monotonic() - begin) from None
         raise explain(error, address) from None
     try:

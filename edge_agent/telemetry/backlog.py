@@ -282,6 +282,10 @@ class Backlog:
         """Return all events that are not in the store, as groups to be written."""
         self.store_end = self.next_seq
         self.begin_run()
+        return self.unsaved()
+
+    def unsaved(self) -> list[Group]:
+        """Return all unsent events that are not in the store."""
         return list(_groups(sorted(self._unsaved(), key=lambda run: run.seq)))
 
     def end_save(self, *, remaining: Intervals, saved: Intervals) -> None:

@@ -20,6 +20,7 @@ reader finds the next good frame behind a damaged one. Invariants:
 import contextlib
 import os
 import re
+import shutil
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge_agent.telemetry.groups import Group
 from edge_agent.telemetry.intervals import Span
 from edge_agent.telemetry.losses import Loss, Report
 
@@ -38,6 +40,7 @@ _MAGIC = b"\xf7J"
 _FRAME = struct.Struct("<2scII")
 _CHECKED = struct.Struct("<cI")
 _PUT = struct.Struct("<qqqII")
+_PAGE = 4096  # what even an empty file takes of a tmpfs
 _NAME = re.compile(r"journal-(\d+)")
 
 
@@ -45,7 +48,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """State of the queue when the file was begun. Lists are by priority, see `seqs.py`.
 
     `stored` unsent events, all below `saved_ends`, were in the store. `base` seqs had been given out when the epoch
-    began. `reports` are the unsent events that tell of losses, by seq.
+    began. `reports` are the unsent events that tell of losses, by seq. `alone`: the store could not be read since the
+    start, so all this is of what was put since then.
     """
 
     format: int = FORMAT
@@ -58,6 +62,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     losses: list[Loss]
     reports: list[Report]
     done: list[Span]
+    alone: bool = False
 
 
 class Put(msgspec.Struct, frozen=True):
@@ -181,7 +186,7 @@ class Sealed(msgspec.Struct):
     number: int
     path: Path
     end_seqs: list[int]
-    fd: int | None = None
+    size: int = 0
 
 
 class Journal:
@@ -202,10 +207,18 @@ class Journal:
         """Whether records are missing, so that only the store can keep what happened since."""
         return self._fd is None or self._torn
 
+    @property
+    def total(self) -> int:
+        """Bytes that all files take, about."""
+        return self.size + sum(max(_PAGE, sealed.size) for sealed in self.sealed)
+
     def prepare(self) -> int | None:
         """Create the next file and return its descriptor, or None (`trouble` says why)."""
         path = self._path(self.number + 1)
         try:
+            if self._fd is not None and not self.size:  # not even the header could be written: no file for each try
+                os.ftruncate(self._fd, 0)
+                return self._fd
             return os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
             self.trouble = f"cannot create {path}: {error.strerror}"
@@ -213,7 +226,8 @@ class Journal:
 
     def begin(self, fd: int, header: Header) -> None:
         """Go on in the prepared file."""
-        self._seal(header.next_seqs)
+        if fd != self._fd:
+            self._seal(header.next_seqs)
         self._fd, self.size, self._torn, self.trouble = fd, 0, False, None
         self.append(frame(header))
         self.written = 0
@@ -227,7 +241,9 @@ class Journal:
 
     def _seal(self, end_seqs: list[int]) -> None:
         if self._fd is not None:
-            self.sealed.append(Sealed(self.number, self._path(self.number), end_seqs, self._fd))
+            self.sealed.append(Sealed(self.number, self._path(self.number), end_seqs, self.size))
+            with contextlib.suppress(OSError):  # what it may tell of is of no use: nothing was promised to the disk
+                os.close(self._fd)
         self.number += 1
         self._fd = None
 
@@ -259,6 +275,22 @@ class Journal:
             with contextlib.suppress(OSError):  # there is no better mark left if this fails too
                 os.ftruncate(self._fd, self.size + 1)
 
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes more can be written."""
+        try:
+            return not self.failed and shutil.disk_usage(self.directory).free > size
+        except OSError:
+            return False
+
+    def write_again(self, groups: Iterable[Group]) -> None:
+        """Write all events that only the journal has once more, so that the files before are not needed."""
+        for each in groups:
+            payload = b"\n".join(each.events)
+            self.append(put_frame(each.seq, each.count, payload, each.first_ms, each.last_ms, reported=()))
+        if not self.failed:
+            for sealed in self.sealed:
+                sealed.end_seqs = [0] * len(sealed.end_seqs)
+
     def take_sealed(self, first_needed: Sequence[int | None]) -> list[Sealed]:
         """Give up the files whose events are all below `first_needed` (None: any is), oldest first."""
         given: list[Sealed] = []
@@ -269,9 +301,8 @@ class Journal:
         return given
 
     def close(self) -> None:
-        for fd in (self._fd, *(sealed.fd for sealed in self.sealed)):
-            if fd is not None:
-                os.close(fd)
+        if self._fd is not None:
+            os.close(self._fd)
         self._fd = None
         self.sealed = []
 
@@ -282,6 +313,4 @@ class Journal:
 def remove(files: Iterable[Sealed]) -> None:
     """Delete files, oldest first."""
     for sealed in files:
-        if sealed.fd is not None:
-            os.close(sealed.fd)
         sealed.path.unlink(missing_ok=True)

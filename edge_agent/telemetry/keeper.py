@@ -119,7 +119,7 @@ class Keeper:
         except (OSError, sqlite3.Error) as error:
             self._failed(error)
             return False
-        self._store = found.store
+        self._store, self.state.alone = found.store, False
         self.state.lanes.adopt(found.stored_ends, found.depths, found.done, found.fresh, found.next_seqs)
         self.retention.adopt(found.store.meta.age, found.store.positions)
         self._journal.sealed[:0] = found.files
@@ -198,6 +198,17 @@ class Keeper:
         elif needed:
             self._journal.end(self.state.lanes.next_seqs, torn=True)
 
+    def _must_begin_journal(self) -> bool:
+        # Nothing ends the files while the store fails: a few large ones then, instead of two a second.
+        least = self.retention.bounds.journal if self._trouble.reason else 0
+        return self._journal.failed or bool(self._journal.written and self._journal.size > least)
+
+    async def _bound_journal(self) -> None:
+        """Keep the files to twice what is unsent while the store fails, which would end them."""
+        most = 2 * self.state.lanes.memory + self.retention.bounds.journal
+        if self._trouble.reason and self._journal.total > most and await self.in_thread(self._journal.has_room, most):
+            self._journal.write_again(self.state.lanes.unsaved())
+
     # -- reading
 
     async def load(self, priority: Priority, max_events: int, max_bytes: int) -> None:
@@ -272,12 +283,13 @@ class Keeper:
                 await self.in_thread(self._measure)
             if closing:
                 self._journal.end(self.state.lanes.next_seqs, torn=False)
-            elif save or self._journal.written or self._journal.failed:
+            elif save or self._must_begin_journal():
                 await self._begin_journal(needed=save)
             self.state.lanes.begin_run()
             self._aged_seqs, self._was_changed = self.state.lanes.next_seqs, self._changed()
             if save and self._store is not None:
                 await self._save(self._store, closing=closing)
+            await self._bound_journal()
             await self.in_thread(self._clean_up, self._journal.take_sealed(self.state.lanes.first_unsaved()))
             if self._at_rest():
                 self.unsaved.clear()

@@ -134,6 +134,10 @@ class Lanes:
         """Return the seqs that only the store has, in the order in which they are given up."""
         return [(backlog.cursor, backlog.region_end) for backlog in reversed(self.all)]
 
+    def unsaved(self) -> list[Group]:
+        """Return all unsent events that are not in the store."""
+        return [group for backlog in reversed(self.all) for group in backlog.unsaved()]
+
     def begin_save(self) -> list[Group]:
         """Return all events that are not in the store, as groups to be written."""
         return [group for backlog in reversed(self.all) for group in backlog.begin_save()]

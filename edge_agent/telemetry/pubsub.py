@@ -241,6 +241,11 @@ def _find_credentials(target: Target, token_request: Any) -> Any:
         raise _no_token(error, target) from error
     except (GoogleAuthError, OSError, ValueError) as error:
         raise explain_missing(error, target) from error
+    except SinkError:
+        raise
+    except Exception as error:  # what google-auth trips over in a file that is JSON, but no key
+        file = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", "the file of gcloud")
+        raise explain_missing(ValueError(f"{file} is no key"), target) from error
     if isinstance(credentials, service_account.Credentials):
         # Signs its tokens itself: no token server that could be out of reach.
         credentials = credentials.with_always_use_jwt_access(always_use_jwt_access=True)  # type: ignore[no-untyped-call]  # google-auth has no annotations there
@@ -250,10 +255,11 @@ def _find_credentials(target: Target, token_request: Any) -> Any:
 def _token_request(target: Target) -> Callable[..., Any]:
     from google.auth.transport.requests import Request  # noqa: PLC0415
 
-    request = functools.partial(Request(), timeout=_TOKEN_TIMEOUT)
+    request: Any = Request()  # annotated so that arguments by place would be given twice
 
-    def ask(*arguments: Any, **options: Any) -> Any:
-        answer = request(*arguments, **options)
+    def ask(*arguments: Any, timeout: float | None = None, **options: Any) -> Any:
+        # None is what google-auth asks with in a thread of its own, which would wait for ever.
+        answer = request(*arguments, timeout=timeout or _TOKEN_TIMEOUT, **options)
         if "text/html" in answer.headers.get("content-type", ""):
             raise explain_page(answer.status, target)
         return answer

@@ -1,5 +1,6 @@
 """What an answer of Google Cloud Pub/Sub means for the events, in one line for the person who must act."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -33,6 +34,7 @@ _FOR_NOW = {
     "RESOURCE_EXHAUSTED": "Pub/Sub asks to send less (quota)",
     "CANCELLED": "the request was cancelled",
 }
+_HTTP_STATUS = re.compile(r"http2 header with status: (\d+)")
 _CONTENT = ("INVALID_ARGUMENT", "OUT_OF_RANGE")
 
 
@@ -61,7 +63,7 @@ def explain_status(code: str, details: str, target: Target, skew: float | None =
     if code in _CONTENT or (code == "RESOURCE_EXHAUSTED" and "larger than max" in details):
         return SinkRejected(f"{target}: refused as {code}{said}")
     if code in _PERSON:
-        reason, what_to_do = _PERSON[code]
+        reason, what_to_do = _why_denied(details) or _PERSON[code]
         names = {"topic": target.topic, "project": target.project, "member": _member(target)}
         return SinkNeedsPerson(f"{target}: {reason}{said}", what_to_do.format_map(names))
     # INTERNAL, UNKNOWN, ABORTED and whatever else a server may say: the data stays, and a later try costs little.
@@ -71,6 +73,9 @@ def explain_status(code: str, details: str, target: Target, skew: float | None =
 
 def explain_connection(details: str, target: Target) -> SinkNeedsPerson | None:
     """Say what answers in Google's place, or that the clock is wrong; None if `details` are about something else."""
+    page = _HTTP_STATUS.search(details)
+    if page is not None and _is_out_of_order(int(page[1])):
+        return None  # Google's own servers answer with a page then, too
     for words, reason, what_to_do in _CONNECTION:
         if words in details:
             return SinkNeedsPerson(f"{target}: {reason}", what_to_do)
@@ -79,9 +84,13 @@ def explain_connection(details: str, target: Target) -> SinkNeedsPerson | None:
 
 def explain_page(status: int, target: Target) -> SinkError:
     """Say what a web page means that came in place of an access token; `status` is HTTP's."""
-    if HTTPStatus.INTERNAL_SERVER_ERROR <= status < HTTPStatus.NETWORK_AUTHENTICATION_REQUIRED:
+    if _is_out_of_order(status):
         return SinkUnavailable(f"{target}: Google's token server gave no token (HTTP status {status})")
     return SinkNeedsPerson(f"{target}: what answers is not Google (a web page instead of an access token)", _PORTAL)
+
+
+def _is_out_of_order(status: int) -> bool:
+    return HTTPStatus.INTERNAL_SERVER_ERROR <= status < HTTPStatus.NETWORK_AUTHENTICATION_REQUIRED
 
 
 def _explain_refused(said: str, skew: float, target: Target) -> SinkNeedsPerson:
@@ -125,9 +134,28 @@ _CONNECTION = (
 )
 
 
+def _why_denied(details: str) -> tuple[str, str] | None:
+    """Return what Google means by details that no role would change, and what to do."""
+    return next(((reason, what_to_do) for words, reason, what_to_do in _DENIED if words in details), None)
+
+
 def _member(target: Target) -> str:
     return f"serviceAccount:{target.account if '@' in target.account else 'ACCOUNT'}"
 
+
+# In the words of Google, with PERMISSION_DENIED.
+_DENIED = (
+    (
+        "it is disabled",
+        "Pub/Sub is not enabled in the project",
+        "enable it: gcloud services enable pubsub.googleapis.com --project={project}; it takes some minutes to count",
+    ),
+    (
+        "requires billing",
+        "the project has no billing account",
+        "link one: gcloud billing projects link {project} --billing-account=ACCOUNT",
+    ),
+)
 
 _PERSON: Mapping[str, tuple[str, str]] = {
     "PERMISSION_DENIED": (

@@ -59,13 +59,22 @@ class Replay(msgspec.Struct):
         self.replayed += 1
 
     def _jump(self, file: JournalFile) -> None:
-        if file.header is not None:
-            self.books = Books(file.header.losses, file.header.reports)
-            self.done = Intervals([*self.done, *file.header.done])
-            self.stored, self.saved_ends = file.header.stored.copy(), file.header.saved_ends.copy()
-        if not self.replayed:  # the files before were not needed any more: nothing is missing
+        header, stranger = file.header, self._is_stranger(file)
+        if header is not None:
+            self.done = Intervals([*self.done, *header.done])
+            if stranger:
+                self.books.adopt(header.losses, header.reports)
+            else:
+                self.books = Books(header.losses, header.reports)
+                self.stored, self.saved_ends = header.stored.copy(), header.saved_ends.copy()
+        if stranger or not self.replayed:  # the files before were not needed any more: nothing is missing
             for priority, seq in _first_seqs(file.records).items():
                 self.next_seqs[priority] = max(self.next_seqs[priority], seq)
+
+    def _is_stranger(self, file: JournalFile) -> bool:
+        """Whether an agent wrote the file that knew nothing of the store and of what was replayed so far."""
+        before = self.header.epoch if self.header else None
+        return file.header is not None and file.header.alone and file.header.epoch != before
 
     def _apply_record(self, record: journal.Record) -> None:
         match record:

@@ -42,6 +42,11 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
         """So many bytes do not wait for the next tick."""
         return min(self.commit_size, self.memory // 4)
 
+    @property
+    def journal(self) -> int:
+        """How large a file of the journal gets while the store fails."""
+        return self.memory // 16
+
 
 class Retention:
     """Applies the `bounds`. `monotonic` is in seconds."""

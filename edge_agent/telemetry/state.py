@@ -13,11 +13,13 @@ from edge_agent.telemetry.store_file import Meta
 class State:
     """`base` seqs had been given out when the epoch began.
 
-    `dropped` counts events of the queue that were lost, by cause, since the start.
+    `dropped` counts events of the queue that were lost, by cause, since the start. `alone`: what is on disk could not
+    be read yet.
     """
 
     def __init__(self, boot_id: str) -> None:
         self.epoch = self.base = 0
+        self.alone = False
         self.lanes = Lanes(first_seqs())
         self.books = Books()
         self.dropped: Counter[str] = Counter()
@@ -25,6 +27,7 @@ class State:
 
     def begin_far_above(self, epoch: int) -> None:
         """Begin an epoch with seqs far above those in the store, so that it can be taken in once it can be read."""
+        self.alone = True
         self.lanes = Lanes(first_seqs(epoch << 16))
         self.epoch, self.base = epoch, self.lanes.given
 
@@ -47,6 +50,7 @@ class State:
             losses=self.books.ledger.entries(),
             reports=self.books.reports,
             done=self.lanes.done,
+            alone=self.alone,
         )
 
     def meta(self, *, journal: int, running: bool, age: float) -> Meta:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -153,10 +153,13 @@ class _Worker:
         return to_agent.decode(body)
 
     def stop(self) -> None:
-        """End it in order."""
+        """End it in order. A source that is closed may still bring it down."""
         self.send(Stop())
-        while self._stream.read(HEAD * 1024):
-            pass
+        with suppress(ConnectionResetError):
+            while self._stream.read(HEAD * 1024):
+                pass
+        if self._process.wait(self._timeout):
+            raise self._death()
 
     def _death(self) -> WorkerDied:
         how = describe_exit(self._process.wait(self._timeout))

@@ -1,8 +1,10 @@
 import asyncio
 import json
 import os
+import queue
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import structlog
 
+from edge_agent.actions import runner as runner_module
 from edge_agent.actions.rules import Rule
 from edge_agent.actions.runner import EVENT_INTERVAL, MAX_RUNNING, ActionRunner, Health
 
@@ -27,6 +30,12 @@ Log = list[dict[str, Any]]
 def log() -> Iterator[Log]:
     with structlog.testing.capture_logs() as lines:
         yield lines  # type: ignore[misc]  # structlog types the lines as mappings
+
+
+@pytest.fixture(autouse=True)
+def a_killed_program_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is."""
+    monkeypatch.setattr(runner_module, "ABANDON_AFTER", NEVER)
 
 
 @pytest.fixture(autouse=True)
@@ -379,6 +388,36 @@ def test_stop_right_after_submit_leaves_nothing_behind(tmp_path: Path, log: Log)
     asyncio.run(main())
     # Which of the two signals it was depends on how far the start had come.
     assert problems(log)[0].startswith("it was ended by signal")
+
+
+def test_a_program_whose_start_outlasts_the_agent_is_ended_all_the_same(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "ABANDON_AFTER", 0)
+    may_start = threading.Event()
+    start = subprocess.Popen
+    started: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+
+    def start_late(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        may_start.wait()
+        process = start(*arguments, **options)
+        started.put(process)
+        return process
+
+    async def main() -> None:
+        monkeypatch.setattr(subprocess, "Popen", start_late)
+        runner = runner_of()
+        runner.submit(shell("exec sleep 1000"), EVENT, CAPTURED_NS)
+        await runner.stop(0)
+
+    asyncio.run(main())
+    assert [line["event"] for line in log] == ["action could not be ended"]
+    may_start.set()
+    with started.get() as process:
+        try:
+            assert process.wait(60) == -signal.SIGKILL
+        finally:
+            process.kill()
 
 
 def test_the_loop_goes_on_while_a_program_prints_without_end(holder: Holder, log: Log) -> None:

@@ -33,6 +33,8 @@ from tests.servers.gcs import GcsServer
 ROOT = Path(__file__).parents[2]
 VIBRATION = ROOT / "edge_agent/demo/vibration_classifier.tflite"
 MOBILENET = ROOT.parent / "shared/models/mobilenet_v2_1.0_224_quant.tflite"
+# Keeps out of the processes what only the tests' environment has.
+ABSENT = Path(__file__).with_name("absent")
 ROUNDS = 5
 # Long against the quarter of a second that events gather before a request: the server counts requests.
 SECONDS = 6.0
@@ -89,7 +91,8 @@ def compare(folder: Path, name: str, model: Path, source: str, *, slow: bool = F
     times = folder / "times" if slow else None
     with counting_server(folder, times) as (address, counter):
         toml = SETTINGS.format(source=source, model=model)
-        with AgentProcess(folder / "agent", toml, {"PUBSUB_EMULATOR_HOST": address}) as agent:
+        environ = {"PUBSUB_EMULATOR_HOST": address, "PYTHONPATH": str(ABSENT)}
+        with AgentProcess(folder / "agent", toml, environ) as agent:
             while not counter.value:
                 time.sleep(0.1)
             time.sleep(WARM_UP)

@@ -38,8 +38,10 @@ pytestmark = pytest.mark.timeout(240)
 
 def publish(folder: Path, version: str, entry: Spec) -> None:
     (folder / "new").write_bytes(slices(entry, [Spec("y", (1, 3))]).bytes())
-    (folder / "m.tflite.json").write_text(json.dumps({"version": version}))
     (folder / "new").rename(folder / "m.tflite")
+    # Last, or the old model could be taken for the new version.
+    (folder / "new").write_text(json.dumps({"version": version}))
+    (folder / "new").rename(folder / "m.tflite.json")
 
 
 def settings(folder: Path, time: str) -> str:

@@ -13,6 +13,9 @@ from edge_agent.models.manifest import FORMAT, Manifest, ObjectFile, SignedManif
 from edge_agent.models.signatures import sign
 from tests.servers.gcs import GcsServer
 
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+THIEF = Ed25519PrivateKey.from_private_bytes(bytes(32))
+"""The key of the publisher, and another one."""
 FOLDER = "models/vibration/"
 MANIFEST = f"{FOLDER}release.json"
 

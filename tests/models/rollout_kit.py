@@ -160,6 +160,7 @@ class Device:
         self.limits = DownloadLimits()
         self.trial = TrialSettings(time=0)
         self.hold = False
+        self.chance = 0.5
         self.worker = Worker()
         self.changes: list[RolloutChange] = []
 
@@ -182,6 +183,12 @@ class Device:
             limits=self.limits,
         )
 
+    def ask(self, rollout: Rollout) -> None:
+        """Have the roll-out ask what is behind the URL on the terms of now, as a reload does."""
+        store = self.open_store()
+        twins = open_twins(self.slots, self.url, self.cpu_url, store, self.limits)
+        rollout.ask(store, twins=twins, golden=golden_of(store), pin=self.pin)
+
     async def _live(self, story: Callable[[Rollout, Clock], Awaitable[None]], interval: float) -> None:
         clock = Clock()
         self.slots = Slots(self.directory, str(self.url), reserve=self.reserve)
@@ -201,7 +208,7 @@ class Device:
             trial=self.trial,
             sleep=clock.sleep,
             clock=lambda: clock.now,
-            jitter=lambda: 0.5,
+            jitter=lambda: self.chance,
         )
         await rollout.start()
         task = asyncio.create_task(rollout.run())
@@ -224,3 +231,40 @@ class Device:
 
 async def first_pause(_: Rollout, clock: Clock) -> None:
     assert await clock.pause() == HOUR
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the tasks and the threads of the disk go on until something has come of them."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  what has come of them is all over the place
+            await asyncio.sleep(0.001)
+
+
+def committed(device: Device, *versions: str) -> None:
+    """Have the versions rolled out one after the other."""
+
+    async def story(_: Rollout, clock: Clock) -> None:
+        await clock.pause()
+        for version in versions[1:]:
+            device.upload(version)
+            await clock.tick()
+
+    device.upload(versions[0])
+    device.live(story)
+    assert [one.release.version for one in device.changes] == list(versions)
+    device.changes.clear()
+    device.worker.loaded.clear()
+
+
+def outcome(device: Device, polls: int = 1) -> str:
+    """What the last of so many polls after a start found."""
+    found = []
+
+    async def story(rollout: Rollout, clock: Clock) -> None:
+        await clock.pause()
+        for _ in range(polls - 1):
+            await clock.tick()
+        found.append(rollout.status.last_poll)
+
+    device.live(story)
+    return found[0]

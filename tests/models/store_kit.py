@@ -14,10 +14,8 @@ from edge_agent.models.manifest_store import ManifestStore
 from edge_agent.models.releases import Release
 from edge_agent.models.signatures import sign
 from edge_agent.models.trust import Trust
-from tests.models.release_kit import manifest, object_file, public_file
+from tests.models.release_kit import KEY, manifest, object_file, public_file
 
-KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-THIEF = Ed25519PrivateKey.from_private_bytes(bytes(32))
 NOON = 1_800_000_000.0
 """2027-01-15, 08:00 UTC: what the clock of the device says."""
 DAY = 86_400.0

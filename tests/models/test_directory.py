@@ -135,3 +135,39 @@ def test_open_store_chooses_by_scheme(model: Path) -> None:
     assert isinstance(opened, FileStore)
     assert opened.stat().size == len(MODEL)
     assert isinstance(open_store(parse_location("gs://bucket/a/b")), GcsStore)
+
+
+def test_no_more_is_copied_than_there_was(model: Path, tmp_path: Path) -> None:
+    """The room on the disk was measured for that: whoever may write to the folder cannot fill the disk."""
+    store = FileStore(model)
+    remote = store.stat()
+    with model.open("r+b") as file:
+        file.truncate(100 << 20)
+    with pytest.raises(StoreUnavailable, match="changed while it was being copied"):
+        store.fetch(remote, tmp_path / "copy", threading.Event())
+    assert (tmp_path / "copy").stat().st_size <= len(MODEL)
+
+
+def test_what_is_too_long_for_a_model_is_not_read(model: Path) -> None:
+    with model.open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(StoreNeedsPerson, match=f"has {1 << 40} bytes, and at most {1 << 32} are read"):
+        FileStore(model).stat()
+
+
+@pytest.mark.parametrize("name", ["model.tflite", "model.tflite.json"])
+def test_nobody_waits_for_the_writer_of_a_pipe(model: Path, name: str) -> None:
+    path = model.with_name(name)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(StoreNeedsPerson, match=f"{name} is no file"):
+        FileStore(model).stat()
+
+
+def test_a_file_that_becomes_a_pipe_is_not_waited_for(model: Path, tmp_path: Path) -> None:
+    store = FileStore(model)
+    remote = store.stat()
+    model.unlink()
+    os.mkfifo(model)
+    with pytest.raises(StoreNeedsPerson, match="is no file"):
+        store.fetch(remote, tmp_path / "copy", threading.Event())

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_agent.models.audience import Device as Facts
 from edge_agent.models.manifest import MAX_SIZE, unsigned
@@ -13,12 +12,9 @@ from edge_agent.models.rollout import Rollout
 from edge_agent.models.signatures import key_id
 from edge_agent.models.stores import StoreNeedsPerson
 from edge_agent.settings.location import Location, parse_location
-from tests.models.release_kit import FOLDER, MANIFEST, Publisher, edited, manifest, public_file
-from tests.models.rollout_kit import NO_MODEL, Clock, Device
+from tests.models.release_kit import FOLDER, KEY, MANIFEST, THIEF, Publisher, edited, manifest, public_file
+from tests.models.rollout_kit import NO_MODEL, Clock, Device, outcome
 from tests.servers.gcs import GcsServer
-
-KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-THIEF = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 
 @pytest.fixture
@@ -38,20 +34,6 @@ def publisher(gcs_server: GcsServer) -> Publisher:
 def thief(gcs_server: GcsServer) -> Publisher:
     """Somebody who may write to the bucket and has another key."""
     return Publisher(gcs_server, THIEF)
-
-
-def outcome(device: Device, polls: int = 1) -> str:
-    """What the last of so many polls found."""
-    found = []
-
-    async def story(rollout: Rollout, clock: Clock) -> None:
-        await clock.pause()
-        for _ in range(polls - 1):
-            await clock.tick()
-        found.append(rollout.status.last_poll)
-
-    device.live(story)
-    return found[0]
 
 
 def test_a_signed_release_with_its_twin_and_labels_runs(trusting: Device, publisher: Publisher) -> None:
@@ -151,8 +133,12 @@ def test_a_model_that_was_rejected_is_not_tried_again_because_its_manifest_is_ne
     trusting.worker.answers["v1.3"] = [NO_MODEL]
     outcome(trusting)
     publisher.publish("v1.3", data=b"model that is bad")
-    assert "v1.3 was rejected" in outcome(trusting)
+    what_to_do = "publish it as another version to have it tried again"
+    assert outcome(trusting) == f"v1.3 was rejected: it is no model; {what_to_do}"
     assert trusting.worker.loaded == ["v1.3"]
+    publisher.publish("v1.4", data=b"model that is bad")
+    outcome(trusting)
+    assert trusting.worker.loaded == ["v1.3", "v1.4"]
 
 
 def test_swapped_objects_are_found_out(trusting: Device, publisher: Publisher) -> None:

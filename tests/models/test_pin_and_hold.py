@@ -10,20 +10,11 @@ from edge_agent.models.rollout import Rollout
 from edge_agent.models.stores import StoreUnavailable
 from edge_agent.models.twins import Twins
 from edge_agent.settings.trial import TrialSettings
-from tests.models.rollout_kit import HOUR, NO_MODEL, Clock, Device, first_pause
-
-
-def _committed(device: Device, *versions: str) -> None:
-    """Have the versions rolled out one after the other."""
-    for version in versions:
-        device.upload(version)
-        device.live(first_pause)
-    device.changes.clear()
-    device.worker.loaded.clear()
+from tests.models.rollout_kit import HOUR, NO_MODEL, Clock, Device, committed, first_pause
 
 
 def test_a_pinned_version_that_ran_before_needs_no_network(device: Device) -> None:
-    _committed(device, "v1", "v2")
+    committed(device, "v1", "v2")
     device.pin = "v1"
     device.trial = TrialSettings(time=600)
     device.server.fault("status", times=-1)
@@ -42,7 +33,7 @@ def test_a_pinned_version_that_ran_before_needs_no_network(device: Device) -> No
 
 
 def test_a_pin_that_a_reload_brings_goes_for_a_running_device_too(device: Device) -> None:
-    _committed(device, "v1", "v2")
+    committed(device, "v1", "v2")
 
     async def story(rollout: Rollout, clock: Clock) -> None:
         assert await clock.pause() == HOUR
@@ -56,7 +47,7 @@ def test_a_pin_that_a_reload_brings_goes_for_a_running_device_too(device: Device
 
 
 def test_beside_a_pin_nothing_else_is_taken_until_it_is_gone(device: Device) -> None:
-    _committed(device, "v1")
+    committed(device, "v1")
     device.pin = "v1"
     device.upload("v2")
 
@@ -72,7 +63,7 @@ def test_beside_a_pin_nothing_else_is_taken_until_it_is_gone(device: Device) -> 
 
 
 def test_a_pinned_version_that_is_nowhere_is_told(device: Device, log: list[Any]) -> None:
-    _committed(device, "v2")
+    committed(device, "v2")
     device.pin = "v1"
 
     async def story(rollout: Rollout, clock: Clock) -> None:
@@ -85,7 +76,7 @@ def test_a_pinned_version_that_is_nowhere_is_told(device: Device, log: list[Any]
 
 
 def test_a_pinned_version_that_is_offered_is_fetched(device: Device) -> None:
-    _committed(device, "v2")
+    committed(device, "v2")
     device.pin = "v1"
     device.upload("v1")
     device.live(first_pause)
@@ -93,7 +84,7 @@ def test_a_pinned_version_that_is_offered_is_fetched(device: Device) -> None:
 
 
 def test_a_rejected_version_is_not_run_for_a_pin_either(device: Device) -> None:
-    _committed(device, "v1", "v2")
+    committed(device, "v1", "v2")
     device.worker.answers["v1"] = [NO_MODEL]
     device.pin = "v1"
 
@@ -107,7 +98,7 @@ def test_a_rejected_version_is_not_run_for_a_pin_either(device: Device) -> None:
 
 
 def test_a_pinned_version_that_was_damaged_meanwhile_is_fetched_again(device: Device) -> None:
-    _committed(device, "v1", "v2")
+    committed(device, "v1", "v2")
     device.pin = "v1"
     device.upload("v1")
 
@@ -123,7 +114,7 @@ def test_a_pinned_version_that_was_damaged_meanwhile_is_fetched_again(device: De
 
 
 def test_a_held_device_names_what_it_does_not_fetch(device: Device) -> None:
-    _committed(device, "v1")
+    committed(device, "v1")
     device.hold = True
     device.upload("v2")
 
@@ -147,7 +138,7 @@ def test_a_device_without_a_model_holds_nothing(device: Device) -> None:
 
 
 def test_a_held_model_that_does_not_work_any_more_gives_way(device: Device) -> None:
-    _committed(device, "v1")
+    committed(device, "v1")
     device.hold = True
     device.worker.answers["v1"] = [NO_MODEL]
     device.upload("v2")
@@ -156,7 +147,7 @@ def test_a_held_model_that_does_not_work_any_more_gives_way(device: Device) -> N
 
 
 def test_an_older_upload_is_never_taken_for_a_newer_one(device: Device, log: list[Any]) -> None:
-    _committed(device, "v1", "v2")
+    committed(device, "v1", "v2")
     device.server.buckets["bucket"].objects["m"].pop()
 
     async def story(rollout: Rollout, clock: Clock) -> None:
@@ -205,7 +196,7 @@ def announced(device: Device, monkeypatch: pytest.MonkeyPatch) -> Announced:
 
 
 def test_what_is_not_for_this_device_is_told_and_not_taken(device: Device, announced: Announced) -> None:
-    _committed(device, "v1")
+    committed(device, "v1")
     device.upload("v2")
     announced.changes = {"withheld": "v2 is out for 10 % of the devices, and this one is not among them"}
 
@@ -237,7 +228,7 @@ def test_a_device_without_a_model_does_not_take_it_either(device: Device, announ
 
 
 def test_a_release_that_is_halted_during_its_trial_goes(device: Device, announced: Announced) -> None:
-    _committed(device, "v1")
+    committed(device, "v1")
     device.upload("v2")
     device.trial = TrialSettings(time=2 * HOUR)
 

@@ -18,9 +18,9 @@ from edge_agent.models.rollout import Rollout
 from edge_agent.models.signatures import UntrustedError, key_id, sign_model
 from edge_agent.models.stores import StoreNeedsPerson
 from edge_agent.settings.location import Location, parse_location
-from tests.models.release_kit import public_file
-from tests.models.rollout_kit import Clock, Device
-from tests.models.store_kit import KEY, THIEF, put
+from tests.models.release_kit import KEY, THIEF, public_file
+from tests.models.rollout_kit import Clock, Device, outcome
+from tests.models.store_kit import put
 
 MODEL = b"model of v1.3" * 100
 NOW_MS = int(time.time() * 1000)
@@ -42,18 +42,6 @@ def signed(version: str = "v1.3", data: bytes = MODEL, key: Any = KEY, **more: s
 
 def upload(device: Device, facts: dict[str, str], data: bytes = MODEL, name: str = "") -> None:
     device.server.upload("bucket", name or device.url.path, data, facts)
-
-
-def outcome(device: Device) -> str:
-    """What a poll found, shortly after a start."""
-    found = []
-
-    async def story(rollout: Rollout, clock: Clock) -> None:
-        await clock.pause()
-        found.append(rollout.status.last_poll)
-
-    device.live(story)
-    return found[0]
 
 
 @pytest.fixture

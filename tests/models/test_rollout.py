@@ -7,26 +7,10 @@ from typing import Any
 import pytest
 
 from edge_agent.models.rollout import Rollout
-from tests.models.rollout_kit import GOOD, HOUR, NO_MODEL, NO_WORKER, Clock, Device, first_pause
+from tests.models.rollout_kit import GOOD, HOUR, NO_MODEL, NO_WORKER, Clock, Device, committed, first_pause
 
 
-def _committed(device: Device, *versions: str) -> None:
-    """Have the versions rolled out one after the other."""
-
-    async def story(_: Rollout, clock: Clock) -> None:
-        await clock.pause()
-        for version in versions[1:]:
-            device.upload(version)
-            await clock.tick()
-
-    device.upload(versions[0])
-    device.live(story)
-    assert [one.release.version for one in device.changes] == list(versions)
-    device.changes.clear()
-    device.worker.loaded.clear()
-
-
-def test_the_first_model_is_fetched_tried_and_committed(device: Device) -> None:
+def test_the_first_model_is_fetched_tried_andcommitted(device: Device) -> None:
     device.upload("v1")
     device.live(first_pause)
     assert device.changed() == [("committed", "v1", None)]
@@ -36,7 +20,7 @@ def test_the_first_model_is_fetched_tried_and_committed(device: Device) -> None:
 
 
 def test_a_start_loads_what_was_committed_without_the_network(device: Device) -> None:
-    _committed(device, "v1")
+    committed(device, "v1")
     device.server.fault("status", times=-1)
 
     async def story(rollout: Rollout, clock: Clock) -> None:
@@ -67,7 +51,7 @@ def test_a_new_version_takes_over_and_the_same_is_left_alone(device: Device) -> 
 
 
 def test_going_back_to_an_older_version_is_a_rollout(device: Device) -> None:
-    _committed(device, "v1", "v2", "v1")
+    committed(device, "v1", "v2", "v1")
 
 
 def test_without_versions_each_upload_is_one(device: Device) -> None:
@@ -110,7 +94,7 @@ def test_same_version_same_bytes_is_nothing(device: Device, log: list[Any]) -> N
 
 
 def test_a_refused_model_is_remembered_and_the_old_one_goes_on(device: Device) -> None:
-    _committed(device, "v1")
+    committed(device, "v1")
     device.upload("v2")
     device.worker.answers["v2"] = [NO_MODEL]
 
@@ -132,7 +116,7 @@ def test_a_refused_model_is_remembered_and_the_old_one_goes_on(device: Device) -
 
 
 def test_bad_luck_is_tried_again_without_another_download(device: Device, log: list[Any]) -> None:
-    _committed(device, "v1")
+    committed(device, "v1")
     device.upload("v2")
     device.worker.answers["v2"] = [NO_WORKER] * 8 + [GOOD]
 
@@ -149,7 +133,7 @@ def test_bad_luck_is_tried_again_without_another_download(device: Device, log: l
 
 
 def test_a_waiting_model_survives_a_restart_but_the_committed_one_comes_first(device: Device) -> None:
-    _committed(device, "v1")
+    committed(device, "v1")
     device.upload("v2")
     device.worker.answers["v2"] = [NO_WORKER]
 
@@ -165,7 +149,7 @@ def test_a_waiting_model_survives_a_restart_but_the_committed_one_comes_first(de
 
 
 def test_a_waiting_model_is_not_tried_before_the_store_confirms_it(device: Device) -> None:
-    _committed(device, "v1")
+    committed(device, "v1")
     device.upload("v2")
     device.worker.answers["v2"] = [NO_WORKER]
 
@@ -180,7 +164,7 @@ def test_a_waiting_model_is_not_tried_before_the_store_confirms_it(device: Devic
 
 
 def test_a_waiting_model_is_dropped_when_the_store_goes_back(device: Device) -> None:
-    _committed(device, "v1")
+    committed(device, "v1")
     device.upload("v2")
     device.worker.answers["v2"] = [NO_WORKER]
 
@@ -195,7 +179,7 @@ def test_a_waiting_model_is_dropped_when_the_store_goes_back(device: Device) -> 
 
 
 def test_no_worker_at_start_is_tried_again(device: Device) -> None:
-    _committed(device, "v1", "v2")
+    committed(device, "v1", "v2")
     device.worker.answers["v2"] = [NO_WORKER, NO_WORKER, GOOD]
 
     async def story(rollout: Rollout, clock: Clock) -> None:
@@ -211,7 +195,7 @@ def test_no_worker_at_start_is_tried_again(device: Device) -> None:
 
 
 def test_a_committed_model_that_cannot_run_gives_way_to_the_previous(device: Device) -> None:
-    _committed(device, "v1", "v2")
+    committed(device, "v1", "v2")
     device.worker.answers["v2"] = [NO_MODEL]
 
     async def story(rollout: Rollout, clock: Clock) -> None:
@@ -230,7 +214,7 @@ def test_a_committed_model_that_cannot_run_gives_way_to_the_previous(device: Dev
 
 
 def test_what_cannot_run_at_one_start_is_tried_at_the_next(device: Device) -> None:
-    _committed(device, "v1", "v2")
+    committed(device, "v1", "v2")
     device.worker.answers["v2"] = [NO_MODEL]
     device.live(first_pause)
     device.worker.answers.clear()
@@ -240,7 +224,7 @@ def test_what_cannot_run_at_one_start_is_tried_at_the_next(device: Device) -> No
 
 
 def test_nothing_can_run_until_the_store_offers_something(device: Device) -> None:
-    _committed(device, "v1")
+    committed(device, "v1")
     device.worker.answers["v1"] = [NO_MODEL]
 
     async def story(rollout: Rollout, clock: Clock) -> None:
@@ -254,7 +238,7 @@ def test_nothing_can_run_until_the_store_offers_something(device: Device) -> Non
 
 
 def test_a_damaged_model_is_replaced_by_the_previous_and_fetched_again(device: Device) -> None:
-    _committed(device, "v1", "v2")
+    committed(device, "v1", "v2")
     assert device.slots.committed is not None
     device.slots.path(device.slots.committed).write_bytes(b"damaged")
     device.live(first_pause)
@@ -305,7 +289,7 @@ def test_a_damaged_download_is_thrown_away_and_tried_again(device: Device) -> No
 
 
 def test_a_full_disk_at_commit_is_made_good_later(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    _committed(device, "v1")
+    committed(device, "v1")
     device.upload("v2")
     sync = os.fsync
 
@@ -371,11 +355,10 @@ def test_stop_does_not_wait_for_the_worker(device: Device) -> None:
 
 @pytest.mark.parametrize(("chance", "factor"), [(0.0, 0.9), (0.25, 0.95), (1.0, 1.1)])
 def test_jitter(device: Device, chance: float, factor: float) -> None:
-    async def story(rollout: Rollout, clock: Clock) -> None:
-        rollout._jitter = lambda: chance
-        await clock.pause()
-        assert await clock.tick() == pytest.approx(HOUR * factor)
+    async def story(_: Rollout, clock: Clock) -> None:
+        assert await clock.pause() == pytest.approx(HOUR * factor)
 
+    device.chance = chance
     device.upload("v1")
     device.live(story)
 

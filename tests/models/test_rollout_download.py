@@ -7,7 +7,8 @@ import pytest
 
 from edge_agent.device.memory import Memory
 from edge_agent.models.limits import DownloadLimits
-from edge_agent.models.rollout import WINDOW_SPREAD, Rollout
+from edge_agent.models.rollout import Rollout
+from edge_agent.models.schedule import WINDOW_SPREAD
 from edge_agent.settings.window import parse_window
 from tests.models.rollout_kit import HOUR, Clock, Device, first_pause
 
@@ -105,6 +106,19 @@ def test_the_twin_waits_for_the_window_too(device: Device) -> None:
         assert rollout.status.twin
 
     device.live(story)
+
+
+def test_a_twin_does_not_miss_the_window_between_two_polls(device: Device) -> None:
+    device.url = device.url.__class__("gs", "bucket", "m_edgetpu.tflite")
+    device.upload("v1")
+    device.live(first_pause)
+    device.server.upload("bucket", "m.tflite", b"model twin", {"version": "v1"})
+    device.limits = DownloadLimits(window=parse_window("14:30-15:00"), now=lambda: NOON)
+
+    async def story(_: Rollout, clock: Clock) -> None:
+        assert await clock.pause() == 2.5 * HOUR + WINDOW_SPREAD / 2
+
+    device.live(story, interval=24 * HOUR)
 
 
 def test_without_memory_it_waits_and_the_old_one_goes_on(running: Device, log: list[Any]) -> None:

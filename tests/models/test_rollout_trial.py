@@ -3,7 +3,6 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +11,18 @@ from edge_agent.models.rollout import Rollout
 from edge_agent.records import ModelFile, Terms
 from edge_agent.settings.location import Location
 from edge_agent.settings.trial import TrialSettings
-from tests.models.rollout_kit import GOOD, HOUR, NO_MODEL, NO_WORKER, Clock, Device, first_pause, result
+from tests.models.rollout_kit import (
+    GOOD,
+    HOUR,
+    NO_MODEL,
+    NO_WORKER,
+    Clock,
+    Device,
+    committed,
+    first_pause,
+    result,
+    until,
+)
 
 TEN_MINUTES = 600.0
 
@@ -20,20 +30,10 @@ TEN_MINUTES = 600.0
 @pytest.fixture
 def tried(device: Device) -> Device:
     """A device with v1 committed, where v2 is out and new models are watched for ten minutes."""
-    device.upload("v1")
-    device.live(first_pause)
-    device.changes.clear()
-    device.worker.loaded.clear()
+    committed(device, "v1")
     device.trial = TrialSettings(time=TEN_MINUTES)
     device.upload("v2")
     return device
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    """Let the tasks and the threads of the disk go on until something has come of them."""
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110  what has come of them is all over the place
-            await asyncio.sleep(0.001)
 
 
 def _results(device: Device, rollout: Rollout, count: int = 10, *, failed: int = 0, **more: Any) -> None:
@@ -62,7 +62,7 @@ def test_a_trial_that_is_passed_is_committed(tried: Device) -> None:
         assert rollout.status.trial == "0s of 10m, 1,200 samples"
         assert rollout.status.waiting is None
         assert await clock.tick() == HOUR - TEN_MINUTES
-        await _until(lambda: len(tried.changes) == 2)
+        await until(lambda: len(tried.changes) == 2)
         assert (rollout.status.version, rollout.status.trial) == ("v2", "")
 
     tried.live(story)
@@ -102,7 +102,7 @@ def test_a_trial_goes_on_as_long_as_there_are_no_results(tried: Device) -> None:
         await clock.tick()
         assert rollout.status.state == "on trial"
         _results(tried, rollout, 1)
-        await _until(lambda: len(tried.changes) == 2)
+        await until(lambda: len(tried.changes) == 2)
 
     tried.live(story)
     assert _trial_states(tried) == ["trial", "committed"]
@@ -114,7 +114,7 @@ def test_so_many_samples_end_it_at_once(tried: Device) -> None:
     async def story(rollout: Rollout, clock: Clock) -> None:
         await _on_trial(tried, rollout, clock)
         _results(tried, rollout, 100)
-        await _until(lambda: len(tried.changes) == 2)
+        await until(lambda: len(tried.changes) == 2)
 
     tried.live(story)
     assert _trial_states(tried) == ["trial", "committed"]
@@ -124,7 +124,7 @@ def test_a_worse_model_goes_and_is_not_tried_again(tried: Device, log: list[Any]
     async def story(rollout: Rollout, clock: Clock) -> None:
         await _on_trial(tried, rollout, clock)
         _results(tried, rollout, 188, failed=12)
-        await _until(lambda: len(tried.changes) == 2)
+        await until(lambda: len(tried.changes) == 2)
         assert (rollout.status.state, rollout.status.version) == ("running", "v1")
         await clock.tick()
         await clock.tick()
@@ -145,7 +145,7 @@ def test_the_worker_goes_back_by_itself(tried: Device) -> None:
     async def story(rollout: Rollout, clock: Clock) -> None:
         await _on_trial(tried, rollout, clock)
         tried.worker.go_back("it cannot divide by 0")
-        await _until(lambda: len(tried.changes) == 2)
+        await until(lambda: len(tried.changes) == 2)
         assert rollout.status.version == "v1"
         assert rollout.status.rejected == "v2: it cannot divide by 0"
 
@@ -166,7 +166,7 @@ def test_the_worker_goes_back_before_anybody_knows_that_it_has_switched(tried: D
     tried.worker.load = load_and_go_back  # type: ignore[method-assign]
 
     async def story(rollout: Rollout, _: Clock) -> None:
-        await _until(lambda: len(tried.changes) == 2)
+        await until(lambda: len(tried.changes) == 2)
         assert rollout.status.version == "v1"
 
     tried.live(story)
@@ -179,9 +179,9 @@ def test_a_worker_that_goes_back_after_the_trial_is_brought_back(tried: Device) 
     async def story(rollout: Rollout, clock: Clock) -> None:
         await _on_trial(tried, rollout, clock)
         _results(tried, rollout, 3)
-        await _until(lambda: len(tried.changes) == 2)
+        await until(lambda: len(tried.changes) == 2)
         tried.worker.on_revert("a late word")
-        await _until(lambda: len(tried.worker.loaded) == 3)
+        await until(lambda: len(tried.worker.loaded) == 3)
 
     tried.live(story)
     assert tried.worker.loaded == ["v1", "v2", "v2"]
@@ -195,7 +195,7 @@ def test_what_the_one_before_does_is_what_it_is_compared_with(tried: Device) -> 
         _results(tried, rollout, 1000, ms=3.0)
         assert await clock.tick() == TEN_MINUTES
         _results(tried, rollout, 100, ms=60.0)
-        await _until(lambda: len(tried.changes) == 2)
+        await until(lambda: len(tried.changes) == 2)
 
     tried.live(story)
     assert _trial_states(tried) == ["trial", "rolled_back"]
@@ -273,7 +273,7 @@ def test_another_release_ends_the_trial_of_one_that_nobody_wants_any_more(tried:
         assert rollout.status.version == "v3"
         _results(tried, rollout, 3)
         await clock.tick()
-        await _until(lambda: len(tried.changes) == 4)
+        await until(lambda: len(tried.changes) == 4)
 
     tried.live(story)
     assert tried.changed() == [
@@ -320,7 +320,7 @@ def test_a_verdict_does_not_wait_for_the_network(tried: Device) -> None:
         rollout.poll_now()
         assert await asyncio.to_thread(tried.server.stalled.wait, 30)
         _results(tried, rollout, 100, failed=50)
-        await _until(lambda: len(tried.changes) == 2)
+        await until(lambda: len(tried.changes) == 2)
         assert tried.worker.current is not None
         assert tried.worker.current.version == "v1"
 
@@ -361,7 +361,7 @@ def test_a_twin_is_on_trial_too_and_gone_back_from(tried: Device) -> None:
         assert await clock.pause() == TEN_MINUTES
         assert (rollout.status.version, rollout.status.twin) == ("v1", True)
         tried.worker.go_back("it fails")
-        await _until(lambda: len(tried.changes) == 2)
+        await until(lambda: len(tried.changes) == 2)
         assert (rollout.status.version, rollout.status.twin) == ("v1", False)
         rollout.poll_now()
         assert await clock.pause() == 5
@@ -384,7 +384,7 @@ def test_a_new_model_with_a_twin_is_rejected_with_and_without_it(tried: Device) 
         await _on_trial(tried, rollout, clock)
         assert rollout.status.twin
         tried.worker.go_back("it fails")
-        await _until(lambda: len(tried.changes) == 2)
+        await until(lambda: len(tried.changes) == 2)
         await clock.tick()
         await clock.tick()
 
@@ -402,7 +402,7 @@ def test_other_settings_go_on_with_the_trial(tried: Device) -> None:
         assert (rollout.status.state, rollout.status.hold) == ("on trial", True)
         _results(tried, rollout, 3)
         await clock.tick()
-        await _until(lambda: len(tried.changes) == 2)
+        await until(lambda: len(tried.changes) == 2)
 
     tried.live(story)
     assert _trial_states(tried) == ["trial", "committed"]
@@ -427,7 +427,7 @@ def test_an_end_amid_the_writing_of_the_outcome_tells_of_it(
         _results(tried, rollout, 100, failed=failed)
         assert await asyncio.to_thread(writing.wait, 30)
         stopping = asyncio.create_task(rollout.stop())
-        await _until(lambda: rollout.status.state == "stopped")
+        await until(lambda: rollout.status.state == "stopped")
         go_on.set()
         await stopping
 

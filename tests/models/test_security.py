@@ -7,6 +7,7 @@ Signatures have their own file (test_signatures.py), and so have labels packed i
 import base64
 import gzip
 import json
+import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -25,8 +26,8 @@ from edge_agent.models.open import open_model
 from edge_agent.models.releases import RemoteObject
 from edge_agent.models.stores import FetchFailed, Store, StoreError, StoreNeedsPerson, StoreUnavailable
 from edge_agent.settings.location import parse_location
-from tests.models.release_kit import edited
-from tests.models.store_kit import KEY, NOON, THIEF, Site, put
+from tests.models.release_kit import KEY, THIEF, edited
+from tests.models.store_kit import NOON, Site, put
 
 GIGABYTE = 1 << 30
 ESCAPES = "v1\x1b]0;owned\x07\x1b[2J\r\n2026-01-01 forged line\u202e\u2028"
@@ -213,6 +214,11 @@ class Liar(ThreadingHTTPServer):
         self.block = bytes(1 << 20)
         self.blocks = 1024
         self.sent = 0
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever has heard enough hangs up."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _LiarHandler(BaseHTTPRequestHandler):

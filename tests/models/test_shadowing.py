@@ -146,6 +146,21 @@ def test_a_shadow_is_on_the_disk_at_the_next_start(device: Device, shadowed: Pub
     assert device.downloads("model.tflite") == 2
 
 
+def test_what_is_on_the_disk_as_the_one_before_runs_as_a_shadow_from_there(
+    device: Device, publisher: Publisher
+) -> None:
+    publisher.publish("v1")
+    device.live(first_pause)
+    publisher.publish("v2")
+    device.live(first_pause)
+    publisher.publish("v2", audience=OUT, before=manifest("v1", b"model v1" * 500))
+    device.live(first_pause)
+    assert device.slots.committed is not None
+    assert device.slots.previous == device.slots.shadow
+    assert (device.slots.committed.version, device.worker.shadows) == ("v1", [("v2", 0.1)])
+    assert device.downloads("model.tflite") == 2
+
+
 def test_a_shadow_that_nobody_wants_any_more_goes(device: Device, shadowed: Publisher) -> None:
     async def story(rollout: Rollout, clock: Clock) -> None:
         await clock.pause()

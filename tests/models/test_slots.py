@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -6,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.models.releases import Release, RemoteObject, describe
+from edge_agent.models.releases import Claims, Release, RemoteObject, describe
 from edge_agent.models.slots import REJECTED_KEPT, Slots
-from edge_agent.models.stores import StoreNeedsPerson
+from edge_agent.models.stores import FetchFailed, StoreNeedsPerson
 
 URL = "gs://bucket/m"
 TWIN_URL = "gs://bucket/twin"
@@ -42,6 +43,11 @@ def _attach(slots: Slots, release: Release, data: bytes = b"twin", generation: s
 
 def _twin(data: bytes = b"twin", generation: str = "1") -> RemoteObject:
     return describe(TWIN_URL, {}, generation=generation, size=len(data), checksum=f"sha256:{data.hex()[:8]}")
+
+
+def _promised(remote: RemoteObject, data: bytes) -> RemoteObject:
+    """The same upload, of which it was said meanwhile what its bytes are."""
+    return msgspec.structs.replace(remote, claims=Claims(sha256=hashlib.sha256(data).hexdigest()))
 
 
 @pytest.fixture
@@ -400,3 +406,26 @@ def test_a_failed_attachment_leaves_everything_as_it_was(
             _attach(slots, committed)
     assert (slots.committed, slots.candidate) == (committed, None)
     assert _open(tmp_path).committed == committed
+
+
+def test_what_is_on_the_disk_is_compared_with_what_is_promised_now(slots: Slots) -> None:
+    release = _attach(slots, _download(slots, "v1"))
+    model, twin = _remote("v1", b"v1" * 1000), _twin()
+    assert (model.id, release.cpu and release.cpu.id) == (release.id, twin.id)
+    assert slots.stored(_promised(model, b"another")) is None
+    assert slots.stored_twin(release, _promised(twin, b"another")) is None
+    assert slots.stored(_promised(model, b"v1" * 1000)) == release
+    assert slots.stored_twin(release, _promised(twin, b"twin")) == release
+
+
+def test_what_changes_after_it_was_compared_is_not_taken(slots: Slots) -> None:
+    release = _commit(slots, "v1")
+    model, twin = _promised(_remote("v2", b"v2"), b"v2"), _promised(_twin(), b"twin")
+    path, twin_path = slots.begin(model), slots.begin_twin(twin)
+    path.write_bytes(b"v3")
+    twin_path.write_bytes(b"niwt")
+    with pytest.raises(FetchFailed, match="on the disk it is not what was promised"):
+        slots.finish(model, path)
+    with pytest.raises(FetchFailed, match="on the disk it is not what was promised"):
+        slots.attach(release, twin, twin_path)
+    assert slots.candidate is None

@@ -113,3 +113,11 @@ class Busy(Faulty):
     def read(self, timeout: float) -> Sample | None:
         """Return the next sample."""
         return Sample(np.full(128, 0.5, np.float32), time.monotonic_ns(), str(sys.getswitchinterval()))
+
+
+class Aborting(Faulty):
+    """Brings down the process when it is closed."""
+
+    def close(self) -> None:
+        """Do so."""
+        os.abort()

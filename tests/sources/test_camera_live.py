@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from edge_agent.inference.supervision.hangs import OPEN_DEADLINE
 from edge_agent.records import Sample
-from edge_agent.sources import video_live
+from edge_agent.sources import video, video_live
 from edge_agent.sources.base import SourceError, build
 from edge_agent.sources.camera import Camera
 from edge_agent.sources.camera_address import Address, Kind
@@ -55,15 +56,14 @@ def read(source: Camera, count: int) -> list[Sample]:
     return samples
 
 
-def open_at_last(source: Camera) -> None:
-    """Open it and read, again as long as the server is too slow for its patience."""
+def open_and_read(source: Camera) -> None:
+    """Do so until it works, as the worker does: on a busy machine a good camera may be silent for a while, too."""
     give_up = time.monotonic() + PATIENCE
     while True:
         try:
             source.open(None)
             read(source, 3)
         except SourceError:
-            source.close()
             assert time.monotonic() < give_up
         else:
             return
@@ -106,10 +106,11 @@ def test_rtsp(path: str, transport: str, server: RtspServer) -> None:
 def test_no_more_pictures_than_the_rate_asks_for(server: RtspServer) -> None:
     source = camera(f"rtsp://{server.address}/jpeg", rate=4)
     source.open(None)
-    captured = [sample.captured_ns for sample in read(source, 5)]
+    before = time.monotonic()
+    read(source, 5)
+    # The camera makes 20 in this time; a slow machine can only make it longer.
+    assert time.monotonic() - before >= 4 * 0.25
     source.close()
-    # Three whole beats of a grid, less one picture of the camera at either end.
-    assert captured[4] - captured[1] > 3 * 250_000_000 - 2 * 50_000_000
 
 
 @needs_rtsp
@@ -177,19 +178,24 @@ def test_a_server_that_is_started_again_is_read_again() -> None:
 def test_a_camera_that_falls_silent_is_noticed(transport: str) -> None:
     with RtspServer() as server:
         source = camera(f"rtsp://{server.address}/h264", rtsp_transport=transport, timeout=1.5)
-        open_at_last(source)
+        open_and_read(source)
         server.freeze()
         assert "/h264 sent nothing for " in trouble(source)
         source.close()
 
 
-def test_a_server_that_never_answers() -> None:
+@pytest.mark.parametrize(("timeout", "limit"), [(0.3, 3600), (3600, 0.3)], ids=["silence", "opening"])
+def test_a_server_that_never_answers(timeout: float, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "OPEN_LIMIT", limit)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        with pytest.raises(SourceError, match="sent nothing for"):
-            camera(f"rtsp://127.0.0.1:{port}/", timeout=0.3).open(None)
-        with pytest.raises(SourceError, match="sent nothing for"):
-            camera(f"http://127.0.0.1:{port}/", timeout=0.3).open(None)
+        for scheme in ("rtsp", "http"):
+            with pytest.raises(SourceError, match="sent nothing for"):
+                camera(f"{scheme}://127.0.0.1:{port}/", timeout=timeout).open(None)
+
+
+def test_opening_a_camera_is_no_hang() -> None:
+    assert 2 * video.OPEN_LIMIT < OPEN_DEADLINE
 
 
 def test_a_host_that_nobody_knows() -> None:

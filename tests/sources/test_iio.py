@@ -303,6 +303,24 @@ def test_the_nearest_rate(wanted: float, offered: str, chosen: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rate", "offered", "written"),
+    [
+        (1_000_000, "", "1000000"),
+        (0.00005, "", "0.00005"),
+        (100_000, "26.041667 119047.619047", "119047.619047"),
+        (30, "26.041667 52.083333", "26.041667"),
+        (0.3, "[0.1 0.1 1]", "0.3"),
+    ],
+)
+def test_a_rate_is_written_as_the_kernel_reads_it(
+    board: Board, open_device: Open, rate: float, offered: str, written: str
+) -> None:
+    folder = board.add(0, ACCELEROMETER | {"in_accel_sampling_frequency_available": offered})
+    open_device(rate=rate)
+    assert state(folder)["in_accel_sampling_frequency"] == written
+
+
+@pytest.mark.parametrize(
     ("channel", "files", "expected"),
     [
         ("accel_x", {"in_accel_scale": "2", "in_accel_x_offset": "3"}, (3, 2)),

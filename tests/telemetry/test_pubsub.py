@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import secrets
+import socket
 import ssl
 import subprocess
 import sys
@@ -24,8 +25,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from google.auth import exceptions, jwt
 
+from edge_agent.telemetry import pubsub as pubsub_module
 from edge_agent.telemetry.metering import Meter
-from edge_agent.telemetry.pubsub import PubSubSink, _no_token
+from edge_agent.telemetry.pubsub import PubSubSink, _no_token, _token_request
 from edge_agent.telemetry.pubsub_errors import Target, explain_status
 from edge_agent.telemetry.sinks import SinkError, SinkNeedsPerson, SinkRejected, SinkUnavailable
 from tests.servers.emulator import Emulator, Subscription
@@ -338,7 +340,17 @@ def test_key_file_is_missing(no_emulator: pytest.MonkeyPatch) -> None:
     assert error.reason == ("pubsub://project/events: no usable credentials (File /nowhere/key.json was not found.)")
 
 
-@pytest.mark.parametrize("content", ["no json", '{"type": "service_account"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "no json",
+        "null",
+        "[]",
+        '"AIza"',
+        '{"type": "service_account"}',
+        '{"type": "impersonated_service_account"}',
+    ],
+)
 def test_key_file_is_damaged(no_emulator: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
     (tmp_path / "key.json").write_text(content)
     no_emulator.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
@@ -462,6 +474,15 @@ def test_token_server_out_of_reach(no_emulator: pytest.MonkeyPatch, tmp_path: Pa
 
     assert isinstance(error, SinkUnavailable)
     assert "Google's token server gave no token" in error.reason
+
+
+def test_no_question_about_credentials_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """google-auth asks some things without a time limit, in a thread of its own for each new key."""
+    monkeypatch.setattr(pubsub_module, "_TOKEN_TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/allowedLocations"
+        with pytest.raises(exceptions.TransportError):
+            _token_request(Target("p", "t"))(method="GET", url=url, headers={}, timeout=None)
 
 
 def test_network_failure_inside_a_refresh_error_is_no_refusal() -> None:
@@ -601,6 +622,36 @@ def test_words_of_the_client_library(details: str, reason: str) -> None:
 
     assert isinstance(error, SinkNeedsPerson)
     assert error.reason == f"pubsub://p/t: {reason}"
+
+
+@pytest.mark.parametrize(("code", "status"), [("UNAVAILABLE", 502), ("UNAVAILABLE", 503), ("UNKNOWN", 500)])
+def test_google_that_is_out_of_order_is_no_portal(code: str, status: int) -> None:
+    error = explain_status(code, f"Received http2 header with status: {status}", Target("p", "t"))
+
+    assert isinstance(error, SinkUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("details", "reason", "what_to_do"),
+    [
+        (
+            "Cloud Pub/Sub API has not been used in project 5 before or it is disabled. Enable it by visiting ...",
+            "Pub/Sub is not enabled in the project",
+            "enable it: gcloud services enable pubsub.googleapis.com --project=p; it takes some minutes to count",
+        ),
+        (
+            "This API method requires billing to be enabled. Please enable billing on project #5 by visiting ...",
+            "the project has no billing account",
+            "link one: gcloud billing projects link p --billing-account=ACCOUNT",
+        ),
+    ],
+)
+def test_what_no_role_would_change_is_told_from_a_missing_role(details: str, reason: str, what_to_do: str) -> None:
+    error = explain_status("PERMISSION_DENIED", details, Target("p", "t"))
+
+    assert isinstance(error, SinkNeedsPerson)
+    assert error.reason == f"pubsub://p/t: {reason} ({details})"
+    assert error.what_to_do == what_to_do
 
 
 # -- what goes over the line

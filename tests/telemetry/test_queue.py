@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.telemetry.queue import Loss, QueueLocked
+from edge_agent.telemetry.queue import Loss, Priority, QueueLocked
 from tests.telemetry.queue_kit import BIG, MB, Disk, drain, left_for_dead, lost, put, run, ticks
 
 
@@ -238,7 +239,7 @@ def test_a_cancelled_tick_is_finished_all_the_same(disk: Disk) -> None:
 def test_space_is_given_back_when_the_backlog_is_sent(disk: Disk) -> None:
     async def body() -> None:
         async with disk.queue() as queue:
-            for _ in range(20):
+            for _ in range(6):
                 put(queue, 20, noise=20_000)
                 await ticks(queue)
             await drain(queue)
@@ -548,6 +549,36 @@ def test_a_backlog_that_can_be_read_again_later_comes_first(tmp_path: Path) -> N
     run(body())
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_an_agent_that_could_not_read_the_backlog_takes_nothing_from_its_books(tmp_path: Path, saved: bool) -> None:
+    """It was killed as well, and had sent most of its own: between its numbers and those before nothing is missing."""
+
+    async def body() -> None:
+        first = Disk(tmp_path)
+        async with left_for_dead(first.queue()) as queue:
+            events = put(queue, 3)
+            queue.count_loss("source_overrun", 5, 1, 2)
+            await ticks(queue, 3 if saved else 0)
+            events += put(queue, 3)
+            second = first.copy()
+        hidden = second.state.rename(tmp_path / "hidden")
+        second.state.write_text("in the way")
+        async with left_for_dead(second.queue(max_size=100_000, clock=lambda: 1_800_000_000.0)) as queue:
+            for _ in range(10):
+                put(queue, 10, size=936)
+                await drain(queue)
+                await queue.tick()
+            queue.count_loss("sample_failed", 2, 1, 2)
+            events += put(queue, 2)
+            third = second.copy()
+        hidden.rename(third.state)
+        async with third.queue(clock=lambda: 1_900_000_000.0) as queue:
+            assert lost(queue) == {"source_overrun": 5, "sample_failed": 2}
+            assert await drain(queue) == events
+
+    run(body())
+
+
 def test_a_journal_that_cannot_be_written_keeps_the_events_and_ends_the_epoch(tmp_path: Path) -> None:
     """The folder of the journal disappears for a while."""
     disk, away = Disk(tmp_path), tmp_path / "away"
@@ -654,6 +685,75 @@ def test_memory_is_bounded_when_the_store_fails(tmp_path: Path) -> None:
         async with copy.queue() as queue:  # the record of the loss and the events agree
             assert lost(queue) == {"queue_full": 200}
             assert await drain(queue) == events[200:]
+
+    run(body())
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_store_that_fails_for_long_costs_no_files_and_no_more_room_than_is_unsent(tmp_path: Path) -> None:
+    """An alarm of the first minute keeps its place; what came after it is dropped, or sent."""
+    disk = Disk(tmp_path)
+    disk.state.write_text("in the way")
+
+    async def body() -> None:
+        async with disk.queue(max_size=100_000) as queue:
+            await ticks(queue)
+            before = _open_files()
+            alarm = put(queue, 1, priority=Priority.ALARM)
+            events = []
+            for ms in range(1, 201):
+                events += put(queue, 10, ms=ms, size=936)
+                await queue.tick()
+                assert _open_files() <= before
+                assert sum(path.stat().st_size for path in disk.journals()) < 250_000
+            copy, kept = disk.copy(), queue.depth
+            assert len(disk.journals()) < 50
+            assert await drain(queue) == alarm + events[1 - kept :]
+            for _ in range(200):
+                put(queue, 1, size=936)
+                await queue.tick()
+                assert await drain(queue)
+            assert sum(path.stat().st_size for path in disk.journals()) < 20_000
+        async with copy.queue() as queue:  # killed, with all that was unsent, and nothing twice
+            assert lost(queue) == {"queue_full": len(events) + 1 - kept}
+            assert await drain(queue) == alarm + events[1 - kept :]
+            assert put(queue, 1)
+
+    run(body())
+
+
+def test_a_full_journal_leaves_no_file_for_each_try(small_disk: Path, tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    disk.state.write_text("in the way")
+    disk.runtime = small_disk
+
+    async def body() -> None:
+        async with disk.queue() as queue:
+            events = put(queue, 1)
+            with contextlib.suppress(OSError), (small_disk / "rest").open("wb", buffering=0) as rest:
+                while rest.write(bytes(4096)):
+                    pass
+            for _ in range(30):
+                events += put(queue, 1, size=1000)
+                await queue.tick()
+            assert "journal-" in str(queue.trouble)
+            assert len(disk.journals()) < 5
+            (small_disk / "rest").unlink()
+            await queue.tick()
+            assert "journal-" not in str(queue.trouble)
+            events += put(queue, 1)
+            copy = disk.copy()
+            disk.state.unlink()
+            await ticks(queue, 70)
+            assert (queue.trouble, lost(queue)) == (None, {})
+            assert await drain(queue) == events
+        async with copy.queue() as queue:  # killed before the store came back: what no file had is counted
+            found = await drain(queue)
+            assert set(found) <= set(events)
+            assert lost(queue) == {"damaged": len(events) - len(found)}
 
     run(body())
 

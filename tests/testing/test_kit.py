@@ -17,7 +17,7 @@ from edge_agent.records import Sample
 from edge_agent.settings.units import Duration
 from edge_agent.sources.base import Pacer, Source, SourceEnded, SourceError
 from edge_agent.testing import Clock, WorkerDied, check_source, collect, contract, make, opened, run_in_worker
-from tests.plugins.faulty import Faulty
+from tests.plugins.faulty import Aborting, Faulty
 
 
 class Good(Source):
@@ -250,11 +250,14 @@ def test_a_read_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
 
     class Hanging(Good):
+        def open(self, resume: str | None) -> None:
+            # Opening itself has all the time it needs.
+            monkeypatch.setattr(contract, "DEADLINE", 0.05)
+
         def read(self, timeout: float) -> Sample | None:
             release.wait()
             return None
 
-    monkeypatch.setattr(contract, "DEADLINE", 0.05)
     try:
         assert fault(Hanging) == "read did not come back within 0.1 s"
     finally:
@@ -329,6 +332,11 @@ def test_a_source_that_brings_the_worker_down() -> None:
         run_in_worker(Faulty, {"what": "abort"}, count=1000)
     assert str(caught.value).startswith("killed by SIGABRT while reading the source")
     assert "F driver.cc:42] USB transfer error" in str(caught.value)
+
+
+def test_a_source_that_brings_the_worker_down_when_it_is_closed() -> None:
+    with pytest.raises(WorkerDied, match=r"^killed by SIGABRT while .*closing the source"):
+        run_in_worker(Aborting, {"at": 0}, count=2)
 
 
 def test_a_model_that_is_none(tmp_path: Path) -> None:

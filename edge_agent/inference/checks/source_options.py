@@ -86,10 +86,21 @@ def _found(name: str) -> plugins.Plugin:
 
 
 def _loaded(plugin: plugins.Plugin) -> type[Any]:
+    from edge_agent.sources.base import Source  # noqa: PLC0415  whoever imports SourceCheck needs no sources
+
     try:
-        return plugins.load(plugin)
+        found = plugins.load(plugin)
     except plugins.PluginError as error:
         raise Refused(SourceFault(("plugin",), str(error))) from error
+    # The worker would die of it, again and again.
+    if not issubclass(found, Source):
+        reason = f"{plugin.reference} is no subclass of edge_agent.sources.base.Source"
+    elif missing := sorted(found.__abstractmethods__):
+        reason = f"{plugin.reference} has no {' and no '.join(missing)}"
+    else:
+        return found
+    message = f"plugin '{plugin.name}' of {plugin.distribution} cannot be used: {reason}"
+    raise Refused(SourceFault(("plugin",), message))
 
 
 def complete(

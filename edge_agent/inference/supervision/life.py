@@ -10,6 +10,8 @@ from edge_agent.inference.protocol import Stop
 from edge_agent.inference.supervision.connection import Connection
 from edge_agent.inference.supervision.deaths import Death, LastMoment
 
+_SECOND_LOOK = 0.25
+
 log = structlog.get_logger()
 
 
@@ -51,14 +53,12 @@ class Life:
         await self._connection.close()
 
     async def _look_out(self) -> str:
-        now = asyncio.get_running_loop().time
-        due = now()
         while True:
-            # Whoever looks late was stopped, and the worker most likely with it: it gets until the next look to go on.
-            late = now() - due > self._interval
-            if not late and (hang := self._find_hang()) is not None:
-                return hang
-            due = now() + self._interval
+            if self._find_hang() is not None:
+                # The whole machine may have stood still, or a model that was loaded all other threads: they may go on.
+                await asyncio.sleep(_SECOND_LOOK)
+                if (hang := self._find_hang()) is not None:
+                    return hang
             await asyncio.sleep(self._interval)
 
     async def _end(self, patience: float) -> None:

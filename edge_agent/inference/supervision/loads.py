@@ -47,7 +47,7 @@ class Loads:
 
     `current` is the model in use, or to be brought back. `before` is the one to go back to while that is on trial, else
     None. `running` is what the worker runs now, `spare` what it keeps beside it. `spare_is_safe`: nothing has gone
-    wrong when it was brought back.
+    wrong when it was brought back, nor was the worker killed again and again.
     """
 
     def __init__(self) -> None:
@@ -56,6 +56,7 @@ class Loads:
         self.running: Running | None = None
         self.spare: Running | None = None
         self.spare_is_safe = True
+        self._killed = False
         self._pending: dict[int, Asked] = {}
         self._asked_ns = 0
         self._requests = 0
@@ -125,7 +126,8 @@ class Loads:
             case "use":
                 on_trial = asked.load.terms.trial
                 self.before, self.spare = (self.current, self.running) if on_trial else (None, None)
-                self.current, self.running, self.spare_is_safe = loaded.model, loaded, True
+                self.current, self.running = loaded.model, loaded
+                self.spare_is_safe, self._killed = True, False
             case "again":
                 self.current, self.running = loaded.model, loaded
             case "spare":
@@ -181,6 +183,9 @@ class Loads:
         """Say whether the model on trial has ended the worker: at a sample, or thrice as it was brought back."""
         if self.before is None or self.current is None:
             return death
+        if death.outside:
+            # Once it may have been a person. Twice it is the memory killer, and two models may be one too many.
+            self.spare_is_safe, self._killed = self.spare_is_safe and not self._killed, True
         comes_back = self.running is None and death.last.loading and not death.outside
         often = comes_back and self._deaths[_files(self.current)] + 1 >= MAX_LOAD_DEATHS
         return dataclasses.replace(death, of_trial=death.over_model or often)

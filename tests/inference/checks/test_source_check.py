@@ -27,10 +27,11 @@ import pathlib
 from typing import Annotated
 from annotated_types import Ge, Le
 from edge_agent.settings.units import Duration, Size
+from edge_agent.sources.base import Source
 
 print("a plugin may print")
 
-class Sensor:
+class Sensor(Source):
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Options:
         path: pathlib.Path
@@ -48,7 +49,12 @@ class Sensor:
                 self.path.open()
             if self.mode == "bug":
                 raise KeyError("x")
+
+    def read(self, timeout):
+        return None
 """
+# A whole source but for its options.
+BARE = "from edge_agent.sources.base import Source\nclass Sensor(Source):\n    read = print\n"
 
 
 @pytest.fixture
@@ -140,6 +146,7 @@ def test_a_check_with_a_fault_of_its_own(check: Check) -> None:
 
 
 NO_OPTIONS = "plugin 'sensor' declares no usable Options: "
+UNUSABLE = "plugin 'sensor' of acme 1.0 cannot be used: acme_sensor:Sensor "
 THE_CHECK = "the check of the plugin's options "
 
 
@@ -150,11 +157,10 @@ THE_CHECK = "the check of the plugin's options "
             "import not_here",
             "plugin 'sensor' of acme 1.0 cannot be imported: ModuleNotFoundError: No module named 'not_here'",
         ),
-        ("class Sensor: pass", NO_OPTIONS + "AttributeError: type object 'Sensor' has no attribute 'Options'"),
-        (
-            "class Sensor:\n    Options = int",
-            NO_OPTIONS + "TypeError: must be called with a dataclass type or instance",
-        ),
+        ("class Sensor: pass", UNUSABLE + "is no subclass of edge_agent.sources.base.Source"),
+        (BARE.replace("read", "raed"), UNUSABLE + "has no read"),
+        (BARE, NO_OPTIONS + "AttributeError: type object 'Sensor' has no attribute 'Options'"),
+        (BARE + "    Options = int", NO_OPTIONS + "TypeError: must be called with a dataclass type or instance"),
         ("import sys; sys.exit('no licence')", THE_CHECK + "ended with exit status 1; its last lines: no licence"),
         (
             "import os, sys; print('a\\nb\\nc\\nlibfoo: assertion failed', file=sys.stderr, flush=True); os.abort()",

@@ -260,6 +260,24 @@ def test_a_worker_that_is_killed_from_outside_comes_back_with_the_trial(
     asyncio.run(scenario())
 
 
+def test_after_a_second_kill_from_outside_the_model_before_is_memory_that_can_be_spared(
+    source: Configure, tolerant: ModelFile, strict: ModelFile
+) -> None:
+    async def scenario() -> None:
+        async with running(source) as rig:
+            await begin_trial(rig, tolerant, strict)
+            os.kill(pid(rig), signal.SIGKILL)
+            await rig.until(lambda: rig.supervisor.status.deaths == 1)
+            await rig.until(lambda: rig.supervisor._loads.spare is not None)
+            os.kill(pid(rig), signal.SIGKILL)
+            await rig.until(lambda: rig.supervisor.status.deaths == 2)
+            await rig.more()
+            assert not rig.supervisor._loads.spare_is_safe
+            assert (rig.reverts, rig.versions, rig.supervisor._loads.before) == ([], ["v1", "v2"], tolerant)
+
+    asyncio.run(scenario())
+
+
 def test_a_worker_that_dies_over_the_source_comes_back_with_the_trial(
     faulty_plugin: str, demo_model: ModelFile, tmp_path: Path
 ) -> None:

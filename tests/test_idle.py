@@ -100,8 +100,8 @@ def test_it_goes_to_work_without_a_restart(tmp_path: Path) -> None:
         assert agent.process is not None
         assert agent.process.poll() is None
         assert not [text for text in report.problems if "set up" in text or "refused" in text]
+        agent.wait_until((tmp_path / "events.jsonl").exists, "events")
         assert agent.stop() == 0
-        assert (tmp_path / "events.jsonl").exists()
 
 
 def test_it_waits_for_what_has_no_default(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from edge_agent.records import TimeSource
 _NS_PER_MS = 1_000_000
 _JUMP_NS = 2_000_000_000
 """More than any slewing does between two ticks of the housekeeping: chrony's fastest is 0.4 s in 5 s."""
-_TOGETHER_NS = 10_000_000
+_TOGETHER_NS = 1_000_000
+"""Both clocks are read in a small part of this, unless the process is stopped in between."""
 _TRIES = 5
 
 
@@ -39,7 +40,7 @@ class Clock:
     def wall_ms(self, captured_ns: int) -> int:
         """Milliseconds since the epoch of a CLOCK_MONOTONIC time of this boot, by the clock as it is now."""
         offset_ns = self._time_ns() - self._monotonic_ns()
-        if not -_JUMP_NS < offset_ns - self._offset_ns < _JUMP_NS:
+        if not -_TOGETHER_NS < offset_ns - self._offset_ns < _TOGETHER_NS:
             offset_ns = self._measure()
             self._follow(offset_ns - self._offset_ns)
         self._offset_ns = offset_ns

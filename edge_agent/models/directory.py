@@ -3,9 +3,9 @@
 Beside `model.tflite` there may be `model.tflite.json`: `{"version": "v1.3", "accuracy": 0.94, "labels": […]}`.
 Without a version the content names itself: `sha256-` and the first 12 hexadecimal digits.
 
-A file that is being copied looks like a whole one that is shorter. So one that is younger than `QUIET` is looked at
-again before it is read, and not taken while it grows. What a copy that pauses for longer has left is no model, which
-the worker finds out, or not what a manifest says.
+A file that is being copied looks like a whole one that is shorter, and of the two files one comes before the other. So
+where one is younger than `QUIET` they are looked at again before they are read, and not taken while they change. What
+a copy that pauses for longer has left is no model, which the worker finds out, or not what a manifest says.
 """
 
 import hashlib
@@ -41,6 +41,8 @@ class FileStore:
         self._path = path
         self._setting = setting
         self._pause = pause
+        self._sidecar_path = path.with_name(f"{path.name}.json")
+        self._whole = ("", "")
         self._hashed = ("", "")
 
     def stat(self) -> RemoteObject:
@@ -49,8 +51,11 @@ class FileStore:
             status = self._status(self._path)
             if status.st_size > MAX_OBJECT:
                 raise too_long(self.url, status.st_size, MAX_OBJECT)
+            self._wait_until_written()
             checksum = self._checksum(status)
             facts = self._sidecar()
+            if self._generations()[0] != self._whole:
+                raise StoreUnavailable(f"{self._path} changed while it was being read")
         except OSError as error:
             raise self._explained(error) from error
         return describe(
@@ -103,7 +108,6 @@ class FileStore:
         """SHA-256 of the file, read again only after a change."""
         generation = _generation(status)
         if self._hashed[0] != generation:
-            self._wait_until_written(status)
             with self._open(self._path) as source:
                 checksum = f"sha256:{hashlib.file_digest(source, 'sha256').hexdigest()}"
             if _generation(self._path.stat()) != generation:
@@ -111,16 +115,29 @@ class FileStore:
             self._hashed = (generation, checksum)
         return self._hashed[1]
 
-    def _wait_until_written(self, status: os.stat_result) -> None:
-        age = time.time() - status.st_mtime
-        if age >= QUIET:
+    def _wait_until_written(self) -> None:
+        """Look again after a moment if the file or the sidecar has just changed."""
+        generations, changed = self._generations()
+        if generations == self._whole:
             return
-        self._pause(QUIET - max(0.0, age))  # a file from the future: one of the two clocks is wrong
-        if _generation(self._path.stat()) != _generation(status):
-            raise StoreUnavailable(f"{self._path} is still being written")
+        age = time.time() - changed
+        if age < QUIET:
+            self._pause(QUIET - max(0.0, age))  # a file from the future: one of the two clocks is wrong
+            if self._generations()[0] != generations:
+                raise StoreUnavailable(f"{self._path} is still being written")
+        self._whole = generations
+
+    def _generations(self) -> tuple[tuple[str, str], float]:
+        """Those of the file and of the sidecar, and when the younger one has changed."""
+        model = self._path.stat()
+        try:
+            sidecar = self._sidecar_path.stat()
+        except FileNotFoundError:
+            return (_generation(model), ""), model.st_mtime
+        return (_generation(model), _generation(sidecar)), max(model.st_mtime, sidecar.st_mtime)
 
     def _sidecar(self) -> dict[str, str]:
-        sidecar = self._path.with_name(f"{self._path.name}.json")
+        sidecar = self._sidecar_path
         try:
             with self._open(sidecar) as file:
                 return as_facts(json.loads(file.read(_SIDECAR_LIMIT)))

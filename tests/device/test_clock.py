@@ -89,6 +89,15 @@ def test_a_clock_that_is_slewed_does_not_jump(board: Board) -> None:
     assert clock.take_jump() == 0
 
 
+@pytest.mark.parametrize("ms", [5, 50, 1999])
+def test_a_process_that_is_stopped_between_two_looks_dates_nothing_too_early(board: Board, ms: int) -> None:
+    clock = board.clock()
+    for stops in ([ms], [ms, 0, 0, ms], [ms] * 3):
+        board.stops = [each * S // 1000 for each in stops]
+        assert clock.wall_ms(100 * S) == 1_800_000_000_000
+        assert board.stops == []
+
+
 def test_a_process_that_is_stopped_between_two_looks_sees_no_jump(board: Board) -> None:
     clock = board.clock()
     clock.is_set = True

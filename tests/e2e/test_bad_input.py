@@ -201,12 +201,15 @@ def test_nothing_is_lost_when_the_disk_is_full_for_a_while(folder: Path) -> None
     record(folder / "samples.npy", samples=2000)
     slowly = SETTINGS.replace("rate = 0", "rate = 1000")
     files = folder / "events/events.jsonl", folder / "events/second.jsonl"
+    # There is no result, and so not the last one either, before the disk is full.
+    (folder / "model.tflite").rename(folder / "later")
     with AgentProcess(folder, slowly, WATCHED) as agent:
-        agent.wait_for("prediction")
+        agent.wait_for("there is no file")
         assert agent.process is not None
         # As a full disk: no file of this process, queue and journal included, gets longer than this.
         _, hard = resource.prlimit(agent.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(agent.process.pid, resource.RLIMIT_FSIZE, (100_000, hard))
+        (folder / "later").rename(folder / "model.tflite")
         agent.wait_for("events cannot be sent until somebody acts")
         wait_for_status(agent, "events are not sent: cannot write")
         resource.prlimit(agent.process.pid, resource.RLIMIT_FSIZE, (hard, hard))

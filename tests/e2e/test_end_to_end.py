@@ -219,7 +219,7 @@ def test_a_good_reload_is_applied_and_a_bad_one_refused(agent: AgentProcess, con
     agent.reload()
     agent.wait_for("settings reloaded")
     consumer.pull_until(lambda c: any(event.get("device_labels") for event in c.of("result")))
-    assert not agent.notices[-1].count("reload refused")
+    agent.wait_until(lambda: "reload refused" not in agent.notices[-1], "status without the refusal")
     assert agent.notices[0].startswith("STATUS") or "READY=1" in agent.notices[0]
     assert any("RELOADING=1" in notice for notice in agent.notices)
     assert agent.stop() == 0
@@ -258,12 +258,17 @@ def test_the_worker_dies_with_a_killed_agent(agent: AgentProcess) -> None:
         os.close(pidfd)
 
 
+def worker_health(consumer: Consumer) -> list[dict[str, Any]]:
+    """What was told of the worker; this machine may have its own troubles."""
+    return [event for event in consumer.of("health") if event["component"] == "worker"]
+
+
 def test_a_killed_worker_is_replaced_and_told_of(agent: AgentProcess, consumer: Consumer) -> None:
     consumer.pull_until(lambda c: len(c.of("result")) > 20)
     os.kill(agent.pids[1], signal.SIGKILL)
-    consumer.pull_until(lambda c: c.of("health"))
-    [event] = consumer.of("health")
-    assert (event["component"], event["state"]) == ("worker", "died")
+    consumer.pull_until(worker_health)
+    [event] = worker_health(consumer)
+    assert event["state"] == "died"
     assert "killed by SIGKILL" in event["detail"]
     seen = len(consumer.of("result"))
     consumer.pull_until(lambda c: len(c.of("result")) > seen + 50)

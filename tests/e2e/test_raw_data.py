@@ -67,12 +67,11 @@ def test_an_event_refers_to_its_picture_in_the_bucket(tmp_path: Path, bucket: Gc
     events = EventFile(tmp_path)
     with AgentProcess(tmp_path, settings()) as agent:
         agent.wait_until(lambda: len(stored(bucket) & referred(events)) >= 3, "pictures and their events")
+        # The server has a picture before the agent knows it.
+        agent.wait_for_report(lambda report: report.raw_data and report.raw_data.uploaded >= 3, "uploaded pictures")
         text = agent.command("status").stdout
-        report = agent.report().raw_data
         assert agent.stop() == 0
     events.check()
-    assert report is not None
-    assert report.uploaded >= 3
     assert "raw_data     gs://bucket/retraining: " in text
     name = min(stored(bucket) & referred(events))
     assert name.startswith(f"{PREFIX}edge-001/20")
@@ -104,14 +103,18 @@ def test_every_reference_comes_true_after_an_outage_a_kill_and_a_stop(tmp_path: 
         agent.kill()
         agent.start()
         agent.wait_until(events.has(raw_data_rule="one_in"), "another one")
+        # No more of them: the rest has to go out.
+        agent.configure(settings().replace("one_in = 1", "one_in = 1000000000"))
+        agent.reload()
+        agent.wait_for("settings reloaded")
+        agent.wait_until(
+            lambda: not list((agent.runtime / "raw-data").rglob("*.jpg")),
+            "pictures where a boot leaves them alone",
+        )
         assert agent.stop() == 0
-        # What a boot would take is on the disk by now.
-        assert not list((agent.runtime / "raw-data").rglob("*.jpg"))
         waiting = len(files(tmp_path))
         assert waiting >= 4
         bucket.clear_faults()
-        # No more of them: the rest has to go out.
-        agent.configure(settings().replace("one_in = 1", "one_in = 1000000000"))
         agent.start()
         agent.wait_until(lambda: not files(tmp_path), "upload of the pictures that had waited")
         agent.stop()

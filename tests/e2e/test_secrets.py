@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,6 +110,13 @@ def settings(folder: Path, port: int) -> str:
     """
 
 
+def contents(path: Path) -> str:
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except FileNotFoundError:  # the queue has done with it
+        return ""
+
+
 def told(agent: AgentProcess, folder: Path) -> str:
     """All that anybody could read of the agent: what it says and writes, its processes, and a bug report of it."""
     status = agent.command("status").stdout + agent.command("status", "--json").stdout
@@ -117,7 +125,7 @@ def told(agent: AgentProcess, folder: Path) -> str:
     )
     files = [path for path in folder.rglob("*") if path.is_file() and path not in (folder / "password", agent.config)]
     assert any(path.name == "events.jsonl" for path in files)
-    written = "".join(path.read_bytes().decode(errors="replace") for path in files)
+    written = "".join(contents(path) for path in files)
     said = "\n".join([*agent.lines, *agent.notices])
     report = subprocess.run(
         [sys.executable, "-I", REPORTBUG, ROOT, agent.config],
@@ -172,8 +180,10 @@ def test_a_camera_that_sends_us_elsewhere_does_not_send_the_password_there(
     folder = tmp_path / "agent"
     camera.open.set()
     with AgentProcess(folder, settings(folder, elsewhere.server_port)) as agent:
-        report = agent.wait_for_report(lambda report: source(report).startswith("trouble"), "trouble")
+        # On a busy machine the servers may be late for its patience at first.
+        agent.wait_for_report(
+            lambda report: re.match(r"trouble.*refuses the user or the password \(401\)", source(report)), "the refusal"
+        )
         assert agent.stop() == 0
-    assert "refuses the user or the password (401)" in source(report)
     assert camera.asked
     assert not [authorization for _, authorization in camera.asked if authorization]

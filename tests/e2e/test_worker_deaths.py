@@ -20,6 +20,7 @@ at = 50
 marker = "aborted"
 total = {TOTAL}
 pause = 0.005
+last = "last"
 [model]
 url = "{MODEL}"
 [inference]
@@ -42,6 +43,8 @@ def test_a_worker_that_aborts_or_is_killed_is_brought_back_and_told_of(tmp_path:
     with AgentProcess(folder, SETTINGS, {"PYTHONPATH": path}) as agent:
         agent.wait_until(events.has(70, kind="result"), "results behind the abort")
         os.kill(agent.pids[1], signal.SIGKILL)
+        agent.wait_for("killed by SIGKILL")
+        (folder / "last").touch()
         agent.wait_for("source has ended")
         report = agent.report()
         assert agent.stop() == 0

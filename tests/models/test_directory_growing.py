@@ -11,7 +11,8 @@ from edge_agent.models.directory import FileStore
 from edge_agent.models.stores import StoreUnavailable
 
 MODEL = b"model one" * 1000
-QUIET = 1.0
+# So long that no file gets too old while the test is at it.
+QUIET = 600.0
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +48,39 @@ def test_only_a_young_file_is_looked_at_twice_and_one_from_the_future(tmp_path: 
     store = FileStore(model, pause=pauses.append)
     assert store.stat() == store.stat()
     assert pauses == ([QUIET] if waits else [])
+
+
+def test_a_new_sidecar_waits_for_the_model_that_comes_behind_it(tmp_path: Path) -> None:
+    model, sidecar = tmp_path / "model.tflite", tmp_path / "model.tflite.json"
+    model.write_bytes(MODEL)
+    os.utime(model, (1, 1))
+
+    def bring_model(_seconds: float) -> None:
+        model.write_bytes(b"model two" * 1000)
+
+    store = FileStore(model, pause=bring_model)
+    before = store.stat()
+    sidecar.write_text('{"version": "v2"}')
+    with pytest.raises(StoreUnavailable, match=f"^{model} is still being written$"):
+        store.stat()
+    whole = FileStore(model, pause=lambda _: None).stat()
+    assert (whole.version, whole.checksum != before.checksum) == ("v2", True)
+
+
+def test_a_sidecar_that_comes_at_the_last_moment_is_not_taken_for_that_of_the_old_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sidecar = tmp_path / "model.tflite", tmp_path / "model.tflite.json"
+    model.write_bytes(MODEL)
+    os.utime(model, (1, 1))
+    store = FileStore(model)
+    store.stat()
+    checksum = store._checksum
+
+    def late(status: os.stat_result) -> str:
+        sidecar.write_text('{"version": "v2"}')
+        return checksum(status)
+
+    monkeypatch.setattr(store, "_checksum", late)
+    with pytest.raises(StoreUnavailable, match=f"^{model} changed while it was being read$"):
+        store.stat()

@@ -26,7 +26,7 @@ AUTH: Any = auth  # has no type annotations
 
 @pytest.fixture
 def store(gcs_server: GcsServer) -> GcsStore:
-    return GcsStore("bucket", NAME, timeout=(5.0, 0.5), pause=lambda _, __: None)
+    return GcsStore("bucket", NAME, timeout=(30.0, 30.0), pause=lambda _, __: None)
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_broken_answers_to_stat(store: GcsStore, gcs_server: GcsServer, kind: st
     gcs_server.upload("bucket", NAME, MODEL)
     gcs_server.fault(kind, "metadata")  # type: ignore[arg-type]  # one of the kinds
     with pytest.raises(StoreUnavailable, match=says):
-        store.stat()
+        GcsStore("bucket", NAME, timeout=(30.0, 0.5)).stat()
     gcs_server.resume()
     assert store.stat().size == len(MODEL)
 

@@ -35,7 +35,7 @@ FEW = 8 << 20
 
 @pytest.fixture
 def store(gcs_server: GcsServer) -> GcsStore:
-    return GcsStore("bucket", NAME, timeout=(5.0, 0.5), pause=lambda _, __: None)
+    return GcsStore("bucket", NAME, timeout=(30.0, 30.0), pause=lambda _, __: None)
 
 
 @pytest.fixture

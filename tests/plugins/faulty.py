@@ -25,6 +25,7 @@ class FaultyOptions:
     """`what` happens before sample number `at`; once only if a file `marker` is named.
 
     With `call` it happens when that file is made, once, while the model has nothing to do.
+    The last of the `total` samples comes once there is a file `last`, if one is named.
     """
 
     at: int = 10
@@ -34,6 +35,7 @@ class FaultyOptions:
     call: Path | None = None
     values: int = 128
     pause: float = 0.0
+    last: Path | None = None
     labels: list[str] = field(default_factory=list)
 
 
@@ -55,6 +57,10 @@ class Faulty(Source):
 
     def read(self, timeout: float) -> Sample | None:
         """Return the next sample, or misbehave."""
+        last = self._options.last
+        if last is not None and self._number == self._options.total - 1 and not last.exists():
+            time.sleep(0.01)
+            return None
         self._number += 1
         if self._is_called() or (self._number == self._options.at and self._first_time()):
             self._misbehave()

@@ -98,7 +98,7 @@ async def running(rig: Rig) -> AsyncIterator[None]:
         await rig.rests()
         yield
     finally:
-        await rig.uploads.stop(5.0)
+        await rig.uploads.stop(30.0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
@@ -265,8 +265,8 @@ def test_a_stop_brings_to_the_disk_what_is_in_memory_though_an_upload_hangs(tmp_
         await asyncio.to_thread(rig.place.asked.wait)
         name = hand_over(rig.spool, 2)
         try:
-            await rig.uploads.stop(5.0)
-            await asyncio.wait_for(task, 5)
+            await rig.uploads.stop(30.0)
+            await asyncio.wait_for(task, 30)
         finally:
             rig.place.go_on.set()
         assert name in names(rig.spool.waiting)

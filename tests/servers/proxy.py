@@ -10,6 +10,8 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from tests.servers.ports import ReservedPort
+
 _CHUNK = 65536
 
 
@@ -22,7 +24,8 @@ class Proxy:
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
-        self._port = 0
+        self._reserved = ReservedPort()
+        self._port = self._reserved.number
         self.carried = 0
         self._thread: threading.Thread | None = None
         self._wake: socket.socket | None = None
@@ -40,6 +43,7 @@ class Proxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        self._reserved.close()
 
     def start(self) -> None:
         """Let connections through."""
@@ -47,7 +51,6 @@ class Proxy:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self._port))
         listener.listen()
-        self._port = listener.getsockname()[1]
         self._wake, woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, args=(listener, woken))
         self._thread.start()

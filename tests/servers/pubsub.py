@@ -23,6 +23,8 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 from google.pubsub_v1 import types
 
+from tests.servers.ports import ReservedPort
+
 MAX_MESSAGES = 1000
 MAX_REQUEST_BYTES = 10 * 1024 * 1024
 MAX_ATTRIBUTE_BYTES = 1024
@@ -119,6 +121,7 @@ class PubSubServer:
         self.requests: list[Request] = []
         self._certificate = certificate
         self._server: grpc.Server | None = None
+        self._reserved: ReservedPort | None = None
         self._changed = threading.Condition()
         self._releases = 0
         self._faults: deque[Fault] = deque()
@@ -128,6 +131,9 @@ class PubSubServer:
         self._ids = itertools.count(1)
 
     def __enter__(self) -> Self:
+        if not self.port:
+            self._reserved = ReservedPort()
+            self.port = self._reserved.number
         self.start()
         return self
 
@@ -135,6 +141,8 @@ class PubSubServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        if self._reserved is not None:
+            self._reserved.close()
 
     @property
     def address(self) -> str:

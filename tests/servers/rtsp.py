@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.servers.ports import ReservedPort
+
 PYTHON = "/usr/bin/python3"
 PROGRAM = Path(__file__).with_name("rtsp_server.py")
 PACKAGES = "python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly"
@@ -35,7 +37,8 @@ class RtspServer:
     def __init__(self, *account: str) -> None:
         """Serve everybody, or only who knows the `account`: a user and a password."""
         self._account = account
-        self.port = 0
+        self._reserved = ReservedPort()
+        self.port = self._reserved.number
 
     @property
     def address(self) -> str:
@@ -47,7 +50,7 @@ class RtspServer:
         command = [PYTHON, "-I", str(PROGRAM), str(self.port), *self._account]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
-        self.port = int(self._process.stdout.readline())
+        assert int(self._process.stdout.readline()) == self.port
 
     def freeze(self) -> None:
         """Keep the connections, but send nothing more."""
@@ -66,3 +69,4 @@ class RtspServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+        self._reserved.close()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_agent.sources import printer
 from edge_agent.sources.base import SourceEnded, SourceError
 from edge_agent.sources.command import Command
 from edge_agent.sources.formats import MAX_LINE
@@ -21,6 +22,11 @@ from edge_agent.testing import Clock
 
 TIMEOUT = 30.0
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+@pytest.fixture(autouse=True)
+def all_have_time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(printer, "_GRACE", 60.0)
 
 
 @pytest.fixture
@@ -275,9 +281,12 @@ def test_a_program_may_clean_up_when_it_is_closed(shell: Shell, tmp_path: Path) 
     assert (tmp_path / "cleaned").exists()
 
 
-def test_a_program_that_ignores_it_is_killed(shell: Shell) -> None:
+def test_a_program_that_ignores_it_is_killed(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     source = opened(shell("trap '' TERM; echo $$; while true; do sleep 1; done"))
     pid = int(values(source)[0])
+    assert source._printer is not None
+    process, patience = source._printer._process, iter([0.5, 60.0])
+    monkeypatch.setattr(process, "wait", lambda _: subprocess.Popen.wait(process, next(patience)))
     source.close()
     assert not Path(f"/proc/{pid}").exists()
 

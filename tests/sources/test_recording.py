@@ -396,7 +396,7 @@ def test_a_big_file_streams(suffix: str, tmp_path: Path) -> None:
 tables = arrays.arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(2, 6)), elements=st.floats(width=32))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(table=tables, delimiter=st.sampled_from([",", ";", "\t", " "]), header=st.booleans())
 def test_csv_round_trip(table: np.ndarray, delimiter: str, header: bool, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
@@ -405,7 +405,7 @@ def test_csv_round_trip(table: np.ndarray, delimiter: str, header: bool, tmp_pat
     assert_reads_back(path, table)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(table=tables, key=st.sampled_from([None, "data", "values", "features"]))
 def test_json_lines_round_trip(table: np.ndarray, key: str | None, tmp_path: Path) -> None:
     path = tmp_path / "table.jsonl"

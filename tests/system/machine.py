@@ -21,7 +21,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -148,7 +148,8 @@ class Machine:
         """Let every process of the machine end at once, as with the reset button. What the kernel holds is kept."""
         assert self._guard is not None
         if self._leader:
-            os.kill(self._leader, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(self._leader, signal.SIGKILL)
         else:
             self._guard.terminate()
         self._guard.wait(PATIENCE)
@@ -338,7 +339,7 @@ def _children(pid: int) -> list[int]:
 def _is_first_in_its_namespace(pid: int) -> bool:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:]
     return len(numbers) > 1 and numbers[-1] == "1"

@@ -2,7 +2,7 @@
 
 A tree is made again when its recipe changes or when it is a week old, so that tests see Debian's current point
 release. It is never written to: each machine lays an overlay over it. A lock per distribution lets test runs share
-the trees; a run that wants to replace one waits until nobody uses it any more.
+the trees; one that grows too old while somebody uses it is replaced by the first run that finds it unused.
 """
 
 import fcntl
@@ -47,7 +47,14 @@ def base_tree(distribution: str, *more: str) -> Iterator[Path]:
     with (cache / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         while not _is_fresh(tree):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                # Who uses an old tree does so for many minutes; who makes one is waited for.
+                fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if _stamp(tree).exists() else 0))
+            except BlockingIOError:
+                fcntl.flock(lock, fcntl.LOCK_SH)  # which the attempt has given up
+                if _stamp(tree).exists():
+                    break
+                continue
             if not _is_fresh(tree):
                 _make(command, tree, rubbish=list(cache.glob(f"{kind}-*")))
             fcntl.flock(lock, fcntl.LOCK_SH)

@@ -50,7 +50,8 @@ def test_a_reload_with_faults_fails_visibly_and_the_old_settings_go_on(service: 
     service.configure(WRONG)
     assert machine.run("systemctl", "reload", UNIT, check=False).returncode != 0
     assert f"reload refused: {FAULTS[0]}" in machine.status_text()
-    assert all(fault in service.journal("--priority=err") for fault in FAULTS)
+    for fault in FAULTS:
+        service.wait_for_journal(fault, "--priority=err")
     assert machine.property("ActiveState") == "active"
     service.wait_for_results()
 
@@ -71,7 +72,9 @@ def test_faults_at_the_start_end_the_service_for_good(service: Service) -> None:
     machine.run("sleep", "1")
     assert (machine.property("ActiveState"), machine.property("SubState")) == ("failed", "failed")
     assert machine.property("NRestarts") == "0"
-    assert all(service.journal().count(fault) == 1 for fault in FAULTS)
+    for fault in FAULTS:
+        service.wait_for_journal(fault)
+        assert service.journal().count(fault) == 1
 
     service.work(settings())
     service.nothing_lost()

@@ -116,7 +116,7 @@ def test_a_hanging_agent_is_found_by_the_watchdog(service: Service) -> None:
     collect_events(service)
     service.machine.kill(agent, signal.SIGSTOP)
     service.machine.wait_until(lambda: service.machine.property("NRestarts") == "1", "systemd starts the agent again")
-    assert "Failed with result 'watchdog'" in service.journal()
+    service.wait_for_journal("Failed with result 'watchdog'")
     assert not service.is_alive(worker)
     service.serve()
     service.nothing_lost(duplicates=True)

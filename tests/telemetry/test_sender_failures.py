@@ -102,6 +102,7 @@ def test_a_long_bad_time_costs_neither_memory_nor_threads_nor_events(
             assert more_threads < threads + (last - first) // 3
             assert more_memory <= memory + 8 * MB
             assert queue.depth == len(events)
+            sink._patience = 8.0  # from now on no answer is too late
             pubsub.clear()
             await until(lambda: queue.depth == 0)
             await sending.stop(LIMIT)
@@ -112,7 +113,8 @@ def test_a_long_bad_time_costs_neither_memory_nor_threads_nor_events(
     run(work)
     arrived = [message.data for message in pubsub.messages(TOPIC)]
     assert set(arrived) == set(events)
-    assert len(arrived) == len(events) or faults == FAULTS["answer lost"]
+    # A request that is on its way as the server comes back may be answered too late for its sender.
+    assert len(arrived) == len(events) or hung or faults == FAULTS["answer lost"]
 
 
 async def until(condition: Callable[[], bool]) -> None:

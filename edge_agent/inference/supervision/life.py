@@ -10,6 +10,8 @@ from edge_agent.inference.protocol import Stop
 from edge_agent.inference.supervision.connection import Connection
 from edge_agent.inference.supervision.deaths import Death, LastMoment
 
+_SECOND_LOOK = 0.25
+
 log = structlog.get_logger()
 
 
@@ -51,9 +53,13 @@ class Life:
         await self._connection.close()
 
     async def _look_out(self) -> str:
-        while (hang := self._find_hang()) is None:  # noqa: ASYNC110  a page cannot notify
+        while True:
+            if self._find_hang() is not None:
+                # The whole machine may have stood still, or a model that was loaded all other threads: they may go on.
+                await asyncio.sleep(_SECOND_LOOK)
+                if (hang := self._find_hang()) is not None:
+                    return hang
             await asyncio.sleep(self._interval)
-        return hang
 
     async def _end(self, patience: float) -> None:
         """Tell the worker to stop, and take what it still has to say."""

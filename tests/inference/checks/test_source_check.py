@@ -173,18 +173,34 @@ def test_a_plugin_that_cannot_be_used(check: Check, code: str, message: str) -> 
     assert faults_of(check({}, code)) == [("plugin", message)]
 
 
-def test_a_plugin_that_hangs_is_ended_with_all_it_started(check: Check, tmp_path: Path) -> None:
-    code = f"""
+def test_a_plugin_that_hangs_is_ended_with_all_it_started(
+    plugin: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = tmp_path / "pid"
+    os.mkfifo(pid)
+    plugin(f"""
     import subprocess, sys, time, pathlib
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(child.pid))
     print("waiting for the bus", flush=True)
+    pathlib.Path({str(pid)!r}).write_text(str(child.pid))
     time.sleep(600)
-    """
-    found = check({}, code, timeout=6.0)
+    """)
+
+    async def hang() -> tuple[SourceCheck, int]:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        monkeypatch.setattr(loop, "time", lambda: now)  # it stands still until the plugin hangs
+        checking = asyncio.create_task(check_source("sensor", {}, tmp_path, timeout=6.0))
+        child = int(await asyncio.to_thread(pid.read_text))
+        for _ in range(10):
+            await asyncio.sleep(0)  # what it has said is read
+        now += 6.0
+        return await checking, child
+
+    found, child = asyncio.run(hang())
     message = "the check of the plugin's options did not finish within 6s; its last lines: waiting for the bus"
     assert faults_of(found) == [("plugin", message)]
-    assert has_ended(int((tmp_path / "pid").read_text()))
+    assert has_ended(child)
 
 
 def has_ended(pid: int) -> bool:

@@ -96,7 +96,7 @@ def test_what_is_not_understood_is_unknown(tmp_path: Path, content: bytes) -> No
     assert read(tmp_path, content) is None
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_damage_makes_it_unknown_at_worst(tmp_path: Path, data: Any) -> None:
     content = bytearray(model(options(package("16.0.384591198", 14))))

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 async def begin(rig: Rig, model: ModelFile, candidate: ModelFile, share: float = 1.0) -> int:
-    """Returns how many results there were before."""
+    """Returns how many results there were when the shadow was asked for."""
     assert (await rig.supervisor.load(model)).accepted
     await rig.more()
     before = len(rig.positions)

@@ -42,7 +42,7 @@ def test_a_swap_loses_no_sample_and_every_batch_names_its_model(
     second = msgspec.structs.replace(demo_model, version="v2")
 
     async def scenario() -> None:
-        async with running(settings(faulty_plugin, at=0, total=5000, pause=0.0005)) as rig:
+        async with running(settings(faulty_plugin, at=0, total=10**6, pause=0.0005)) as rig:
             assert (await rig.supervisor.load(demo_model)).accepted
             await rig.until(lambda: len(rig.positions) > 100)
             assert (await rig.supervisor.load(second)).accepted
@@ -291,6 +291,7 @@ def test_a_worker_that_was_stopped_is_noticed_when_it_owes_an_answer(
                 report = await rig.supervisor.load(msgspec.structs.replace(demo_model, version="v2"))
             assert (report.accepted, report.permanent) == (False, False)
             assert "hangs: asked for a model" in rig.supervisor.status.last_death
+            monkeypatch.setattr(hangs, "ANSWER_DEADLINE", 30.0)
             assert (await rig.supervisor.load(msgspec.structs.replace(demo_model, version="v2"))).accepted
 
     asyncio.run(scenario())

@@ -47,7 +47,7 @@ deb:
 docs: $(RUN_STAMP)
 	$(BIN)/python packaging/manpages.py docs/man
 	$(BIN)/python packaging/completion.py packaging/edge-agent.bash-completion
-	$(BIN)/python -m edge_agent.telemetry.schema > docs/event.schema.json
+	$(BIN)/python -m edge_agent.telemetry.events.schema > docs/event.schema.json
 	$(BIN)/python packaging/bigquery.py config/cloud/events.schema.json
 
 ## lock       pin the dependencies again (needs uv)

@@ -48,14 +48,14 @@ from edge_agent.settings.faults import SettingsError
 from edge_agent.settings.location import Destination
 from edge_agent.settings.schema import Settings
 from edge_agent.status import Snapshot, make_report, status_line
-from edge_agent.telemetry.envelope import Envelope
-from edge_agent.telemetry.metering import Meter
-from edge_agent.telemetry.open import open_sink
-from edge_agent.telemetry.publishing import make_publisher
-from edge_agent.telemetry.queue import Queue
-from edge_agent.telemetry.sender import Sender
-from edge_agent.telemetry.sinks import Sink
-from edge_agent.telemetry.stamping import StampingSink
+from edge_agent.telemetry.events.envelope import Envelope
+from edge_agent.telemetry.events.publishing import make_publisher
+from edge_agent.telemetry.queue.queue import Queue
+from edge_agent.telemetry.sending.metering import Meter
+from edge_agent.telemetry.sending.open import open_sink
+from edge_agent.telemetry.sending.sender import Sender
+from edge_agent.telemetry.sending.sinks import Sink
+from edge_agent.telemetry.sending.stamping import StampingSink
 
 log = structlog.get_logger()
 

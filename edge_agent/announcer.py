@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 
-from edge_agent.models.news import RolloutChange
-from edge_agent.telemetry.envelope import Envelope
+from edge_agent.models.rollout.news import RolloutChange
+from edge_agent.telemetry.events.envelope import Envelope
 
 LONGEST_DETAIL = 1000
 

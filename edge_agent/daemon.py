@@ -16,7 +16,7 @@ from edge_agent.idle import Idle
 from edge_agent.lifecycle import Lifecycle
 from edge_agent.service.logs import configure as configure_logs
 from edge_agent.settings.faults import NotSetUp, SettingsError
-from edge_agent.telemetry.queue import QueueLocked
+from edge_agent.telemetry.queue.queue import QueueLocked
 
 # The name of the credential in the unit's LoadCredential=.
 GOOGLE_CREDENTIALS = "google-credentials.json"

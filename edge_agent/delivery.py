@@ -9,13 +9,13 @@ import structlog
 
 from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.inference.supervision.supervisor import Supervisor
-from edge_agent.models.audience import Device
-from edge_agent.models.limits import DownloadLimits
-from edge_agent.models.news import RolloutChange
 from edge_agent.models.open import golden_of, open_model, open_twins, trusted_keys
-from edge_agent.models.rollout import Rollout
-from edge_agent.models.slots import Slots
-from edge_agent.models.stores import OnSkew, Store
+from edge_agent.models.release.audience import Device
+from edge_agent.models.rollout.news import RolloutChange
+from edge_agent.models.rollout.rollout import Rollout
+from edge_agent.models.rollout.slots import Slots
+from edge_agent.models.stores.base import OnSkew, Store
+from edge_agent.models.stores.limits import DownloadLimits
 from edge_agent.models.watching import open_watcher
 from edge_agent.settings.schema import ModelSettings, Settings
 

@@ -17,9 +17,9 @@ from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.records import Counters, Latency
 from edge_agent.service.notify import ServiceManager
-from edge_agent.telemetry.envelope import Envelope
-from edge_agent.telemetry.priority import Priority
-from edge_agent.telemetry.queue import Loss, Queue
+from edge_agent.telemetry.events.envelope import Envelope
+from edge_agent.telemetry.events.priority import Priority
+from edge_agent.telemetry.queue.queue import Loss, Queue
 
 TICK = 5.0
 

@@ -11,8 +11,8 @@ from edge_agent.actions.never_said import never_said
 from edge_agent.actions.rules import Rule
 from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.records import LoadReport, ModelFile, Result, ResultEvent
-from edge_agent.telemetry.envelope import Envelope, ModelFacts
-from edge_agent.telemetry.publishing import Publisher
+from edge_agent.telemetry.events.envelope import Envelope, ModelFacts
+from edge_agent.telemetry.events.publishing import Publisher
 
 log = structlog.get_logger()
 

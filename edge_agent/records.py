@@ -2,7 +2,7 @@
 
 A `Sample` never leaves the worker process. A `Result` crosses the socket to the agent. An `Event` is what the
 agent stores and sends: one JSON object, one Pub/Sub message, one BigQuery row. Its JSON Schema is generated from
-the classes below (`edge_agent.telemetry.schema`).
+the classes below (`edge_agent.telemetry.events.schema`).
 """
 
 from typing import Annotated, Any, Literal
@@ -379,8 +379,8 @@ class Terms(msgspec.Struct, frozen=True):
     """On what terms the worker takes a model into use.
 
     `golden` is the path of a file of golden samples, or empty; for the four limits see
-    `edge_agent.models.manifest.Acceptance`. `trial`: the model before it stays ready, and takes over again at once
-    where the new one fails on a sample that the one before can work on.
+    `edge_agent.models.release.manifest.Acceptance`. `trial`: the model before it stays ready, and takes over again at
+    once where the new one fails on a sample that the one before can work on.
     """
 
     golden: str = ""

@@ -12,7 +12,7 @@ from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, absent, matching
 from edge_agent.inference.accelerators.owners import THIS_SERVICE
 from edge_agent.inference.supervision.status import WorkerStatus
-from edge_agent.models.news import RolloutStatus
+from edge_agent.models.rollout.news import RolloutStatus
 from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import Latency, ResultEvent, TimeSource
 from edge_agent.report import (
@@ -30,7 +30,7 @@ from edge_agent.report import (
 from edge_agent.settings.publish import ALL
 from edge_agent.settings.schema import Settings
 from edge_agent.settings.units import format_duration
-from edge_agent.telemetry.sender import SenderState
+from edge_agent.telemetry.sending.sender import SenderState
 
 T = TypeVar("T")
 FRESH = 5.0

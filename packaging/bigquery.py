@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edge_agent.telemetry.schema import event_schema
+from edge_agent.telemetry.events.schema import event_schema
 
 PROMISED = Path(__file__).parent / "bigquery_promised.json"
 LEFT_OUT = frozenset({"device_labels"})

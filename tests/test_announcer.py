@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from edge_agent.announcer import Announcer
-from edge_agent.models.news import RolloutChange, ShadowReport
-from edge_agent.models.releases import Release
-from edge_agent.models.trial import TrialFigures
+from edge_agent.models.release.releases import Release
+from edge_agent.models.rollout.news import RolloutChange, ShadowReport
+from edge_agent.models.rollout.trial import TrialFigures
 from edge_agent.records import LoadReport
 
 REPORT = LoadReport(accepted=True, accelerator="edgetpu", agreement=0.9, accuracy=0.95, latency_ms=2.5)

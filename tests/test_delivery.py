@@ -11,7 +11,7 @@ from edge_agent.delivery import Delivery
 from edge_agent.inference.supervision.supervisor import Supervisor
 from edge_agent.settings.loading import load
 from edge_agent.settings.schema import Settings
-from tests.models.rollout_kit import Worker, until
+from tests.models.rollout.rollout_kit import Worker, until
 
 Story = Callable[[Delivery, Worker], Awaitable[None]]
 

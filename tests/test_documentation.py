@@ -18,9 +18,9 @@ from edge_agent.inference.accelerators import devices, recovery, watch
 from edge_agent.inference.accelerators.devices import DeviceState
 from edge_agent.inference.latencies import StageLatencies
 from edge_agent.inference.supervision import hangs, supervisor, waiting
-from edge_agent.models import trial
-from edge_agent.models.news import RolloutChange
-from edge_agent.models.rollout import INTERRUPTIONS
+from edge_agent.models.rollout import trial
+from edge_agent.models.rollout.news import RolloutChange
+from edge_agent.models.rollout.rollout import INTERRUPTIONS
 from edge_agent.records import Counters, HealthEvent, TimeSource
 from edge_agent.report import AcceleratorReport, DeviceReport, StatusReport, render
 from edge_agent.settings import device_options
@@ -29,7 +29,8 @@ from edge_agent.settings.loading import load
 from edge_agent.settings.schema import InferenceSettings, keys
 from edge_agent.settings.trial import TrialSettings
 from edge_agent.settings.units import format_duration
-from edge_agent.telemetry import losses, publishing
+from edge_agent.telemetry.events import publishing
+from edge_agent.telemetry.queue import losses
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]

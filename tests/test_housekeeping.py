@@ -14,9 +14,9 @@ from edge_agent.health import DeviceHealth
 from edge_agent.housekeeping import Housekeeping
 from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.records import Counters, LoadReport
-from edge_agent.telemetry.envelope import Envelope
-from edge_agent.telemetry.priority import Priority
-from edge_agent.telemetry.schema import event_schema
+from edge_agent.telemetry.events.envelope import Envelope
+from edge_agent.telemetry.events.priority import Priority
+from edge_agent.telemetry.events.schema import event_schema
 from edge_agent.testing import Clock
 
 INTERVAL_S = 300.0

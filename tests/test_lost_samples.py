@@ -11,7 +11,7 @@ import structlog
 from edge_agent.housekeeping import Housekeeping
 from edge_agent.inference.protocol import Figures
 from edge_agent.inference.supervision.status import WorkerStatus
-from edge_agent.telemetry.queue import Loss, Queue
+from edge_agent.telemetry.queue.queue import Loss, Queue
 from tests.agentprocess import AgentProcess
 
 MODEL = Path(__file__).parents[1] / "edge_agent/demo/vibration_classifier.tflite"

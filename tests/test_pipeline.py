@@ -12,8 +12,8 @@ from edge_agent.actions.rules import Rule, RuleSet
 from edge_agent.inference.supervision.status import ResultBatch
 from edge_agent.pipeline import Pipeline
 from edge_agent.records import Box, LoadReport, ModelFile, Result, Score, Tensor, TimeSource
-from edge_agent.telemetry.envelope import Envelope
-from edge_agent.telemetry.publishing import Everything
+from edge_agent.telemetry.events.envelope import Envelope
+from edge_agent.telemetry.events.publishing import Everything
 from tests.telemetry.event_list import EventList
 
 MODEL = ModelFile("/m.tflite", "vibration", "v1")

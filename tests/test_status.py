@@ -12,7 +12,7 @@ import pytest
 from edge_agent.health import DeviceHealth
 from edge_agent.inference.accelerators.devices import Device, DeviceState
 from edge_agent.inference.supervision.status import WorkerStatus
-from edge_agent.models.news import RolloutStatus
+from edge_agent.models.rollout.news import RolloutStatus
 from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import Latency, LoadReport, ResultEvent, Score
 from edge_agent.report import RawDataReport, StatusReport, render
@@ -30,7 +30,7 @@ from edge_agent.settings.schema import (
 )
 from edge_agent.settings.when import When
 from edge_agent.status import Snapshot, make_report, problems, status_line
-from edge_agent.telemetry.sender import SenderState
+from edge_agent.telemetry.sending.sender import SenderState
 
 SETTINGS = Settings(
     source=SourceSettings(plugin="vibration"),

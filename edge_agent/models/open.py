@@ -4,18 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from edge_agent.models.audience import Device
-from edge_agent.models.directory import FileStore
-from edge_agent.models.gcs import GcsStore
-from edge_agent.models.limits import DownloadLimits
-from edge_agent.models.manifest import MANIFEST, OBJECTS, pin_name
-from edge_agent.models.manifest_store import HasGolden, ManifestStore
-from edge_agent.models.plain_store import PlainStore
-from edge_agent.models.releases import Release
-from edge_agent.models.slots import Slots
-from edge_agent.models.stores import OnSkew, Readable, Store
-from edge_agent.models.trust import Trust
-from edge_agent.models.twins import Twins
+from edge_agent.models.release.audience import Device
+from edge_agent.models.release.manifest import MANIFEST, OBJECTS, pin_name
+from edge_agent.models.release.releases import Release
+from edge_agent.models.rollout.slots import Slots
+from edge_agent.models.rollout.twins import Twins
+from edge_agent.models.stores.base import OnSkew, Readable, Store
+from edge_agent.models.stores.directory import FileStore
+from edge_agent.models.stores.gcs import GcsStore
+from edge_agent.models.stores.limits import DownloadLimits
+from edge_agent.models.stores.manifest_store import HasGolden, ManifestStore
+from edge_agent.models.stores.plain_store import PlainStore
+from edge_agent.models.stores.trust import Trust
 from edge_agent.settings.location import Location
 
 KEYS_CREDENTIAL = "release-keys.pem"

@@ -112,7 +112,7 @@ class FolderWatcher:
 
     def _watch(self) -> Any:
         """Begin to watch the folder; None where that is not possible, which is told once."""
-        from edge_agent.models.folder_events import observe  # noqa: PLC0415  its library only where the model is a file
+        from edge_agent.models.stores.folder_events import observe  # noqa: PLC0415  its library only where the model is a file
 
         try:
             observer = observe(self._folder, self._note)

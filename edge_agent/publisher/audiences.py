@@ -2,7 +2,7 @@
 
 import msgspec
 
-from edge_agent.models.manifest import Audience
+from edge_agent.models.release.manifest import Audience
 
 ALL = 100.0
 

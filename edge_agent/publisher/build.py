@@ -15,9 +15,9 @@ import msgspec
 from edge_agent.durable import replace_file
 from edge_agent.inference.checks.inspection import ModelFacts, NotInspectedError, inspect
 from edge_agent.inference.interpreter.labels import LabelsError, read_labels
-from edge_agent.models.manifest import FORMAT, MANIFEST, OBJECTS, Acceptance, Manifest, ObjectFile
-from edge_agent.models.releases import clean_version
-from edge_agent.models.stores import file_sha256
+from edge_agent.models.release.manifest import FORMAT, MANIFEST, OBJECTS, Acceptance, Manifest, ObjectFile
+from edge_agent.models.release.releases import clean_version
+from edge_agent.models.stores.base import file_sha256
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.golden import Examined, Question, about_golden, examine
 from edge_agent.publisher.keys import signed_with

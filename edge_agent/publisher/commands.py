@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.models.audience import AudienceError, parse_cohort, write_audience
-from edge_agent.models.manifest import MANIFEST, OBJECTS, Acceptance, Audience, Manifest, SignedManifest
-from edge_agent.models.releases import clean_version
-from edge_agent.models.signatures import KeyFileError, UntrustedError, read_public_key, verify
+from edge_agent.models.release.audience import AudienceError, parse_cohort, write_audience
+from edge_agent.models.release.manifest import MANIFEST, OBJECTS, Acceptance, Audience, Manifest, SignedManifest
+from edge_agent.models.release.releases import clean_version
+from edge_agent.models.release.signatures import KeyFileError, UntrustedError, read_public_key, verify
 from edge_agent.publisher.audiences import ALL, UNCHANGED, Change
 from edge_agent.publisher.build import Ingredients, build, given_labels, inspected
 from edge_agent.publisher.errors import ReleaseError

@@ -11,7 +11,7 @@ import msgspec
 
 from edge_agent.inference.checks.throwaway import NoAnswerError, ask
 from edge_agent.inference.child import child_environment
-from edge_agent.models.manifest import Acceptance
+from edge_agent.models.release.manifest import Acceptance
 from edge_agent.publisher.errors import ReleaseError
 
 MODULE = "edge_agent.publisher.golden_run"

@@ -15,8 +15,16 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_agent.durable import replace_file
-from edge_agent.models.manifest import MANIFEST, MAX_SIZE, Manifest, ManifestError, SignedManifest, parse, unsigned
-from edge_agent.models.signatures import KeyFileError, key_id, read_private_key, sign, verify
+from edge_agent.models.release.manifest import (
+    MANIFEST,
+    MAX_SIZE,
+    Manifest,
+    ManifestError,
+    SignedManifest,
+    parse,
+    unsigned,
+)
+from edge_agent.models.release.signatures import KeyFileError, key_id, read_private_key, sign, verify
 from edge_agent.publisher.errors import ReleaseError
 
 PASSWORD_FILE = "EDGE_AGENT_KEY_PASSWORD_FILE"  # noqa: S105  the name of a variable

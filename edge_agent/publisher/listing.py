@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from edge_agent.models.audience import write_audience
-from edge_agent.models.manifest import MANIFEST, PINS, YEAR_10000, Manifest, SignedManifest
+from edge_agent.models.release.audience import write_audience
+from edge_agent.models.release.manifest import MANIFEST, PINS, YEAR_10000, Manifest, SignedManifest
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.places import Place
 from edge_agent.publisher.progress import size_in_words
@@ -20,8 +20,8 @@ _AT_ONCE = 8
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
     """A release. `built` is in ms since 1970, `expires` in seconds, `size` in bytes, with twin and golden samples.
 
-    `audience` is whom it is out for, as in `edge_agent.models.audience`, or "the others", or empty: for nobody. `keys`
-    are the ids of those that have signed. `problem` is why nothing else is known of it, or empty.
+    `audience` is whom it is out for, as in `edge_agent.models.release.audience`, or "the others", or empty: for
+    nobody. `keys` are the ids of those that have signed. `problem` is why nothing else is known of it, or empty.
     """
 
     version: str

@@ -17,9 +17,9 @@ from typing import Protocol
 import google_crc32c
 
 from edge_agent.durable import replace_file, sync
-from edge_agent.models.gcs import GcsFolder, GcsStore, Upload
-from edge_agent.models.manifest import MANIFEST, MAX_SIZE, OBJECTS, ObjectFile
-from edge_agent.models.stores import Missing, StoreError, file_sha256
+from edge_agent.models.release.manifest import MANIFEST, MAX_SIZE, OBJECTS, ObjectFile
+from edge_agent.models.stores.base import Missing, StoreError, file_sha256
+from edge_agent.models.stores.gcs import GcsFolder, GcsStore, Upload
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.settings.location import parse_folder
 

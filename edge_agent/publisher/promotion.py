@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from edge_agent.models.manifest import MANIFEST, Audience, Manifest, SignedManifest
-from edge_agent.models.signatures import UntrustedError
+from edge_agent.models.release.manifest import MANIFEST, Audience, Manifest, SignedManifest
+from edge_agent.models.release.signatures import UntrustedError
 from edge_agent.publisher.audiences import UNCHANGED, Change, is_for_all
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.keys import check_signed, key_ids, lost_signatures, signed_with

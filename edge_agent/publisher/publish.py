@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edge_agent.models.manifest import (
+from edge_agent.models.release.manifest import (
     MANIFEST,
     MAX_SEQUENCE,
     OBJECTS,
@@ -25,8 +25,8 @@ from edge_agent.models.manifest import (
     parse,
     pin_name,
 )
-from edge_agent.models.signatures import UntrustedError
-from edge_agent.models.stores import file_sha256
+from edge_agent.models.release.signatures import UntrustedError
+from edge_agent.models.stores.base import file_sha256
 from edge_agent.publisher.audiences import UNCHANGED, Change, is_for_all
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.keys import check_signed, lost_signatures, read_manifest, signed_with

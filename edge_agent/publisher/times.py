@@ -1,10 +1,10 @@
-"""Whether devices would refuse a release for its time, as `edge_agent.models.trust` does it on them."""
+"""Whether devices would refuse a release for its time, as `edge_agent.models.stores.trust` does it on them."""
 
 import datetime as dt
 import time
 
-from edge_agent.models.manifest import YEAR_10000, Manifest
-from edge_agent.models.trust import DAY
+from edge_agent.models.release.manifest import YEAR_10000, Manifest
+from edge_agent.models.stores.trust import DAY
 
 
 def why_untimely(manifest: Manifest) -> str:

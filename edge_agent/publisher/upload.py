@@ -1,7 +1,7 @@
 """A model in the plain form: one object whose metadata say all there is to say, or a file with a sidecar in JSON.
 
 Devices that have keys take it if its signature is good, which is over all of them
-(`edge_agent.models.signatures.sign_model`).
+(`edge_agent.models.release.signatures.sign_model`).
 """
 
 import json
@@ -12,13 +12,13 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_agent.durable import replace_file
-from edge_agent.models.audience import write_audience
-from edge_agent.models.directory import FileStore
-from edge_agent.models.gcs import GcsFolder, GcsStore, Upload
-from edge_agent.models.manifest import MANIFEST, Audience
-from edge_agent.models.releases import Claims, RemoteObject, clean_version
-from edge_agent.models.signatures import sign_model
-from edge_agent.models.stores import Missing, Store, StoreError, file_sha256
+from edge_agent.models.release.audience import write_audience
+from edge_agent.models.release.manifest import MANIFEST, Audience
+from edge_agent.models.release.releases import Claims, RemoteObject, clean_version
+from edge_agent.models.release.signatures import sign_model
+from edge_agent.models.stores.base import Missing, Store, StoreError, file_sha256
+from edge_agent.models.stores.directory import FileStore
+from edge_agent.models.stores.gcs import GcsFolder, GcsStore, Upload
 from edge_agent.publisher.audiences import UNCHANGED, Change
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.places import copy, locked

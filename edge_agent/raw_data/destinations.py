@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.models.gcs import GcsFolder
-from edge_agent.models.stores import StoreError, StoreNeedsPerson, StoreUnavailable
+from edge_agent.models.stores.base import StoreError, StoreNeedsPerson, StoreUnavailable
+from edge_agent.models.stores.gcs import GcsFolder
 from edge_agent.settings.location import Location
 
 SETTING = "[telemetry.raw_data].images"

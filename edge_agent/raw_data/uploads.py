@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 import structlog
 
-from edge_agent.models.stores import StoreError, StoreNeedsPerson, StoreUnavailable
+from edge_agent.models.stores.base import StoreError, StoreNeedsPerson, StoreUnavailable
 from edge_agent.picture_names import object_name
 from edge_agent.raw_data.destinations import Destination
 from edge_agent.raw_data.spool import Damaged, Picture, Spool
 from edge_agent.records import Result
-from edge_agent.telemetry.backoff import Backoff
-from edge_agent.telemetry.sinks import DaemonThread, SinkUnavailable
+from edge_agent.telemetry.sending.backoff import Backoff
+from edge_agent.telemetry.sending.sinks import DaemonThread, SinkUnavailable
 
 LOSS = "raw_data_dropped"
 """Cause of the losses: pictures whose events refer to them, and that will never be there."""

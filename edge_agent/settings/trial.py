@@ -1,4 +1,4 @@
-"""What a new model is watched for once it is in use; see `edge_agent.models.trial`."""
+"""What a new model is watched for once it is in use; see `edge_agent.models.rollout.trial`."""
 
 from dataclasses import dataclass
 from typing import Annotated

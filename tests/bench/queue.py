@@ -18,9 +18,10 @@ from typing import Any
 
 from tests.bench.publisher import counting_server
 from tests.bench.queue_turn import PER_SECOND
-from tests.telemetry import loopdisk, queue_open_child
+from tests.telemetry import loopdisk
 from tests.telemetry.loopdisk import LoopDisk
-from tests.telemetry.test_queue_kill import check_kills
+from tests.telemetry.queue import queue_open_child
+from tests.telemetry.queue.test_queue_kill import check_kills
 
 ROOT = Path(__file__).parents[2]
 WAYS = ("ours", "sqlite", "persist-queue", "guide")
@@ -211,7 +212,7 @@ def fill(place: str, runtime: str, size: str) -> None:
     """Put events until the store is that large."""
     import asyncio  # noqa: PLC0415  this runs in a process of its own
 
-    from edge_agent.telemetry.queue import Queue  # noqa: PLC0415
+    from edge_agent.telemetry.queue.queue import Queue  # noqa: PLC0415
 
     async def work() -> None:
         queue = Queue(

@@ -26,9 +26,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from edge_agent.telemetry.pubsub import PubSubSink
-from edge_agent.telemetry.queue import Queue
-from edge_agent.telemetry.sender import Sender
+from edge_agent.telemetry.queue.queue import Queue
+from edge_agent.telemetry.sending.pubsub import PubSubSink
+from edge_agent.telemetry.sending.sender import Sender
 from tests.bench.processes import memory_mib
 
 BATCH = 1000

@@ -24,10 +24,10 @@ from edge_agent.records import (
 from edge_agent.settings.location import Destination
 from edge_agent.settings.publish import Publish
 from edge_agent.settings.schema import TelemetrySettings
-from edge_agent.telemetry.envelope import Envelope
-from edge_agent.telemetry.priority import Priority
-from edge_agent.telemetry.publishing import Everything, make_publisher
-from edge_agent.telemetry.queue import Queue
+from edge_agent.telemetry.events.envelope import Envelope
+from edge_agent.telemetry.events.priority import Priority
+from edge_agent.telemetry.events.publishing import Everything, make_publisher
+from edge_agent.telemetry.queue.queue import Queue
 
 EPOCH = 1_700_000_000_000
 RULE = Rule(name="stop", labels=frozenset({"failure"}), min_confidence=0.8, cooldown=0.001, run=("true",))

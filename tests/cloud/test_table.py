@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from edge_agent.telemetry.schema import event_schema
+from edge_agent.telemetry.events.schema import event_schema
 from tests.cloud.subscription import Columns, DeadLetterError, row_of
 
 ROOT = Path(__file__).parents[2]

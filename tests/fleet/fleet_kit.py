@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from edge_agent.models.audience import Device
-from edge_agent.models.calls import Calls
 from edge_agent.models.open import open_model, open_twins
-from edge_agent.models.rollout import Rollout
-from edge_agent.models.slots import Slots
+from edge_agent.models.release.audience import Device
+from edge_agent.models.rollout.rollout import Rollout
+from edge_agent.models.rollout.slots import Slots
+from edge_agent.models.stores.calls import Calls
 from edge_agent.settings.location import Location
-from tests.models.rollout_kit import HOUR, Worker
+from tests.models.rollout.rollout_kit import HOUR, Worker
 from tests.servers import gcs
 from tests.servers.gcs import GcsServer, Request
 from tests.telemetry.virtual_time import VirtualTimeLoop

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edge_agent.models.manifest import Audience
+from edge_agent.models.release.manifest import Audience
 from edge_agent.settings.location import Location
 from tests.fleet.fleet_kit import Fleet
-from tests.models.release_kit import MANIFEST, Publisher, manifest, public_file
-from tests.models.rollout_kit import HOUR
+from tests.models.rollout.release_kit import MANIFEST, Publisher, manifest, public_file
+from tests.models.rollout.rollout_kit import HOUR
 from tests.servers.gcs import GcsServer
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import structlog
 
-from edge_agent.models import directory
-from tests.models.rollout_kit import Device
+from edge_agent.models.stores import directory
+from tests.models.rollout.rollout_kit import Device
 from tests.servers.gcs import GcsServer
 
 

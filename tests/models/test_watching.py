@@ -181,7 +181,7 @@ def test_exhausted_limits_of_inotify_are_told_once(
     def full(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("edge_agent.models.folder_events.observe", full)
+    monkeypatch.setattr("edge_agent.models.stores.folder_events.observe", full)
     watch(folder / "m.tflite", look_interval=SOON)
     for name in ("m.tflite", "m.tflite.json"):
         _copy(folder / name)

@@ -107,7 +107,7 @@ def test_debians_module_google_does_not_hide_ours(build: Build, tmp_path: Path) 
     program = tmp_path / "program.py"
     program.write_text(
         f"{launcher.partition('from edge_agent.cli')[0]}\n"
-        "import edge_agent.telemetry.pubsub, google.auth\n"
+        "import edge_agent.telemetry.sending.pubsub, google.auth\n"
         "print(google.auth.__file__, sys.path[-1])\n"
     )
     assert run(tmp_path / "venv/bin/python", "-I", program) == f"{own}/google/auth/__init__.py {site}\n"

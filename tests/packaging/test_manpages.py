@@ -23,7 +23,7 @@ from edge_agent.device.storage import FileSystem
 from edge_agent.device.troubles import STATES, Troubles
 from edge_agent.health import Battery
 from edge_agent.inference.supervision.status import WorkerStatus
-from edge_agent.models.news import RolloutStatus
+from edge_agent.models.rollout.news import RolloutStatus
 from edge_agent.raw_data.spool import FOLDER
 from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import LoadReport, ResultEvent, Score
@@ -33,7 +33,7 @@ from edge_agent.settings.loading import load
 from edge_agent.settings.schema import ActionSettings, keys, tables
 from edge_agent.settings.when import When
 from edge_agent.status import Snapshot, problems, status_line
-from edge_agent.telemetry.sender import SenderState
+from edge_agent.telemetry.sending.sender import SenderState
 
 ROOT = Path(__file__).parents[2]
 GENERATOR = ROOT / "packaging/manpages.py"

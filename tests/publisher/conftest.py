@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from edge_agent.cli import main
-from edge_agent.models.audience import Device
-from edge_agent.models.manifest import Manifest, parse, unsigned
 from edge_agent.models.open import open_model
-from edge_agent.models.stores import StoreError
+from edge_agent.models.release.audience import Device
+from edge_agent.models.release.manifest import Manifest, parse, unsigned
+from edge_agent.models.stores.base import StoreError
 from edge_agent.publisher.keys import make_key, read_keys, sign_release
 from edge_agent.publisher.places import open_place
 from edge_agent.publisher.publish import publish
 from edge_agent.settings.location import parse_location
-from tests.models.release_kit import manifest
+from tests.models.rollout.release_kit import manifest
 from tests.servers.gcs import GcsServer
 
 PLACES = ["bucket", "folder"]

@@ -9,7 +9,7 @@ import pytest
 
 from edge_agent.inference.checks.inspection import ModelFacts, TensorFacts
 from edge_agent.inference.interpreter.edgetpu_package import EdgeTpuPackage
-from edge_agent.models.manifest import parse
+from edge_agent.models.release.manifest import parse
 from edge_agent.publisher.build import Built, Ingredients, build
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.remarks import about_model

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from edge_agent.inference.golden import Golden, read_golden, write_golden
-from edge_agent.models.manifest import Acceptance, Manifest
+from edge_agent.models.release.manifest import Acceptance, Manifest
 from edge_agent.publisher.build import Built, Ingredients, build
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.golden import Examined, Question, about_golden, examine

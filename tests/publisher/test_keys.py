@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.models.signatures import key_id
+from edge_agent.models.release.signatures import key_id
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.keys import PASSWORD_FILE, make_key, read_keys
 from tests.publisher.conftest import Workshop, command

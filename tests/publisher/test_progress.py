@@ -9,7 +9,7 @@ import pytest
 
 from edge_agent.publisher.places import open_place
 from edge_agent.publisher.progress import show_progress
-from tests.models.release_kit import object_file
+from tests.models.rollout.release_kit import object_file
 from tests.servers.gcs import GcsServer
 
 

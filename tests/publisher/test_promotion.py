@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge_agent.models.audience import Device, share_of
-from edge_agent.models.manifest import MAX_SEQUENCE, Audience, SignedManifest, parse, pin_name, unsigned
+from edge_agent.models.release.audience import Device, share_of
+from edge_agent.models.release.manifest import MAX_SEQUENCE, Audience, SignedManifest, parse, pin_name, unsigned
 from edge_agent.publisher.audiences import Change
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.keys import make_key, read_keys, sign_release

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edge_agent.models.manifest import parse
+from edge_agent.models.release.manifest import parse
 from edge_agent.publisher import commands
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.keys import sign_release
 from edge_agent.publisher.places import open_place
 from edge_agent.publisher.publish import publish
 from tests.inference.conftest import ROOT
-from tests.models.release_kit import public_file
+from tests.models.rollout.release_kit import public_file
 from tests.publisher.conftest import Workshop, command
 from tests.servers.gcs import GcsServer
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from edge_agent.models import directory
-from edge_agent.models.audience import Device
 from edge_agent.models.open import open_model
-from edge_agent.models.stores import StoreError
+from edge_agent.models.release.audience import Device
+from edge_agent.models.stores import directory
+from edge_agent.models.stores.base import StoreError
 from edge_agent.publisher import upload as module
 from edge_agent.publisher.errors import ReleaseError
 from edge_agent.publisher.keys import make_key, read_keys

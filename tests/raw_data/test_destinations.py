@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.models.stores import Forbidden, Missing, StoreNeedsPerson, StoreUnavailable
+from edge_agent.models.stores.base import Forbidden, Missing, StoreNeedsPerson, StoreUnavailable
 from edge_agent.raw_data.destinations import SETTING, Folder, open_destination
 from edge_agent.settings.location import parse_folder
 from tests.servers.gcs import GcsServer

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.models.stores import Forbidden, StoreError, StoreUnavailable
+from edge_agent.models.stores.base import Forbidden, StoreError, StoreUnavailable
 from edge_agent.raw_data.destinations import Destination
 from edge_agent.raw_data.spool import Spool
 from edge_agent.raw_data.uploads import Uploads
 from edge_agent.records import Chosen, Result
-from edge_agent.telemetry.backoff import Backoff
+from edge_agent.telemetry.sending.backoff import Backoff
 from tests.raw_data.kit import JPEG, hand_over, names
 
 CHOSEN = [Result(1, 1, [], 0.0, chosen=Chosen("one_in", "gs://bucket/a/x.jpg"))]

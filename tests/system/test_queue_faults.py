@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from edge_agent.telemetry.pubsub import PubSubSink
-from edge_agent.telemetry.queue import Queue
-from edge_agent.telemetry.sender import Sender
+from edge_agent.telemetry.queue.queue import Queue
+from edge_agent.telemetry.sending.pubsub import PubSubSink
+from edge_agent.telemetry.sending.sender import Sender
 from tests.servers.pubsub import PubSubServer
 from tests.telemetry import loopdisk
 from tests.telemetry.loopdisk import LoopDisk
-from tests.telemetry.powercuts import check_power_cuts
-from tests.telemetry.queue_kit import put
+from tests.telemetry.queue.powercuts import check_power_cuts
+from tests.telemetry.queue.queue_kit import put
+from tests.telemetry.queue.test_queue_io_errors import sweep, sweep_damage
+from tests.telemetry.queue.test_queue_kill import check_kills
+from tests.telemetry.sending.test_sender_failures import until
 from tests.telemetry.soak import Plan, soak
-from tests.telemetry.test_queue_io_errors import sweep, sweep_damage
-from tests.telemetry.test_queue_kill import check_kills
-from tests.telemetry.test_sender_failures import until
 from tests.telemetry.test_soak import MEMORY
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from edge_agent.telemetry.queue import Queue
-from tests.telemetry import queue_open_child
-from tests.telemetry.queue_kit import drain, lost, put, run
+from edge_agent.telemetry.queue.queue import Queue
+from tests.telemetry.queue import queue_open_child
+from tests.telemetry.queue.queue_kit import drain, lost, put, run
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edge_agent.telemetry.priority import Priority
+from edge_agent.telemetry.events.priority import Priority
 
 
 class EventList:

@@ -16,12 +16,12 @@ from typing import cast
 
 import msgspec
 
-from edge_agent.telemetry.priority import Priority
-from edge_agent.telemetry.queue import Batch, Loss, Queue
-from edge_agent.telemetry.sender import Sender
-from edge_agent.telemetry.sinks import SinkNeedsPerson, SinkRejected, SinkUnavailable
+from edge_agent.telemetry.events.priority import Priority
+from edge_agent.telemetry.queue.queue import Batch, Loss, Queue
+from edge_agent.telemetry.sending.sender import Sender
+from edge_agent.telemetry.sending.sinks import SinkNeedsPerson, SinkRejected, SinkUnavailable
 from tests.telemetry.loopdisk import LoopDisk
-from tests.telemetry.queue_kit import end
+from tests.telemetry.queue.queue_kit import end
 from tests.telemetry.virtual_time import VirtualTimeLoop
 
 HOUR = 3600.0

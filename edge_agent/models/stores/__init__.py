@@ -1,0 +1,1 @@
+"""Where releases come from: Cloud Storage or a folder, plain objects or a manifest, and what of it is believed."""

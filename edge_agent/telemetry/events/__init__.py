@@ -1,0 +1,1 @@
+"""What an event holds, which results become one, and how important it is."""

@@ -1,0 +1,1 @@
+"""From the queue to whoever receives: the sender and its sinks, Pub/Sub and a file."""

@@ -7,13 +7,11 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from edge_agent.settings import conditions, raw_data
+from edge_agent.settings.contradictions import contradictions
 from edge_agent.settings.document import Document, read
 from edge_agent.settings.faults import MISSING, Fault, NotSetUp, SettingsError
 from edge_agent.settings.lines import KeyPath
-from edge_agent.settings.publish import unchanging
 from edge_agent.settings.schema import Settings, SourceSettings, description, keys, tables
-from edge_agent.settings.tasks import unused
 from edge_agent.settings.wording import explain, nearest, unknown
 
 
@@ -41,8 +39,7 @@ def check(document: Document) -> Settings:
             raise NotSetUp(found) from None
         faults += found
     else:
-        unmet = (*unused(settings), *conditions.unmet(settings), *unchanging(settings), *raw_data.unmet(settings))
-        faults += [document.fault(path, message) for path, message in unmet]
+        faults += [document.fault(path, message) for path, message in contradictions(settings)]
     if faults:
         raise SettingsError(faults)
     return settings

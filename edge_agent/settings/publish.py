@@ -1,19 +1,15 @@
-"""`publish` of [telemetry]: which results become events, and whether they can, given the task."""
+"""`publish` of [telemetry]: which results become events."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from edge_agent.settings.showing import show
 from edge_agent.settings.units import format_duration, parse_duration
 
-if TYPE_CHECKING:
-    from edge_agent.settings.lines import KeyPath
-    from edge_agent.settings.schema import Settings
-
 MOST_ONE_IN = 1_000_000
 SHORTEST_WINDOW, LONGEST_WINDOW = 1.0, 86_400.0
-_OTHERS = '{ one_in = 30 } or { summary = "1m" }'
+LESS = '{ one_in = 30 } or { summary = "1m" }'
+"""Ways of publishing less that any task can do, as they stand in the file."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ def parse_publish(value: object) -> Publish:
             return Publish("one_in", one_in=_count(count))
         case {"summary": window, **rest} if not rest:
             return Publish("summary", window=_window(window))
-    raise ValueError(f'expected "all", "change", {_OTHERS}, not {show(value)}')
+    raise ValueError(f'expected "all", "change", {LESS}, not {show(value)}')
 
 
 def _count(value: object) -> int:
@@ -66,18 +62,3 @@ def _window(value: object) -> float:
         return window
     shortest, longest = format_duration(SHORTEST_WINDOW), format_duration(LONGEST_WINDOW)
     raise ValueError(f'summary must be from "{shortest}" to "{longest}", not {show(value)}')
-
-
-def unchanging(settings: "Settings") -> "Iterator[tuple[KeyPath, str]]":
-    """Yield place and message if results are to be published on a change of what they do not have."""
-    if settings.telemetry.publish.mode != "change":
-        return
-    task, limits = settings.inference.task, settings.inference.limits
-    path = ("telemetry", "publish")
-    if task == "raw":
-        yield path, f"the task raw has no prediction that could change; write {_OTHERS}"
-    elif task in {"regression", "anomaly"} and limits.low is None and limits.high is None:
-        yield (
-            path,
-            f"without [inference.limits] a value has no prediction that could change; set one, or write {_OTHERS}",
-        )

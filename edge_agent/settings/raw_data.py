@@ -1,21 +1,15 @@
 """[telemetry.raw_data]: which part of the input is kept for retraining, and what of it leaves the device."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, doc
 
 from edge_agent.settings.checks import Parse
-from edge_agent.settings.conditions import OBJECT_THRESHOLD
 from edge_agent.settings.kinds import Number, Table, Whole
 from edge_agent.settings.location import Location, parse_folder
-from edge_agent.settings.tasks import SCORED, VALUED, needs
+from edge_agent.settings.tasks import SCORED, VALUED
 from edge_agent.settings.units import Size, parse_size
-
-if TYPE_CHECKING:
-    from edge_agent.settings.lines import KeyPath
-    from edge_agent.settings.schema import Settings
 
 # The keys that choose samples, and the tasks whose results they can be about.
 RULES = {
@@ -89,22 +83,3 @@ def complete(raw_data: RawDataSettings) -> RawDataSettings:
     if raw_data.images is not None and not rules:
         raise ValueError(f"images needs a rule that chooses them: {', '.join(RULES)}")
     return raw_data
-
-
-def unmet(settings: "Settings") -> "Iterator[tuple[KeyPath, str]]":
-    """Yield place and message for each rule that no sample can ever meet with the settings of the model."""
-    for rule in rules_of(settings.telemetry.raw_data):
-        if (why := _never(rule, settings)) is not None:
-            yield ("telemetry", "raw_data", rule), why
-
-
-def _never(rule: str, settings: "Settings") -> str | None:
-    inference, limit = settings.inference, settings.telemetry.raw_data.max_confidence
-    if inference.task not in RULES[rule]:
-        return needs(RULES[rule], inference.task)
-    if rule == "max_margin" and inference.top_k == 1:
-        return "needs the best two classes: [inference].top_k must be at least 2, not 1"
-    threshold = OBJECT_THRESHOLD if inference.threshold is None else inference.threshold
-    if rule == "max_confidence" and inference.task == "detection" and limit is not None and limit < threshold:
-        return f"no object has a score of {limit:g} or less: [inference].threshold, {threshold:g}, leaves it out"
-    return None

@@ -1,6 +1,6 @@
 """`when` of [[actions]]: the conditions of a rule, and whether they go together.
 
-Whether the settings of the model leave anything of them is a matter of `edge_agent.settings.conditions`.
+Whether the settings of the model leave anything of them is a matter of `edge_agent.settings.contradictions`.
 """
 
 from dataclasses import dataclass, fields

@@ -10,7 +10,7 @@ from edge_agent.inference.tasks.classification import Classification
 from edge_agent.inference.tasks.detection import Detection
 from edge_agent.inference.tasks.raw import Raw
 from edge_agent.inference.tasks.regression import Limits, Regression
-from edge_agent.settings.conditions import OBJECT_THRESHOLD
+from edge_agent.settings.tasks import OBJECT_THRESHOLD
 
 
 def make_task(

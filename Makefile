@@ -58,14 +58,17 @@ lock:
 clean:
 	rm -rf $(VENV) build
 
-$(BIN)/python:
+# The last thing that comes into a new environment: one without it was broken off, for want of python3-venv mostly.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit("$(PYTHON) is too old: it has to be Python 3.11 to 3.13, as in make $(MAKECMDGOALS) PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
-# sdnotify comes as source only, so the build back ends are pinned and installed first.
-$(RUN_STAMP): $(REQUIREMENTS)/build.txt $(REQUIREMENTS)/runtime.txt pyproject.toml | $(BIN)/python
+# sdnotify comes as source only, so the build back ends are pinned and installed first. Debian 12's pip would build it in
+# the old way, and complain.
+$(RUN_STAMP): $(REQUIREMENTS)/build.txt $(REQUIREMENTS)/runtime.txt pyproject.toml | $(BIN)/pip
 	@echo "installing the dependencies into $(VENV) (once) ..."
 	@$(PIP) -r $(REQUIREMENTS)/build.txt
-	@$(PIP) --no-build-isolation -r $(REQUIREMENTS)/runtime.txt
+	@$(PIP) --no-build-isolation --use-pep517 -r $(REQUIREMENTS)/runtime.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

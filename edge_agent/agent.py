@@ -347,10 +347,16 @@ class Agent:
 
     # -- the end
 
+    def _named(self, name: str) -> list[asyncio.Task[None]]:
+        return [task for task in self._tasks if task.get_name() == name]
+
     async def _shut_down(self) -> None:
         self._lifecycle.service.stopping()
+        # The end of the worker would look as if the new settings were to blame.
+        for reload in self._named("reload"):
+            reload.cancel()
         await self._delivery.rollout.stop()
-        worker = [task for task in self._tasks if task.get_name() == "worker"]
+        worker = self._named("worker")
         await self._supervisor.stop()
         await asyncio.gather(*worker, return_exceptions=True)
         self._pipeline.close()

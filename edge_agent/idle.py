@@ -9,9 +9,11 @@ from edge_agent import __version__
 from edge_agent.configuration import Configuration, load_configuration
 from edge_agent.lifecycle import Lifecycle
 from edge_agent.report import Reloaded, StatusReport
-from edge_agent.settings.faults import MISSING, NotSetUp, SettingsError
+from edge_agent.settings.faults import MISSING, Fault, NotSetUp, SettingsError
 
 TICK = 5.0
+# What no agent can do without: all else has a default, or is a matter of the source.
+ESSENTIAL = ("[source].plugin", "[model].url", "[telemetry].sink")
 
 log = structlog.get_logger()
 
@@ -21,7 +23,7 @@ class Idle:
 
     def __init__(self, config_file: Path, lacking: NotSetUp, lifecycle: Lifecycle) -> None:
         self._config_file = config_file
-        self._lacking = lacking
+        self._missing = lacking.missing
         self._lifecycle = lifecycle
         self._problem: str | None = None
         self._configuration: Configuration | None = None
@@ -31,7 +33,7 @@ class Idle:
         """Wait for a reload that completes the settings, and return them; None when told to stop before."""
         service = self._lifecycle.service
         self._lifecycle.answer_status(self._report)
-        log.warning("waiting for settings", missing=", ".join(self._lacking.missing), file=str(self._config_file))
+        log.warning("waiting for settings", missing=", ".join(self._missing), file=str(self._config_file))
         service.ready(self._status_line())
         await self._lifecycle.until_stopped(self._wait())
         return self._configuration
@@ -55,12 +57,12 @@ class Idle:
         try:
             self._configuration = await load_configuration(self._config_file)
         except NotSetUp as lacking:
-            self._lacking, self._problem = lacking, None
-            log.warning("still waiting for settings", missing=", ".join(lacking.missing), file=str(self._config_file))
+            self._missing, self._problem = lacking.missing, None
+            log.warning("still waiting for settings", missing=", ".join(self._missing), file=str(self._config_file))
         except SettingsError as error:
-            # What is missing is told anyway.
-            wrong = [fault for fault in error.faults if not fault.message.startswith(MISSING)]
-            self._problem = str((wrong or error.faults)[0])
+            # What is missing is told anyway. A file that is no TOML does not tell what it lacks.
+            self._missing = [fault.key for fault in error.faults if _is_waited_for(fault)]
+            self._problem = str(next(fault for fault in error.faults if not _is_waited_for(fault)))
             for fault in error.faults:
                 log.error(str(fault))
             return Reloaded([str(fault) for fault in error.faults], self._what_is_missing())
@@ -76,7 +78,9 @@ class Idle:
         return f"settings refused: {self._problem}; {line}" if self._problem else line
 
     def _what_is_missing(self) -> str:
-        *others, last = self._lacking.missing
+        if not self._missing:
+            return f"not set up yet: {self._config_file} has mistakes"
+        *others, last = self._missing
         missing = f"{', '.join(others)} and {last} are" if others else f"{last} is"
         return f"not set up yet: {missing} missing in {self._config_file}"
 
@@ -92,6 +96,10 @@ class Idle:
     def _problems(self) -> list[str]:
         if self._configuration is not None:
             return []
-        missing = ", ".join(self._lacking.missing)
-        advice = f"not set up yet: give {missing} in {self._config_file}, then: systemctl reload edge-agent"
+        to_do = f"give {', '.join(self._missing)} in" if self._missing else "mend"
+        advice = f"not set up yet: {to_do} {self._config_file}, then: systemctl reload edge-agent"
         return [f"settings refused: {self._problem}", advice] if self._problem else [advice]
+
+
+def _is_waited_for(fault: Fault) -> bool:
+    return fault.key in ESSENTIAL and fault.message.startswith(MISSING)

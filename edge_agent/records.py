@@ -397,8 +397,9 @@ class LoadReport(msgspec.Struct, frozen=True):
     `permanent` tells a file that can never work (it is no model, or needs other inputs) from bad luck that a
     later try may not have (no worker, no device). `device` is the stable name of the Edge TPU in use, `remarks` are
     what an admin should know although the model runs, such as an option that has no effect. `about_device`: the reason
-    lies with the Edge TPU. `agreement`, `accuracy` and `latency_ms` are what the golden samples came to, in the
-    terms' sense; None where there were none, or no labels.
+    lies with the Edge TPU; of an accepted model, why it runs on the CPU does: the Edge TPU was opened and could not run
+    it. `agreement`, `accuracy` and `latency_ms` are what the golden samples came to, in the terms' sense; None where
+    there were none, or no labels.
     """
 
     accepted: bool

@@ -210,7 +210,7 @@ def test_a_bad_file_is_told_in_full(
 def test_a_missing_file_is_told_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "none.toml"
     assert main(["check-config", str(file)]) == os.EX_CONFIG
-    hint = "there is no such file; write it, or name another one with --config FILE"
+    hint = "there is no such file; write it, or name another one"
     assert capsys.readouterr().err == f"{file}: {hint}\n"
 
 
@@ -309,13 +309,16 @@ def slow_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (info / "entry_points.txt").write_text("[edge_agent.sources]\nslow = slow_plugin:Slow\n")
     (site / "slow_plugin.py").write_text(
         "import dataclasses, os, pathlib, signal\n"
+        "from edge_agent.sources.base import Source\n"
         "@dataclasses.dataclass(frozen=True, kw_only=True)\n"
         "class Options:\n"
         "    def check(self):\n"
         f"        pathlib.Path({str(pipe)!r}).write_text(str(os.getpid()))\n"
         "        signal.pause()\n"
-        "class Slow:\n"
+        "class Slow(Source):\n"
         "    Options = Options\n"
+        "    def read(self, timeout):\n"
+        "        raise AssertionError('never asked')\n"
     )
     os.mkfifo(pipe)
     monkeypatch.setenv("PYTHONPATH", f"{site}:{ROOT}")

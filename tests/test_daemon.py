@@ -1,7 +1,9 @@
 """`edge-agent run` in operation: its control socket, what it reports of itself, and the credentials it is given."""
 
 import os
+import select
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -180,6 +182,28 @@ def test_asking_an_idle_service_twice_ends_it_at_once(tmp_path: Path) -> None:
             agent.send(number)
         assert agent.process is not None
         assert agent.process.wait(PATIENCE) in {128 + signal.SIGINT, 128 + signal.SIGTERM}
+
+
+def test_a_reload_that_the_end_cuts_off_says_nothing_of_the_settings(tmp_path: Path) -> None:
+    with AgentProcess(tmp_path, SETTINGS) as agent:
+        agent.wait_for("prediction")
+        _, worker = agent.pids
+        ended = os.pidfd_open(worker)
+        try:
+            agent.configure(SETTINGS + "raw_data = 1\n")
+            with ThreadPoolExecutor(1) as pool:
+                reload = pool.submit(agent.command, "reload")
+                assert select.select([ended], [], [], PATIENCE)[0]
+                # The new worker needs the agent to become ready, which finds the signal when it goes on.
+                for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGCONT):
+                    agent.send(number)
+                assert reload.result().returncode == os.EX_TEMPFAIL
+        finally:
+            os.close(ended)
+        assert agent.process is not None
+        assert agent.process.wait(PATIENCE) == 0
+        agent.wait_for("stopped")
+        assert "cannot work with them" not in agent.said
 
 
 # ------------------------------------------------------------------------------------------ credentials

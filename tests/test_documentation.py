@@ -17,7 +17,7 @@ from edge_agent.health import Battery, DeviceHealth, Dropped, NetworkInterface, 
 from edge_agent.inference.accelerators import devices, recovery, watch
 from edge_agent.inference.accelerators.devices import DeviceState
 from edge_agent.inference.latencies import StageLatencies
-from edge_agent.inference.supervision import hangs, supervisor
+from edge_agent.inference.supervision import hangs, supervisor, waiting
 from edge_agent.models import trial
 from edge_agent.models.news import RolloutChange
 from edge_agent.models.rollout import INTERRUPTIONS
@@ -204,8 +204,8 @@ def test_the_steps_take_as_long_as_the_page_says() -> None:
         ("the agent looks every {}.", watch.CHECK_INTERVAL),
         ("is tried after {}, doubling", watch.FIRST_PAUSE),
         ("doubling to {}, since a worker", watch.LAST_PAUSE),
-        ("is tried again after {}, doubling", supervisor.FIRST_WAIT),
-        ("doubling to {}, and as soon as", supervisor.LAST_WAIT),
+        ("is tried again after {}, doubling", waiting.FIRST_WAIT),
+        ("doubling to {}, and as soon as", waiting.LAST_WAIT),
         ("starting {},", hangs.START_DEADLINE),
         ("loading a model {},", hangs.LOAD_DEADLINE),
         ("opening a source {},", hangs.OPEN_DEADLINE),

@@ -9,11 +9,12 @@ import msgspec
 import pytest
 
 from edge_agent.configuration import load_configuration
-from edge_agent.idle import Idle
+from edge_agent.idle import ESSENTIAL, Idle
 from edge_agent.lifecycle import Lifecycle
 from edge_agent.report import Reloaded, StatusReport
 from edge_agent.service.control_client import CONTROL_SOCKET, ask
 from edge_agent.settings.faults import NotSetUp
+from edge_agent.settings.loading import load
 from tests.agentprocess import PATIENCE, AgentProcess
 from tests.settings.distributions import install
 
@@ -86,6 +87,11 @@ def test_it_goes_to_work_without_a_restart(tmp_path: Path) -> None:
         assert agent.command("reload").returncode == 0
         assert agent.report().summary == line  # what was wrong is forgotten
 
+        agent.configure(set_up("plugin", "url", "sink") + "colour = 1\n")
+        refused = agent.command("reload")
+        assert refused.stderr.splitlines()[-1] == f"not set up yet: {agent.config} has mistakes"
+        assert agent.report().problems[1] == f"not set up yet: mend {agent.config}, then: systemctl reload edge-agent"
+
         agent.configure(set_up("plugin", "url", "sink"))
         done = agent.command("reload")
         assert (done.returncode, done.stdout, done.stderr) == (0, "settings complete, starting to work\n", "")
@@ -96,6 +102,13 @@ def test_it_goes_to_work_without_a_restart(tmp_path: Path) -> None:
         assert not [text for text in report.problems if "set up" in text or "refused" in text]
         agent.wait_until((tmp_path / "events.jsonl").exists, "events")
         assert agent.stop() == 0
+
+
+def test_it_waits_for_what_has_no_default(tmp_path: Path) -> None:
+    (tmp_path / "empty.toml").touch()
+    with pytest.raises(NotSetUp) as caught:
+        load(tmp_path / "empty.toml", {})
+    assert caught.value.missing == list(ESSENTIAL)
 
 
 def test_a_hangup_signal_has_it_look_again(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -35,11 +37,16 @@ def _run(folder: Path, fate: str) -> int:
     settings.write_text(SETTINGS.read_text().replace('"MODEL"', json.dumps(str(MODEL))))
     sys.stderr.write(
         f"The demo's settings are in {settings}; Ctrl-C ends it.\n"
-        f"In another terminal: edge-agent status --state-dir {folder}\n"
+        f"In another terminal: {shlex.join([*_program(), 'status', '--state-dir', str(folder)])}\n"
     )
     status = run_daemon(settings, Directories(folder))
     _summarise(folder / EVENTS, fate)
     return status
+
+
+def _program() -> list[str]:
+    """Return how this program is called from anywhere: in a clone the shell does not find it."""
+    return ["edge-agent"] if shutil.which("edge-agent") else [sys.executable, "-m", "edge_agent"]
 
 
 def _summarise(file: Path, fate: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from edge_agent.settings.showing import show
+from edge_agent.settings.tasks import needs
 from edge_agent.settings.when import TASKS, When, conditions_of
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ def unmet(settings: "Settings") -> "Iterator[tuple[KeyPath, str]]":
         when, path = action.when, ("actions", number, "when")
         for key in conditions_of(when):
             if task not in TASKS[key]:
-                *others, last = (show(each) for each in TASKS[key])
-                wanted = f"{', '.join(others)} or {last}" if others else last
-                yield (*path, key), f"needs [inference].task {wanted}, not {show(task)}"
+                yield (*path, key), needs(TASKS[key], task)
             elif key == "min_count" and when.min_count is not None and when.min_count > top_k:
                 yield (*path, key), f"{when.min_count} objects are never found: {at_most}"
             elif key == "max_count" and when.max_count is not None and when.max_count >= top_k:

@@ -23,15 +23,23 @@ _PATHS = (("model", "url"), ("model", "cpu_url"), ("inference", "labels"), ("tel
 _PATH_LISTS = (("model", "keys"),)
 _FOLDERS = (("telemetry", "raw_data", "images"),)
 
+_QUOTE = "the closing quote of a text is missing"
 _SYNTAX = {
     "Invalid value": 'the value is not understood; text needs quotes, as in plugin = "vibration"',
     "Invalid statement": "this is neither a [table] nor key = value",
     "Expected '=' after a key in a key/value pair": 'there must be a "=" after the key',
-    "Expected newline or end of document after a statement": "there must be only one key = value on a line",
+    "Expected newline or end of document after a statement": (
+        'there must be only one key = value on a line; what is not only a number needs quotes, as in "10s"'
+    ),
+    "Invalid initial character for a key part": (
+        'a key is missing here; a table in braces must stand on one line, without a "," behind its last value'
+    ),
     "Expected ']' at the end of a table declaration": 'the "]" after the name of the table is missing',
     "Unclosed array": 'a "," or the closing "]" of a list is missing',
     "Unclosed inline table": 'a "," or the closing "}" is missing',
-    "Unterminated string": "the closing quote of a text is missing",
+    "Unterminated string": _QUOTE,
+    "Illegal character '\\n'": _QUOTE,
+    'Expected "\'"': _QUOTE,
     "Cannot overwrite a value": "a key stands twice in the same table",
     "Unescaped '\\' in a string": "a backslash in double quotes must be doubled; or use single quotes",
 }
@@ -122,7 +130,7 @@ def _read_text(file: Path) -> str:
     try:
         return file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        message = "there is no such file; write it, or name another one with --config FILE"
+        message = "there is no such file; write it, or name another one"
     except IsADirectoryError:
         message = "this is a folder; name the file in it"
     except PermissionError:

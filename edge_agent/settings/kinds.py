@@ -21,6 +21,13 @@ def _finite(value: float) -> float:
     return value
 
 
+def several(value: object) -> object:
+    """Return what `[[actions]]` is, a list. Raises ValueError if it is a table: then it has brackets too few."""
+    if isinstance(value, dict):
+        raise ValueError("there may be several of them, so each begins with two brackets: [[actions]]")  # noqa: TRY004
+    return value
+
+
 Whole = Annotated[int, Before(_no_bool)]
 Number = Annotated[float, Before(_no_bool), After(_finite)]
 Text = Annotated[str, MinLen(1)]

@@ -13,6 +13,7 @@ from edge_agent.settings.faults import MISSING, Fault, NotSetUp, SettingsError
 from edge_agent.settings.lines import KeyPath
 from edge_agent.settings.publish import unchanging
 from edge_agent.settings.schema import Settings, SourceSettings, description, keys, tables
+from edge_agent.settings.tasks import unused
 from edge_agent.settings.wording import explain, nearest, unknown
 
 
@@ -40,7 +41,7 @@ def check(document: Document) -> Settings:
             raise NotSetUp(found) from None
         faults += found
     else:
-        unmet = (*conditions.unmet(settings), *unchanging(settings), *raw_data.unmet(settings))
+        unmet = (*unused(settings), *conditions.unmet(settings), *unchanging(settings), *raw_data.unmet(settings))
         faults += [document.fault(path, message) for path, message in unmet]
     if faults:
         raise SettingsError(faults)
@@ -94,4 +95,4 @@ def _owner(path: KeyPath) -> type:
 
 
 def _header(table: tuple[str, ...]) -> str:
-    return f"[[{'.'.join(table)}]]" if table[0] == "actions" else f"[{'.'.join(table)}]"
+    return "[[actions]]" if table == ("actions",) else f"[{'.'.join(table)}]"

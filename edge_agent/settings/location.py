@@ -12,6 +12,8 @@ from edge_agent.settings.showing import show
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{0,221}")
 _PROJECT = re.compile(r"[a-z][a-z0-9.:-]{0,100}")
 _TOPIC = re.compile(r"[A-Za-z][A-Za-z0-9._~%+-]{2,254}")
+# A slash too few, and the name that Google's own tools give a topic: neither is meant for a path.
+_NO_PATH = re.compile(r"(?:gs|pubsub|file):|projects/[^/]+/topics/[^/]+$")
 _GENERIC = frozenset({"model", "models", "latest", "release.json"})
 _LAST_SLASH = re.compile(r"(?<=[^/:])/+$")
 _SUFFIX = re.compile(r"(?:_edgetpu|_quant)+$")
@@ -99,7 +101,8 @@ def without_slash(text: str) -> str:
 
 def absolute(text: str, folder: Path) -> str:
     """Return a plain path relative to `folder` as an absolute one; URLs, and what is no file, stay as they are."""
-    return text if "://" in text or not text or text.endswith("/") else os.path.normpath(folder / text)
+    is_path = "://" not in text and not _NO_PATH.match(text) and text and not text.endswith("/")
+    return os.path.normpath(folder / text) if is_path else text
 
 
 def _split(text: object, *, others: str) -> tuple[str, str]:
@@ -107,6 +110,8 @@ def _split(text: object, *, others: str) -> tuple[str, str]:
         raise ValueError(f"expected {others} or a path in quotes, not {show(text)}")
     scheme, separator, rest = text.partition("://")
     if not separator:
+        if _NO_PATH.match(text):
+            raise ValueError(f"{show(text)} is neither a URL nor meant as a path; write {others}")
         return "file", _no_folder(text, text)
     if scheme != "file":
         return scheme, rest

@@ -10,7 +10,7 @@ from edge_agent.settings.checks import Parse
 from edge_agent.settings.conditions import OBJECT_THRESHOLD
 from edge_agent.settings.kinds import Number, Table, Whole
 from edge_agent.settings.location import Location, parse_folder
-from edge_agent.settings.showing import show
+from edge_agent.settings.tasks import SCORED, VALUED, needs
 from edge_agent.settings.units import Size, parse_size
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 # The keys that choose samples, and the tasks whose results they can be about.
 RULES = {
-    "max_confidence": ("classification", "detection"),
+    "max_confidence": SCORED,
     "max_margin": ("classification",),
-    "min_clipped": ("classification", "detection", "regression", "anomaly", "raw"),
-    "one_in": ("classification", "detection", "regression", "anomaly", "raw"),
+    "min_clipped": (*SCORED, *VALUED, "raw"),
+    "one_in": (*SCORED, *VALUED, "raw"),
 }
 
 
@@ -101,8 +101,7 @@ def unmet(settings: "Settings") -> "Iterator[tuple[KeyPath, str]]":
 def _never(rule: str, settings: "Settings") -> str | None:
     inference, limit = settings.inference, settings.telemetry.raw_data.max_confidence
     if inference.task not in RULES[rule]:
-        wanted = " or ".join(show(task) for task in RULES[rule])
-        return f"needs [inference].task {wanted}, not {show(inference.task)}"
+        return needs(RULES[rule], inference.task)
     if rule == "max_margin" and inference.top_k == 1:
         return "needs the best two classes: [inference].top_k must be at least 2, not 1"
     threshold = OBJECT_THRESHOLD if inference.threshold is None else inference.threshold

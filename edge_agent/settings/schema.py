@@ -14,7 +14,7 @@ from annotated_types import DocInfo, Ge, Gt, Le, MaxLen, MinLen, doc
 
 from edge_agent.settings.checks import After, Before, Parse
 from edge_agent.settings.device_options import check_device_options
-from edge_agent.settings.kinds import Number, Table, Text, Whole
+from edge_agent.settings.kinds import Number, Table, Text, Whole, several
 from edge_agent.settings.location import Destination, Location, parse_destination, parse_location
 from edge_agent.settings.publish import ALL, Publish, parse_publish
 from edge_agent.settings.raw_data import RawDataSettings, as_table, complete
@@ -163,7 +163,7 @@ class ModelSettings(Table):
 class Limits(Table):
     """[inference.limits]"""
 
-    low: Annotated[Number | None, doc('A value below this makes the prediction "low".')] = None
+    low: Annotated[Number | None, doc('A value below this makes the prediction "low", or "anomaly".')] = None
     high: Annotated[Number | None, doc('A value above this makes the prediction "high", or "anomaly".')] = None
 
 
@@ -367,8 +367,8 @@ class Settings(Table):
     model: ModelSettings
     inference: InferenceSettings = InferenceSettings()
     telemetry: TelemetrySettings
-    actions: Annotated[list[ActionSettings], After(_unique_names), doc("Rules on the results.")] = field(
-        default_factory=list
+    actions: Annotated[list[ActionSettings], After(_unique_names), Before(several), doc("Rules on the results.")] = (
+        field(default_factory=list)
     )
     log: LogSettings = LogSettings()
 

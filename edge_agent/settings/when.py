@@ -11,18 +11,17 @@ from annotated_types import Ge, Le, MinLen, doc
 from edge_agent.settings.checks import Parse
 from edge_agent.settings.kinds import Number, Table, Text, Whole
 from edge_agent.settings.showing import show
+from edge_agent.settings.tasks import SCORED, VALUED
 from edge_agent.settings.units import Duration, parse_duration
 
-_SCORED = ("classification", "detection")
-_VALUED = ("regression", "anomaly")
 # The keys of `when` that are conditions, and the tasks whose results they can be about.
 TASKS = {
-    "label": _SCORED + _VALUED,
-    "min_confidence": _SCORED,
+    "label": SCORED + VALUED,
+    "min_confidence": SCORED,
     "min_count": ("detection",),
     "max_count": ("detection",),
-    "above": _VALUED,
-    "below": _VALUED,
+    "above": VALUED,
+    "below": VALUED,
 }
 
 
@@ -71,8 +70,8 @@ def consistent(when: When) -> When:
     given = conditions_of(when)
     if not given:
         raise ValueError(f"names no condition; it needs one of {', '.join(TASKS)}")
-    of_value = [key for key in given if TASKS[key] == _VALUED]
-    of_score = [key for key in given if set(TASKS[key]) <= set(_SCORED)]
+    of_value = [key for key in given if TASKS[key] == VALUED]
+    of_score = [key for key in given if set(TASKS[key]) <= set(SCORED)]
     if of_value and of_score:
         raise ValueError(f"{of_value[0]} and {of_score[0]} do not go together: no task gives both values and scores")
     _check_range(when)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,13 @@ def results(report: StatusReport) -> int:
     return report.results.samples if report.results else 0
 
 
+def in_another_terminal(demo: DemoProcess) -> str:
+    """Do what the demo says, where the shell finds nothing but the system's own programs."""
+    [said] = [line for line in demo.lines if line.startswith("In another terminal: ")]
+    command = ["sh", "-c", said.partition(": ")[2]]
+    return subprocess.run(command, cwd="/", capture_output=True, text=True, check=True).stdout
+
+
 @pytest.fixture
 def everybodys() -> Iterator[Path]:
     """A folder that an ordinary user may enter and write."""
@@ -38,7 +46,7 @@ def test_an_ordinary_user_with_nothing_sees_it_run_and_end_without_a_trace(every
     temporary.chmod(0o777)
     home.mkdir()
     home.chmod(0o555)
-    environ = {"HOME": str(home), "TMPDIR": str(temporary)}
+    environ = {"HOME": str(home), "TMPDIR": str(temporary), "PATH": os.defpath}
     with DemoProcess(everybodys / "here", environ=environ, launcher=[*ordinary_user(), *LAUNCHER]) as demo:
         demo.wait_for("model in use")
         report = demo.wait_for_report(results, "results")
@@ -49,6 +57,7 @@ def test_an_ordinary_user_with_nothing_sees_it_run_and_end_without_a_trace(every
         assert report.accelerator is not None
         assert report.accelerator.used == "cpu"
         demo.wait_for("now=normal")
+        assert "device demo, running" in in_another_terminal(demo)
         demo.wait_for_report(lambda report: report.sending and report.sending.sent > 2, "events that were written")
 
         assert demo.stop(signal.SIGINT) == 0

@@ -16,8 +16,15 @@ import msgspec
 import pytest
 
 from edge_agent import cli, plugins
+from edge_agent.agent import BOOTS_FILE, METER_FILE, RUNTIMES_FILE
+from edge_agent.device.monitor import SILENT
+from edge_agent.device.sensors import Heat, Readings
+from edge_agent.device.storage import FileSystem
+from edge_agent.device.troubles import STATES, Troubles
+from edge_agent.health import Battery
 from edge_agent.inference.supervision.status import WorkerStatus
 from edge_agent.models.news import RolloutStatus
+from edge_agent.raw_data.spool import FOLDER
 from edge_agent.raw_data.uploads import UploadsState
 from edge_agent.records import LoadReport, ResultEvent, Score
 from edge_agent.service.control_client import ControlError
@@ -181,7 +188,8 @@ def test_the_examples_of_conditions_are_good(tmp_path: Path) -> None:
     file, met = tmp_path / "edge-agent.toml", []
     for number, when in enumerate(whens):
         task = next(name for key, name in TASKS.items() if key in when)
-        text = parts.replace("[inference]\n", f'[inference]\ntask = "{task}"\ntop_k = 10\n')
+        counted = "top_k = 10\n" if task == "detection" else ""
+        text = parts.replace("[inference]\n", f'[inference]\ntask = "{task}"\n{counted}')
         file.write_text(f'{text}[[actions]]\nname = "{number}"\nrun = ["beep"]\n{when}\n')
         met += load(file, {}).actions
     assert [action.when.hold for action in met] == [0.0, 10.0, 0.0, 0.0]
@@ -280,6 +288,21 @@ def test_the_lines_of_the_status_are_those_of_the_code(well: Snapshot) -> None:
     assert IDLE in shown
 
 
+def board_in_trouble() -> Troubles:
+    """Return what is said of a board on which nothing is as it should be."""
+    troubles = Troubles()
+    troubles.take(
+        Readings(
+            undervoltage=True,
+            cpu=Heat(90.0, 80.0),
+            edgetpu=Heat(100.0, 85.0),
+            disk=FileSystem(total=100, free=1, read_only=False, device="8:1"),
+            battery=Battery(charge_percent=1),
+        )
+    )
+    return troubles
+
+
 def test_every_trouble_of_the_status_is_explained(well: Snapshot) -> None:
     all_wrong = dataclasses.replace(
         well,
@@ -294,14 +317,29 @@ def test_every_trouble_of_the_status_is_explained(well: Snapshot) -> None:
         ),
         sender=SenderState("offline", "cannot be reached", 0.0, 0, 0, 9),
         queue_trouble="the disk is full",
+        uploads=UploadsState(trouble="no permission"),
         reload_problem="a mistake",
         time_source="unverified",
+        device_problems=[SILENT, *board_in_trouble().problems],
     )
     explained = re.findall(r"^\.It (.+)$", section(COMMANDS, "STATUS"), re.MULTILINE)
     leads = tuple(lead for tag in explained for lead in tag.split(" , "))
-    told = problems(all_wrong)
-    assert len(told) == 10
+    over_budget = dataclasses.replace(well, sender=SenderState("over_budget", "used up", 0.0, 0, 0, 0))
+    told = problems(all_wrong) + problems(over_budget)
+    assert len(told) == 10 + 1 + 1 + len(STATES) + 1
     assert [problem for problem in told if not problem.startswith(leads)] == []
+
+
+def test_every_file_of_the_state_directory_is_there() -> None:
+    files = section(COMMANDS, "FILES")
+    told = re.findall(rf"^\.It Pa {cli.STATE_DIRECTORY}/([\w.-]+)", files, re.MULTILINE)
+    assert {"queue", "models", FOLDER, RUNTIMES_FILE, METER_FILE, BOOTS_FILE} <= set(told)
+
+
+def test_every_page_of_the_package_is_there() -> None:
+    pages = re.findall(r"([\w-]+\.md)$", (ROOT / "debian/edge-agent.docs").read_text(), re.MULTILINE)
+    told = re.findall(r"([\w-]+\.md)\.gz", section(COMMANDS, "SEE ALSO"))
+    assert sorted(told) == sorted(pages)
 
 
 def test_a_setting_without_a_place_in_the_template_is_an_error(generator: ModuleType) -> None:

@@ -16,18 +16,23 @@ import numpy as np
 from edge_agent.records import Sample
 from edge_agent.sources.base import Source, SourceEnded, SourceError
 
+# By then the model has worked on all that was read before.
+_REST = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class FaultyOptions:
     """`what` happens before sample number `at`; once only if a file `marker` is named.
 
-    The last of the `total` samples comes once there is a file `last`, if one is named.
+    With `call` it happens when that file is made, once, while the model has nothing to do. The last of the `total`
+    samples comes once there is a file `last`, if one is named.
     """
 
     at: int = 10
     total: int = 100
     what: str = "end"
     marker: Path | None = None
+    call: Path | None = None
     values: int = 128
     pause: float = 0.0
     last: Path | None = None
@@ -57,7 +62,7 @@ class Faulty(Source):
             time.sleep(0.01)
             return None
         self._number += 1
-        if self._number == self._options.at and self._first_time():
+        if self._is_called() or (self._number == self._options.at and self._first_time()):
             self._misbehave()
         if self._number > self._options.total:
             raise SourceEnded("all samples were read")
@@ -79,6 +84,14 @@ class Faulty(Source):
             time.sleep(3600)
         elif self._options.what == "close_fails":
             raise KeyError("closed badly")
+
+    def _is_called(self) -> bool:
+        call = self._options.call
+        if call is None or not call.exists():
+            return False
+        call.unlink()
+        time.sleep(_REST)
+        return True
 
     def _first_time(self) -> bool:
         marker = self._options.marker

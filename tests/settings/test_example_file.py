@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from edge_agent import plugins
 from edge_agent.settings.faults import NotSetUp
 from edge_agent.settings.loading import load
-from edge_agent.settings.schema import ActionSettings, Settings, description, keys, tables
+from edge_agent.settings.schema import ActionSettings, Limits, Settings, description, keys, tables
 from edge_agent.settings.units import parse_duration
 from edge_agent.settings.when import When
 
@@ -22,6 +22,8 @@ FILE = Path(__file__).parents[2] / "config" / "edge-agent.toml"
 COMMENTED = re.compile(r"^# (?=\w+ = |\[)", re.MULTILINE)
 # Other values of a key, one to a line; they stand below the one that is active without its comment sign.
 ALTERNATIVE = re.compile(r"^#   (when = \{.*?\})(?: +\(.*\))?$", re.MULTILINE)
+# A table of its own, shown on one line, that another task has than the one that the file names.
+LIMITS = re.compile(r"^#   (limits = \{.*\})$", re.MULTILINE)
 # What has no default, and what is off by default and shown by an example.
 EXAMPLES = {
     "device.id": "edge-001",
@@ -74,7 +76,9 @@ def shown(uncommented: str) -> dict[str, Any]:
     document = tomllib.loads(uncommented)
     [action] = document["actions"]
     more = {key: value for alternative in alternatives() for key, value in alternative.items()}
-    return flat(document | {"actions": action | {"when": more | action["when"]}})
+    [limits] = LIMITS.findall(uncommented)
+    inference = document["inference"] | tomllib.loads(limits)
+    return flat(document | {"inference": inference, "actions": action | {"when": more | action["when"]}})
 
 
 def alternatives() -> list[dict[str, Any]]:
@@ -206,8 +210,12 @@ def test_the_alternatives_are_good_with_the_tasks_that_the_file_names(
         text = re.sub(r"^when = .*", line, uncommented, flags=re.MULTILINE)
         text = text.replace('task = "classification"', f'task = "{task}"').replace("top_k = 3", f"top_k = {top_k}")
         text = re.sub(r"^max_(?:confidence|margin) = .*", "", text, flags=re.MULTILINE)  # rules of other tasks
-        [action] = load(settings_file(text), {}).actions
+        if task == "regression":
+            text = LIMITS.sub(r"\1", re.sub(r"^threshold = .*", "", text, flags=re.MULTILINE))
+        settings = load(settings_file(text), {})
+        [action] = settings.actions
         assert action.when != When(label="failure", min_confidence=0.8)
+        assert settings.inference.limits == (Limits(low=10.0, high=90.0) if task == "regression" else Limits())
 
 
 @pytest.mark.parametrize("name", ["vibration", "recording", "images", "command", "iio", "camera"])

@@ -33,12 +33,10 @@ labels = ["normal", "warning", "failure"]
 device = "usb:1-1.3"
 device_options = { Performance = "Max" }
 runtime = "tflite-runtime"
+task = "detection"
 threshold = 0.25
 iou_threshold = 0.4
 fit = "letterbox"
-[inference.limits]
-low = 1
-high = 9.5
 [telemetry]
 health_interval = "1m"
 sink = "pubsub://your-project/inference-results"
@@ -67,10 +65,10 @@ def test_a_full_file(settings_file: Write) -> None:
         device="usb:1-1.3",
         device_options={"Performance": "Max"},
         runtime="tflite-runtime",
+        task="detection",
         threshold=0.25,
         iou_threshold=0.4,
         fit="letterbox",
-        limits=Limits(low=1, high=9.5),
     )
     assert settings.telemetry.health_interval == 60
     assert settings.telemetry.sink == Destination("pubsub", "your-project", "inference-results")
@@ -229,7 +227,7 @@ def test_a_wrong_name_in_the_environment_is_a_fault(faults: Faults, complete: st
 
 def test_no_file(tmp_path: Path) -> None:
     assert message_of(tmp_path / "none.toml") == (
-        f"{tmp_path}/none.toml: there is no such file; write it, or name another one with --config FILE"
+        f"{tmp_path}/none.toml: there is no such file; write it, or name another one"
     )
 
 
@@ -301,8 +299,23 @@ def test_what_is_too_much_for_the_parser(faults: Faults, text: str, message: str
         ),
         ("[source]\nplugin\n", 'edge-agent.toml:2: no valid TOML, column 7: there must be a "=" after the key'),
         (
-            "a = 1 b = 2\n",
-            "edge-agent.toml:1: no valid TOML, column 7: there must be only one key = value on a line",
+            "timeout = 10s\n",
+            (
+                "edge-agent.toml:1: no valid TOML, column 13: "
+                'there must be only one key = value on a line; what is not only a number needs quotes, as in "10s"'
+            ),
+        ),
+        (
+            'when = {\n  label = "failure"\n}\n',
+            (
+                "edge-agent.toml:1: no valid TOML, column 9: a key is missing here; "
+                'a table in braces must stand on one line, without a "," behind its last value'
+            ),
+        ),
+        ('id = "a\n', "edge-agent.toml:1: no valid TOML, column 8: the closing quote of a text is missing"),
+        (
+            "id = 'a\n",
+            "edge-agent.toml:1: no valid TOML, at the end of the file: the closing quote of a text is missing",
         ),
         (
             "[source\n",
@@ -453,7 +466,12 @@ def test_an_empty_file_tells_what_is_needed(faults: Faults) -> None:
         ("[device]\nlabels = { site = 5 }", ":10: [device].labels.site: expected text in quotes, not 5"),
         ("[device.labels]\n\nsite = 5", ":11: [device].labels.site: expected text in quotes, not 5"),
         ("[log]\nlevel = 'warn'", ':10: [log].level: expected "debug", "info", "warning" or "error", not "warn"'),
-        ("[actions]\nname = 'a'", ':9: [[actions]]: expected a list, not {"name": "a"}'),
+        ("[actions]\nname = 'a'",
+         ":9: [[actions]]: there may be several of them, so each begins with two brackets: [[actions]]"),
+        ('[[actions]]\nname = "a"\nlabel = "b"\nrun = ["c"]\nwhen = { label = "b" }',
+         ":11: [[actions]] \"a\".label: unknown key here; it belongs in [actions.when]"),
+        ("[model.trial]\nhold = true",
+         ":10: [model.trial].hold: unknown key here; it belongs in [model] or [actions.when]"),
     ],
 )  # fmt: skip
 def test_a_fault_in_one_line(faults: Faults, complete: str, text: str, message: str) -> None:
@@ -581,6 +599,37 @@ def test_an_action_that_does_not_fit_the_model(
     ]
 
 
+@pytest.mark.parametrize(
+    ("inference", "message"),
+    [
+        ("limits = { high = 5.0 }",
+         'limits.high: needs [inference].task "regression" or "anomaly", not "classification"'),
+        ('task = "detection"\nlimits = { low = 5 }',
+         'limits.low: needs [inference].task "regression" or "anomaly", not "detection"'),
+        ("iou_threshold = 0.6", 'iou_threshold: needs [inference].task "detection", not "classification"'),
+        ('task = "regression"\ntop_k = 1',
+         'top_k: needs [inference].task "classification" or "detection", not "regression"'),
+        ('task = "anomaly"\nthreshold = 0.0',
+         'threshold: needs [inference].task "classification" or "detection", not "anomaly"'),
+        ('task = "raw"\nlabels = ["a"]',
+         'labels: needs [inference].task "classification", "detection", "regression" or "anomaly", not "raw"'),
+    ],
+)  # fmt: skip
+def test_a_key_that_has_no_effect_with_the_task(faults: Faults, complete: str, inference: str, message: str) -> None:
+    line = 10 + inference.count("\n")
+    key, _, why = message.partition(": ")
+    shown = f"[inference.limits].{key.partition('.')[2]}" if "." in key else f"[inference].{key}"
+    assert faults(f"{complete}[inference]\n{inference}\n") == [f"edge-agent.toml:{line}: {shown}: {why}"]
+
+
+def test_a_table_of_limits_for_another_task_is_told_by_its_keys(faults: Faults, complete: str) -> None:
+    assert faults(f"{complete}[inference.limits]\nlow = 1\nhigh = 2\n") == [
+        f'edge-agent.toml:{line}: [inference.limits].{key}: needs [inference].task "regression" or "anomaly", not '
+        '"classification"'
+        for line, key in ((10, "low"), (11, "high"))
+    ]
+
+
 def test_conditions_that_make_sense(settings_file: Write, complete: str) -> None:
     detection = """
 [inference]
@@ -620,7 +669,9 @@ name = "within"
 when = { label = "low", above = -10, below = -5.5 }
 run = ["beep"]
 """
-    hot, within = load(settings_file(complete + regression), {}).actions
+    settings = load(settings_file(complete + regression), {})
+    assert settings.inference.limits == Limits(low=-5)
+    hot, within = settings.actions
     assert hot.when == When(above=80, hysteresis=100)
     assert within.when == When(label="low", above=-10, below=-5.5)
 

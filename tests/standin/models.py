@@ -14,10 +14,11 @@ CUSTOM_OP = b"edgetpu-custom-op"
 _FILE_IDENTIFIER = b"TFL3"
 
 
-def edgetpu_model(cpu_model: bytes, *, output_type: int | None = None) -> bytes:
+def edgetpu_model(cpu_model: bytes, *, output_type: int | None = None, then: bytes = b"") -> bytes:
     """The bytes of a `.tflite` file in which one custom operation does all that `cpu_model` does.
 
-    `output_type`, a `schema.TensorType`, replaces the type of the outputs.
+    `output_type`, a `schema.TensorType`, replaces the type of the outputs. `then` names another custom operation, which
+    the compiler has left behind that one, for the CPU.
     """
     source = schema.ModelT.InitFromObj(schema.Model.GetRootAs(cpu_model, 0))
     graph = source.subgraphs[0]
@@ -25,7 +26,7 @@ def edgetpu_model(cpu_model: bytes, *, output_type: int | None = None) -> bytes:
     outputs = [_without_data(graph.tensors[index]) for index in graph.outputs]
     for output in outputs if output_type is not None else []:
         output.type = output_type
-    return _packed(_model(source.version, inputs, outputs))
+    return _packed(_model(source.version, inputs, outputs, [CUSTOM_OP, then] if then else [CUSTOM_OP]))
 
 
 def _without_data(tensor: Any) -> Any:
@@ -33,30 +34,37 @@ def _without_data(tensor: Any) -> Any:
     return tensor
 
 
-def _model(version: int, inputs: list[Any], outputs: list[Any]) -> Any:
-    operator = schema.OperatorT()
-    operator.opcodeIndex = 0
-    operator.inputs = list(range(len(inputs)))
-    operator.outputs = list(range(len(inputs), len(inputs) + len(outputs)))
-    operator.customOptions = list(b"edgetpu stand-in")
-
+def _model(version: int, inputs: list[Any], outputs: list[Any], operations: list[bytes]) -> Any:
+    """One operation after the other; the results of all are tensors like `outputs`."""
     graph = schema.SubGraphT()
-    graph.tensors = inputs + outputs
-    graph.inputs, graph.outputs = operator.inputs, operator.outputs
-    graph.operators = [operator]
-
-    code = schema.OperatorCodeT()
-    code.builtinCode = schema.BuiltinOperator.CUSTOM
-    code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
-    code.customCode = CUSTOM_OP
-    code.version = 1
+    graph.tensors = list(inputs)
+    graph.inputs = graph.outputs = list(range(len(inputs)))
+    graph.operators = []
+    for index in range(len(operations)):
+        operator = schema.OperatorT()
+        operator.opcodeIndex = index
+        operator.inputs = graph.outputs
+        operator.outputs = [len(graph.tensors) + number for number in range(len(outputs))]
+        operator.customOptions = list(b"edgetpu stand-in")
+        graph.tensors += outputs
+        graph.operators.append(operator)
+        graph.outputs = operator.outputs
 
     model = schema.ModelT()
     model.version = version
-    model.operatorCodes = [code]
+    model.operatorCodes = [_code(name) for name in operations]
     model.subgraphs = [graph]
     model.buffers = [schema.BufferT()]
     return model
+
+
+def _code(name: bytes) -> Any:
+    code = schema.OperatorCodeT()
+    code.builtinCode = schema.BuiltinOperator.CUSTOM
+    code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
+    code.customCode = name
+    code.version = 1
+    return code
 
 
 def _packed(model: Any) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.inference.accelerators.owners import THIS_SERVICE, describe_process, find_owner
+from edge_agent.inference.accelerators.owners import THIS_SERVICE, find_owner
 from edge_agent.inference.runtime.runtimes import LIBRARY
 
 # Google's own build of 2021 (16.0) was made for TensorFlow 2.5; current runtimes crash with it.
@@ -24,7 +24,8 @@ GET_LIBRARY = (
     "https://github.com/feranick/libedgetpu/releases"
 )
 _LIBRARY_FOLDERS = ("usr/local/lib", "usr/lib", "usr/lib/*-linux-gnu*", "lib", "lib/*-linux-gnu*")
-CUSTOM_OP = b"edgetpu-custom-op"
+CUSTOM_OP = "edgetpu-custom-op"
+_UNRESOLVED = re.compile(r"unresolved custom op(?:: ([^\s.]+))?")
 USB_WITHOUT_FIRMWARE = ("1a6e", "089a")
 USB_WITH_FIRMWARE = ("18d1", "9302")
 _PCI_ID = ("0x1ac1", "0x089a")
@@ -201,8 +202,7 @@ def _apex(entry: Path, root: Path) -> Device:
     if _read(entry / "is_device_owned") == "1":
         assert device.node is not None  # noqa: S101  set above
         owner = _number(_read(entry / "device_owner"))
-        words = describe_process(int(owner), root) if owner else find_owner(device.name, device.node, root)
-        device = _owned(device, words)
+        device = _owned(device, find_owner(device.name, device.node, root, told=int(owner or 0)))
     limit = _number(_read(entry / "trip_point0_temp"))
     if device.state is DeviceState.READY and celsius is not None and limit is not None and celsius >= limit / 1000:
         detail = f"it slows itself down from {limit / 1000:.0f} °C on; it needs better cooling"
@@ -310,7 +310,17 @@ def is_edgetpu_model(path: str) -> bool:
         if os.fstat(file.fileno()).st_size == 0:
             return False
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(CUSTOM_OP) >= 0
+            return content.find(CUSTOM_OP.encode()) >= 0
+
+
+def unresolved_op(error: str) -> str | None:
+    """Return the custom operation that nobody runs, as a runtime's error tells it; None where it tells something else.
+
+    If it is `CUSTOM_OP`, the library has not taken it over: it was built for another runtime. Then the error may leave
+    the name out. Any other is the model's own, which this runtime does not know.
+    """
+    found = _UNRESOLVED.search(error)
+    return None if found is None else found[1] or CUSTOM_OP
 
 
 def explain_failure(error: Exception, wanted: str, devices: Sequence[Device]) -> str:

@@ -20,7 +20,7 @@ from edge_agent.inference.accelerators.devices import (
 )
 from edge_agent.inference.accelerators.lock import DeviceLock, DeviceLocked, holds_lock, lock_device
 from edge_agent.inference.accelerators.names import in_order_of_driver, list_of_driver, number_of, opened_here
-from edge_agent.inference.accelerators.options import remarks_on_options
+from edge_agent.inference.accelerators.options import remarks_on_cpu, remarks_on_options
 from edge_agent.inference.accelerators.owners import describe_process
 from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.refusal import ModelRefused
@@ -39,7 +39,8 @@ class Opened:
 
     `delegates` go to the runtime, `device` is the stable name of the Edge TPU, `degraded` is why the model runs on the
     CPU although an Edge TPU was to be expected, `remarks` is what an admin should know although it works. Where the
-    kernel shows no device, `device` is what the settings say, which may be an empty string.
+    kernel shows no device, `device` is what the settings say, which may be an empty string. `device_failed`: the Edge
+    TPU was opened for the model, and could not run it.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class Opened:
         device: str | None = None,
         degraded: str | None = None,
         remarks: tuple[str, ...] = (),
+        device_failed: bool = False,
     ) -> None:
         self.path = path
         self.delegates = delegates or []
         self.device = device
         self.degraded = degraded
         self.remarks = remarks
+        self.device_failed = device_failed
 
     @property
     def accelerator(self) -> Accelerator:
@@ -83,9 +86,9 @@ def open_accelerator(
     for.
     """
     if not is_edgetpu_model(model.path):
-        return Opened(model.path, degraded=_plain_model(options, root))
+        return Opened(model.path, degraded=_plain_model(options, root), remarks=remarks_on_cpu(options.device_options))
     if options.accelerator == "cpu":
-        return _asked_for_cpu(model)
+        return _asked_for_cpu(model, options)
     if avoid:
         return _fall_back(model, options, avoid)
     try:
@@ -107,9 +110,9 @@ def _plain_model(options: ModelOptions, root: Path) -> str | None:
     return not_compiled if options.accelerator == "auto" and list_devices(root) else None
 
 
-def _asked_for_cpu(model: ModelFile) -> Opened:
+def _asked_for_cpu(model: ModelFile, options: ModelOptions) -> Opened:
     if model.cpu_path is not None:
-        return Opened(model.cpu_path)
+        return Opened(model.cpu_path, remarks=remarks_on_cpu(options.device_options))
     raise ModelRefused(
         "it is compiled for the Edge TPU, but [inference].accelerator is 'cpu'; "
         "publish the model as it was before the Edge TPU compiler",

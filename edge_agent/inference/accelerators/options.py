@@ -19,5 +19,10 @@ def remarks_on_options(options: Mapping[str, str], device: Device, before: Mappi
         yield f"{', '.join(ignored)} of device_options has no effect: {device.name} is not on USB"
 
 
+def remarks_on_cpu(options: Mapping[str, str]) -> tuple[str, ...]:
+    """Say that all options are passed over by a model that is meant to run on the CPU."""
+    return ("device_options have no effect: the model runs on the CPU",) if options else ()
+
+
 def _listed(options: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items()) or "none"

@@ -10,15 +10,14 @@ _LONGEST_COMMAND = 60
 THIS_SERVICE = "this service"
 
 
-def find_owner(name: str, node: Path, root: Path) -> str:
+def find_owner(name: str, node: Path, root: Path, told: int = 0) -> str:
     """Say who has the device `name` open through `node`: this service, a process, or another program.
 
-    Other users' processes show their open files to root alone. Of those only an edge-agent can be told, by its lock.
+    Other users' processes show their open files to root alone. Of those only an edge-agent can be told, by its lock,
+    and whom the driver names, `told`. That comes last: the number is one outside of all containers (gasket_core.c has
+    it from task_struct.tgid), by which a process in a container does not know itself.
     """
-    pid = _process_with_open(node, root / "proc")
-    if pid is None:
-        pid = lock_holder(name, root)
-    return describe_process(pid, root)
+    return describe_process(_process_with_open(node, root / "proc") or lock_holder(name, root) or told, root)
 
 
 def describe_process(pid: int | None, root: Path) -> str:

@@ -30,6 +30,8 @@ FORGIVE_AFTER = 300.0
 FIRST_PAUSE, LAST_PAUSE = 60.0, 1800.0
 # So long after it was last touched, a device that goes and comes does so for another reason.
 OWN_DOING = 20.0
+# The kernel gives a reset up by itself, unless the USB controller hangs: then a thread waits on, and no worker does.
+RESET_DEADLINE = 30.0
 # After a reset it is waited for so long.
 COME_BACK = 5.0
 _LOOK_EVERY = 0.25
@@ -122,7 +124,13 @@ class Recovery:
             # Where the kernel shows no device, as in a container, there may be one. That it failed speaks for it.
             may_try=bool(usable) or self._failed_unseen,
         )
-        return Plan(choice.runtime, choice.problem, compiled=True, looks_well=bool(usable))
+        problem = choice.problem
+        if choice.hung:
+            # The worker would hang as long, and can run the model for the CPU meanwhile.
+            self._touched, self._failed_unseen = self._clock(), False
+            self._strike(choice.trouble)
+            problem = self.avoid() or f"the Edge TPU hangs: {choice.trouble}"
+        return Plan(choice.runtime, problem, compiled=True, looks_well=bool(usable))
 
     def loaded(self, plan: Plan, report: LoadReport) -> None:
         """Take note of how a model was loaded."""
@@ -145,7 +153,7 @@ class Recovery:
             return
         if plan.opens_device:
             self._failed_to_open = reason if plan.looks_well else ""
-            self._failed_unseen = not plan.looks_well and not report.accepted
+            self._failed_unseen = not plan.looks_well and report.about_device
         if report.accepted and not self.degraded:
             self.counts.fallbacks += 1
             self._has_run = True
@@ -231,11 +239,9 @@ class Recovery:
         self._reset_due = False
         if device.bus != "usb":
             return
-        try:
-            await asyncio.to_thread(self._reset, device.name)
-        except ResetFailed as error:
-            log.warning("the Edge TPU could not be reset", device=device.name, reason=str(error))
-            self._on_health("accelerator", "reset_failed", str(error))
+        if failure := await self._try_reset(device.name):
+            log.warning("the Edge TPU could not be reset", device=device.name, reason=failure)
+            self._on_health("accelerator", "reset_failed", failure)
             return
         self.counts.resets += 1
         log.warning("the Edge TPU was reset", device=device.name)
@@ -245,6 +251,17 @@ class Recovery:
             if await asyncio.to_thread(self.usable, wanted):
                 return
             await self._sleep(_LOOK_EVERY)
+
+    async def _try_reset(self, name: str) -> str:
+        """Reset the device; returns why that was not possible, or an empty string."""
+        try:
+            async with asyncio.timeout(RESET_DEADLINE):
+                await asyncio.to_thread(self._reset, name)
+        except ResetFailed as error:
+            return str(error)
+        except TimeoutError:
+            return f"{name}: the USB reset has not come back after {RESET_DEADLINE:g} s"
+        return ""
 
 
 def _usable(wanted: str, devices: Sequence[Device]) -> list[Device]:

@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
+from edge_agent.inference.accelerators.devices import CUSTOM_OP
 from edge_agent.inference.checks.throwaway import NoAnswerError, ask
 from edge_agent.inference.child import child_environment, die_with_parent
-from edge_agent.inference.interpreter.edgetpu_package import CUSTOM_OP, EdgeTpuPackage, read_package
+from edge_agent.inference.interpreter.edgetpu_package import EdgeTpuPackage, read_package
 
 MODULE = "edge_agent.inference.checks.inspection"
 DEADLINE = 60.0

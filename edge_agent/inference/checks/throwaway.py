@@ -18,6 +18,7 @@ import msgspec
 from edge_agent.inference.child import child_environment, python_command
 from edge_agent.settings.units import format_duration
 
+KILL_DEADLINE = 5.0
 MAX_ANSWER = 16 * 1024 * 1024
 MAX_STDERR = 4096
 MAX_LINE = 500
@@ -33,12 +34,16 @@ _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal
 class NoAnswerError(Exception):
     """There is no answer. The message goes on behind a subject: "was killed by SIGABRT; its last lines: …".
 
-    `killed_by` is the signal that the child died of, if it was one. `errors` is the end of its standard error.
+    `killed_by` is the signal that the child died of, if it was one. `late`: it did not end in time. `errors` is the end
+    of its standard error.
     """
 
-    def __init__(self, message: str, *, killed_by: signal.Signals | None = None, errors: str = "") -> None:
+    def __init__(
+        self, message: str, *, killed_by: signal.Signals | None = None, late: bool = False, errors: str = ""
+    ) -> None:
         super().__init__(message)
         self.killed_by = killed_by
+        self.late = late
         self.errors = errors
 
     @property
@@ -70,7 +75,8 @@ async def ask(
         return msgspec.convert(json.loads(answer), kind)
     except NoAnswerError as error:
         text = errors.decode(errors="replace")
-        raise NoAnswerError(f"{error}{_last_lines(errors)}", killed_by=error.killed_by, errors=text) from None
+        message = f"{error}{_last_lines(errors)}"
+        raise NoAnswerError(message, killed_by=error.killed_by, late=error.late, errors=text) from None
     except ValueError as error:
         raise NoAnswerError(f"gave an answer that is not understood{_last_lines(errors)}") from error
 
@@ -100,7 +106,7 @@ async def _talk(
             await asyncio.gather(_write(child.stdin, question), *reading)
             status = await child.wait()
     except TimeoutError:
-        raise NoAnswerError(f"did not finish within {format_duration(seconds)}") from None
+        raise NoAnswerError(f"did not finish within {format_duration(seconds)}", late=True) from None
     if status != 0:
         raise _ending(status)
 
@@ -131,7 +137,19 @@ async def _end(child: asyncio.subprocess.Process, grace: float) -> None:
                     await child.wait()
     finally:
         _signal_group(child.pid, signal.SIGKILL)
-        await child.wait()
+        await _bury(child)
+
+
+async def _bury(child: asyncio.subprocess.Process) -> None:
+    """Wait until it has ended, which one that waits inside the kernel does when it comes back from there, if ever."""
+    try:
+        async with asyncio.timeout(KILL_DEADLINE):
+            await child.wait()
+    except TimeoutError:
+        import structlog  # noqa: PLC0415  the children import this module too
+
+        what = "a check cannot be killed: it waits inside the kernel, most likely for a device"
+        structlog.get_logger().error(what, pid=child.pid)
 
 
 def _signal_group(leader: int, number: signal.Signals) -> None:

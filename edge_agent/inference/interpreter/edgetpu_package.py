@@ -11,12 +11,12 @@ from pathlib import Path
 
 import msgspec
 
+from edge_agent.inference.accelerators.devices import CUSTOM_OP
 from edge_agent.inference.interpreter.flatbuffer import DamagedError, Table
 from edge_agent.inference.interpreter.labels import clean
 
 NEWEST_RUNTIME = 14
 """The `RuntimeVersion` of the last libedgetpu (api/runtime_version.h); all builds since 2021 have it."""
-CUSTOM_OP = "edgetpu-custom-op"
 _MODEL, _PACKAGE = b"TFL3", b"DWN1"
 _OPERATOR_CODES, _SUBGRAPHS, _CUSTOM_CODE, _OPERATORS = 1, 2, 1, 3
 _OPCODE_INDEX, _CUSTOM_OPTIONS = 0, 5

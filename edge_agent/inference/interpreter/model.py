@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.inference.accelerators.devices import is_edgetpu_model
+from edge_agent.inference.accelerators.devices import CUSTOM_OP, GET_LIBRARY, is_edgetpu_model, unresolved_op
 from edge_agent.inference.accelerators.opening import Opened, open_accelerator
 from edge_agent.inference.interpreter.inputs import InputMismatch, ModelInput, Prepared
 from edge_agent.inference.interpreter.labels import LabelsError
@@ -82,6 +82,7 @@ class LoadedModel:
         self.accelerator = opened.accelerator
         self.degraded = opened.degraded
         self.device = opened.device
+        self.device_failed = opened.device_failed
         self.remarks = (*opened.remarks, *remarks)
 
     def warm_up(self, sample: Sample | None) -> None:
@@ -205,7 +206,8 @@ def build(
         raise ModelRefused(f"cannot be read: {error}", permanent=False) from error
     built = _build_on(runtime, model, options, last, opened)
     if isinstance(built, _DeviceFailed) and options.accelerator == "auto" and model.cpu_path is not None:
-        opened = Opened(model.cpu_path, degraded=f"the Edge TPU failed: {built}", remarks=opened.remarks)
+        reason = f"the Edge TPU failed: {built}"
+        opened = Opened(model.cpu_path, degraded=reason, remarks=opened.remarks, device_failed=True)
         built = _build_on(runtime, model, options, last, opened)
     if isinstance(built, ModelRefused):
         raise built
@@ -247,7 +249,11 @@ def _refusal(error: Exception, model: ModelFile, options: ModelOptions, opened: 
         # This is not the file that was asked for: another time there may be an Edge TPU.
         return ModelRefused(f"its twin for the CPU: {reason}", permanent=False)
     if opened.accelerator == "edgetpu" and isinstance(error, RuntimeError):
-        return _DeviceFailed(reason, permanent=False, about_device=True)
+        missing = unresolved_op(str(error))
+        if missing == CUSTOM_OP:
+            reason = f"the Edge TPU's library does not get along with the runtime ({reason}); {GET_LIBRARY}"
+        if missing in {None, CUSTOM_OP}:
+            return _DeviceFailed(reason, permanent=False, about_device=True)
     return ModelRefused(reason, permanent=_is_lasting(error, model))
 
 

@@ -27,11 +27,13 @@ class Choice(msgspec.Struct, frozen=True):
 
     `problem` is why the Edge TPU must not be touched, or empty; it goes on behind "it needs an Edge TPU, and ".
     `trouble` is why the runtime could not be tried this time, or empty: then asking again, later, can tell more.
+    `hung`: the device stood still as it was tried, and would do so again.
     """
 
     runtime: str
     problem: str = ""
     trouble: str = ""
+    hung: bool = False
 
 
 class _Pair(msgspec.Struct, frozen=True):
@@ -105,7 +107,7 @@ class RuntimeChoice:
                 trial = await self._try_pair(pair, listing, model_path, device, options)
             if trial.verdict != "mismatch":
                 _warn_of_misfits(misfits, listing)
-                return Choice(name, trouble=trial.detail)
+                return Choice(name, trouble=trial.detail, hung=trial.hung)
             misfits.append((listing, trial.detail))
         if misfits:
             return Choice(misfits[0][0].runtime, problem=_no_fit(misfits))

@@ -25,11 +25,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from edge_agent.inference.accelerators.devices import CUSTOM_OP, unresolved_op
 from edge_agent.inference.accelerators.opening import EdgeTpuUnavailable, Opened, open_edgetpu
 from edge_agent.inference.checks.throwaway import NoAnswerError, ask
 from edge_agent.inference.child import die_with_parent
 from edge_agent.inference.protocol import ModelOptions
 from edge_agent.inference.runtime.runtimes import LIBRARY, PyCoral, Runtime, RuntimeUnavailable, open_runtime
+from edge_agent.settings.units import format_duration
 
 MODULE = "edge_agent.inference.runtime.probe"
 LIST_DEADLINE = 30.0
@@ -38,7 +40,6 @@ TRY_DEADLINE = 90.0
 MAX_ERROR = 300
 
 _MARK = "probe: "
-_UNRESOLVED = "unresolved custom op"
 # On a USB fault the library ends its process with SIGABRT: only these speak of code that does not fit together.
 _MISMATCH_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 _DPKG_TIMEOUT = 10
@@ -103,11 +104,12 @@ class Trial(msgspec.Struct, frozen=True):
     """How it went to run a model on the Edge TPU.
 
     `mismatch`: runtime and library do not fit together. `trouble`: something else went wrong, which says nothing of the
-    pair. `detail` says what.
+    pair. `detail` says what. `hung`: it stood still with the library at work.
     """
 
     verdict: Literal["works", "mismatch", "trouble"]
     detail: str = ""
+    hung: bool = False
 
 
 async def list_runtime(name: str) -> Listing:
@@ -129,6 +131,8 @@ async def try_pair(
         stage = _last_stage(error.errors)
         if error.killed_by in _MISMATCH_SIGNALS and stage in _WITH_LIBRARY:
             return Trial("mismatch", f"{error.killed_by.name} while {stage}")
+        if error.late and stage in _WITH_LIBRARY:
+            return Trial("trouble", f"{stage} has taken longer than {format_duration(TRY_DEADLINE)}", hung=True)
         return Trial("trouble", f"the process that tried it {error}")
 
 
@@ -203,7 +207,8 @@ def _try(name: str, model_path: str, device: str, options: str, root: str) -> Tr
         _run(runtime, model_path, opened.delegates, progress)
     except (OSError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
-        return Trial("mismatch" if _UNRESOLVED in text else "trouble", f"{progress.stage}: {text[:MAX_ERROR]}")
+        verdict: Literal["mismatch", "trouble"] = "mismatch" if unresolved_op(text) == CUSTOM_OP else "trouble"
+        return Trial(verdict, f"{progress.stage}: {text[:MAX_ERROR]}")
     progress.enter(_Stage.CLOSE)
     opened.close()
     return Trial("works")

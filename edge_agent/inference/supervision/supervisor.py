@@ -35,6 +35,7 @@ from edge_agent.inference.supervision.shadows import ShadowFigures
 from edge_agent.inference.supervision.source_news import SourceNews
 from edge_agent.inference.supervision.status import ResultBatch, WorkerStatus
 from edge_agent.inference.supervision.verdicts import Verdict
+from edge_agent.inference.supervision.waiting import Waiting
 from edge_agent.records import LoadReport, ModelFile, Terms
 
 log = structlog.get_logger()
@@ -44,8 +45,6 @@ STOP_DEADLINE = 1.4
 FIRST_DELAY, LAST_DELAY = 0.5, 30.0
 # A worker that has lived this long is healthy again: the next death starts the delays from the beginning.
 STABLE_AFTER = 60.0
-# While the model in use cannot run, for want of a device most likely, a fresh worker tries it this often.
-FIRST_WAIT, LAST_WAIT = 2.0, 300.0
 # How long somebody with another model waits for a worker that starts and brings the model in use back.
 READY_DEADLINE = START_DEADLINE + LOAD_DEADLINE
 
@@ -74,7 +73,6 @@ class Supervisor:
         self._deadline = deadline
         self._guard = guard
         self._on_results = on_results
-        self._on_health = on_health
         self.on_revert: Callable[[str], None] = lambda _: None
         self.on_shadow_end: Callable[[str], None] = lambda _: None
         self._loads = Loads()
@@ -87,9 +85,7 @@ class Supervisor:
         self._plan = Plan()
         self._ready = asyncio.Event()
         self._changed = asyncio.Event()
-        self._retry = asyncio.Event()
-        self._wait = FIRST_WAIT
-        self._first_wait = ""
+        self._waiting = Waiting(self.status, on_health)
         self._stopping = False
         self._position: str | None = configure.resume
         self._source_news = SourceNews(self.status, on_health=on_health, on_end=self.source_ended.set)
@@ -131,8 +127,7 @@ class Supervisor:
             if not self.status.waiting:
                 await self._load_current(role="again")
                 return
-            self._wait = FIRST_WAIT
-            self._retry.set()
+            self._waiting.try_now()
 
     async def revert(self, reason: str) -> None:
         """Give up the model on trial: the one before takes over again, within a sample where the worker has it."""
@@ -144,7 +139,7 @@ class Supervisor:
             if self._connection is None:
                 self._changed.set()
             elif not (await self._loads.go_back(self._connection) or await self._load_current()):
-                self._retry.set()
+                self._waiting.retry.set()
 
     def keep(self) -> None:
         """The model on trial stays: the one before it is closed."""
@@ -220,10 +215,8 @@ class Supervisor:
             why = self.status.last_death or f"after {READY_DEADLINE:.0f} s it is still {self.status.state}"
             return LoadReport(accepted=False, reason=f"no worker is ready: {why}")
         report = await self._loads.request(self._connection, model, plan, terms, role=role)
-        first = self._loads.current is None and not report.accepted
-        if first and report.about_device and report.reason != self._first_wait:
-            self._first_wait = report.reason
-            self._on_health("worker", "waiting", report.reason)
+        if self._loads.current is None and not report.accepted and report.about_device:
+            self._waiting.tell_of_first(report.reason)
         return report
 
     async def _load_current(self, role: Role = "use") -> bool:
@@ -250,7 +243,7 @@ class Supervisor:
     async def _live(self) -> Death | None:
         """Run one worker until it ends; returns how it died, or None when it was told to end."""
         self._changed.clear()
-        self._retry.clear()
+        self._waiting.retry.clear()
         self._verdict.next_worker()
         if self._stopping:
             return None
@@ -278,7 +271,7 @@ class Supervisor:
         )
         death = None
         try:
-            death = await life.until_end([self._changed, self._retry], STOP_DEADLINE)
+            death = await life.until_end([self._changed, self._waiting.retry], STOP_DEADLINE)
             if death is not None:
                 death = self._loads.judge(death)
         finally:
@@ -323,16 +316,12 @@ class Supervisor:
         # New settings are no worse than the old ones if the model could not run with those, either.
         self._verdict.give(None if self.status.waiting and not report.permanent else report.reason)
         # No death, and no reason to start workers in a row: most likely the device is gone.
-        if report.reason != self.status.waiting:
-            log.warning("the model cannot run now", version=model.version, reason=report.reason)
-            self._on_health("worker", "waiting", report.reason)
-        self.status.state, self.status.waiting = "waiting", report.reason
-        await asyncio.sleep(self._wait)
-        self._wait = min(self._wait * 2, LAST_WAIT)
+        self._waiting.begin(model, report.reason)
+        await self._waiting.pause()
         # Not while the worker is at another model, which may do better.
         async with self._loading:
             if self.status.waiting:
-                self._retry.set()
+                self._waiting.retry.set()
 
     def _handle(self, message: ToAgent) -> None:
         match message:
@@ -377,7 +366,6 @@ class Supervisor:
         asked = self._loads.answered(message)
         if asked.load.role in {"use", "again"}:
             if message.report.accepted:
-                self._wait = FIRST_WAIT
                 self._note_in_use(message.report)
                 self._verdict.give(None)
             self._guard.loaded(asked.plan, message.report)
@@ -385,7 +373,8 @@ class Supervisor:
             self._shadows.begun(asked.load)
 
     def _note_in_use(self, report: LoadReport) -> None:
-        self.status.state, self.status.waiting, self.status.report = "running", "", report
+        self._waiting.over()
+        self.status.state, self.status.report = "running", report
 
     def _take_reverted(self, message: Reverted) -> None:
         # Whoever wants it back need not be told that the worker has had the same thought at the same moment.

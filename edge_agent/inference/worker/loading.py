@@ -35,6 +35,7 @@ def load_model(
         degraded=model.degraded,
         device=model.device,
         remarks=(*model.remarks, *_remarks(model, load)),
+        about_device=model.device_failed,
         detail=f"input {model.input}, {model.task}, built in {(time.monotonic() - start) * 1000:.0f} ms by {runtime}",
     )
     if load.terms.golden:

@@ -5,6 +5,7 @@ on the file. That folder is in memory (a tmpfs) wherever the service has a runti
 model. The agent takes the files away; as long as it does not, no more are written.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -136,8 +137,13 @@ class Selection:
         return object_url(self._options.images, name), buffer.tell()
 
     def _check_room(self) -> None:
+        sizes = []
         with os.scandir(self._handover) as entries:
-            sizes = [entry.stat().st_size for entry in entries if entry.name.endswith(SUFFIX)]
+            for entry in entries:
+                # The agent may take it away at this very moment.
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.name.endswith(SUFFIX):
+                        sizes.append(entry.stat().st_size)
         if len(sizes) >= MAX_FILES or sum(sizes) >= MAX_BYTES:
             raise HandoverFull(f"{len(sizes)} pictures in {self._handover} have not been taken away")
 

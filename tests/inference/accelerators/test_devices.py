@@ -256,6 +256,13 @@ def test_an_apex_says_itself_who_has_it(machine: Machine, owner: str, told: str)
     assert (device.state, device.owner) == (DeviceState.BUSY, told)
 
 
+def test_in_a_container_the_number_of_the_driver_is_that_of_nobody_here(machine: Machine) -> None:
+    node = machine.apex(0, "0000:01:00.0", is_device_owned="1", device_owner="812")
+    machine.process(os.getpid(), "edge-agent-worker", opens=node)
+    device = only(machine)
+    assert (device.state, device.owner) == (DeviceState.READY, "this service")
+
+
 def test_a_long_command_is_cut(machine: Machine) -> None:
     machine.apex(0, "0000:01:00.0", is_device_owned="1", device_owner="812")
     machine.process(812, "python3 " + "x" * 100)

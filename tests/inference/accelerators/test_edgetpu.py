@@ -16,7 +16,7 @@ from ai_edge_litert.interpreter import Interpreter
 from edge_agent.inference.accelerators import recovery
 from edge_agent.inference.accelerators.devices import GET_LIBRARY, explain_failure, list_devices
 from edge_agent.inference.progress import Stage, Track
-from edge_agent.inference.supervision import hangs, loads, supervisor
+from edge_agent.inference.supervision import hangs, loads, supervisor, waiting
 from edge_agent.inference.supervision.connection import Connection
 from edge_agent.records import ModelFile
 from tests.inference.conftest import DEMO_MODEL, ROOT, Rig, running, settings, with_model
@@ -35,7 +35,7 @@ Use = Callable[..., None]
 def edgetpu(edgetpu_standin: Path, monkeypatch: pytest.MonkeyPatch) -> Use:
     """Set the stand-in's mode for all workers that are started from now on. They are started again without delay."""
     monkeypatch.setattr(supervisor, "FIRST_DELAY", 0.02)
-    monkeypatch.setattr(supervisor, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(waiting, "FIRST_WAIT", 0.02)
 
     def use(mode: str = "ok", *, after: int = 0, delay_ms: int = 100) -> None:
         for name, value in build.environment(edgetpu_standin, mode, after=after, delay_ms=delay_ms).items():
@@ -222,6 +222,23 @@ def test_a_model_that_the_device_fails_on_is_not_refused_for_good(edgetpu: Use, 
     asyncio.run(scenario())
 
 
+def test_a_model_with_an_operation_that_the_runtime_does_not_know_is_no_fault_of_the_device(
+    edgetpu: Use, tmp_path: Path
+) -> None:
+    path = tmp_path / "vibration_edgetpu.tflite"
+    path.write_bytes(models.edgetpu_model(DEMO_MODEL.read_bytes(), then=b"TransposeBias"))
+
+    async def scenario() -> None:
+        async with running(settings(rate=0)) as rig:
+            report = await rig.supervisor.load(ModelFile(str(path), "vibration", "v1", LABELS))
+            assert (report.accepted, report.permanent, report.about_device) == (False, False, False)
+            told = "the runtime cannot run it: Encountered unresolved custom op: TransposeBias."
+            assert report.reason.startswith(told)
+            assert rig.recovery.degraded == ""
+
+    asyncio.run(scenario())
+
+
 def test_a_worker_that_dies_over_a_model_is_no_proof_against_it_until_the_third_time(
     edgetpu: Use, compiled: ModelFile, demo_model: ModelFile
 ) -> None:
@@ -287,7 +304,8 @@ def test_the_worker_comes_back_from_a_broken_device(
 
     async def scenario() -> None:
         # Slow enough that each result is handed over before the next sample is worked on.
-        async with running(settings(faulty_plugin, at=0, total=50, pause=0.015), deadline=1.0) as rig:
+        source = settings(faulty_plugin, at=0, total=50, pause=0.015)
+        async with running(source, deadline=1.0 if mode == "hang" else 10.0) as rig:
             assert (await rig.supervisor.load(compiled)).accepted
             await asyncio.wait_for(rig.supervisor.source_ended.wait(), 60)
         assert every_position_once(rig, 50)

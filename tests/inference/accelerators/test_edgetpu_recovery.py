@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from edge_agent.inference.accelerators import recovery
+from edge_agent.inference.accelerators.devices import GET_LIBRARY
 from edge_agent.inference.accelerators.watch import DeviceWatch
 from edge_agent.inference.protocol import Configure
-from edge_agent.inference.supervision import supervisor
+from edge_agent.inference.supervision import supervisor, waiting
 from edge_agent.records import ModelFile
 from tests.inference.conftest import DEMO_MODEL, Rig, running, settings
 from tests.standin import build, models
@@ -25,6 +26,7 @@ class Stick:
 
     def __init__(self, folder: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.machine = Machine(folder / "root")
+        self.library = library / build.LIBRARY_NAME
         self.log = folder / "log"
         self._node = self.machine.usb(PORT)
         self._entry = self.machine.root / "sys/bus/usb/devices" / PORT
@@ -45,6 +47,11 @@ class Stick:
         (self._aside / "node").rename(self._node)
         self._aside.rmdir()
 
+    def hide(self) -> None:
+        """What can still be opened is not shown by the kernel any more."""
+        self._aside.mkdir()
+        self._entry.rename(self._aside / "entry")
+
     def does(self, mode: str) -> None:
         self._state.write_text(mode)
 
@@ -60,7 +67,7 @@ class Stick:
 @pytest.fixture
 def stick(edgetpu_standin: Path, faulty_plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stick:
     monkeypatch.setattr(supervisor, "FIRST_DELAY", 0.02)
-    monkeypatch.setattr(supervisor, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(waiting, "FIRST_WAIT", 0.02)
     return Stick(tmp_path, edgetpu_standin, monkeypatch)
 
 
@@ -204,6 +211,41 @@ def test_a_driver_that_does_not_fit_is_found_out_by_a_child_and_never_touched_by
             assert openings > 0
             assert not (await rig.supervisor.load(msgspec.structs.replace(with_twin, version="v2"))).device
             assert len(stick.openings) == openings
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("mode", "twin", "first", "told"),
+    [
+        ("mismatch_segv", False, "the worker died while loading it: killed by SIGSEGV", "SIGSEGV while allocating"),
+        ("mismatch_unresolved", True, "the Edge TPU failed: the Edge TPU's library does not get along", "unresolved"),
+    ],
+)
+def test_a_driver_that_does_not_fit_is_found_out_where_the_kernel_shows_no_device(
+    stick: Stick, with_twin: ModelFile, *, mode: str, twin: bool, first: str, told: str
+) -> None:
+    """As in a container that has the device files, and does not see /sys: the worker fails, and then it is tried."""
+    stick.does(mode)
+    stick.hide()
+    model = with_twin if twin else msgspec.structs.replace(with_twin, cpu_path=None)
+
+    async def scenario() -> None:
+        async with running(stick.configure()) as rig:
+            report = await rig.supervisor.load(model)
+            assert (report.accepted, report.accelerator) == (twin, "cpu")
+            assert (report.degraded or report.reason).startswith(first)
+            report = await rig.supervisor.load(msgspec.structs.replace(model, version="v2"))
+            assert (report.accepted, report.permanent, report.accelerator) == (twin, False, "cpu")
+            said = report.degraded or report.reason
+            assert told in said
+            assert said.endswith(f"does not get along with {stick.library}; {GET_LIBRARY}")
+            # The worker once, and two tries. From now on it is known, and left in peace.
+            deaths = rig.supervisor.status.deaths
+            assert len(stick.openings) == 3
+            await rig.supervisor.load(msgspec.structs.replace(model, version="v3"))
+            assert (len(stick.openings), rig.supervisor.status.deaths) == (3, deaths)
+            assert (rig.recovery.counts.resets, rig.alarms) == (0, [])
 
     asyncio.run(scenario())
 

@@ -453,3 +453,11 @@ def test_two_processes_never_have_the_same_device(edgetpu_standin: Path, machine
         second.process.kill()
         second.process.wait()
         assert first.ask("open") == ["edgetpu", "usb:1-1"]
+
+
+def test_options_for_a_model_that_is_meant_for_the_cpu_are_remarked(driver: Driver, twins: ModelFile) -> None:
+    plain = ModelFile(str(DEMO_MODEL), "vibration", "v1")
+    for model in (plain, twins):
+        got = opened(driver, model, accelerator="cpu", device_options={"Performance": "Low"})
+        assert got.remarks == ("device_options have no effect: the model runs on the CPU",)
+        assert opened(driver, model, accelerator="cpu").remarks == ()

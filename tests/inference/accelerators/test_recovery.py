@@ -3,12 +3,14 @@
 import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from edge_agent.inference.accelerators import recovery
 from edge_agent.inference.accelerators.devices import CUSTOM_OP, Device, DeviceState
 from edge_agent.inference.accelerators.recovery import (
     FIRST_PAUSE,
@@ -65,7 +67,7 @@ class Bench:
         self.slept = 0
         self.runtimes = Runtimes()
         path = tmp_path / "model_edgetpu.tflite"
-        path.write_bytes(b"\0" * 20 + CUSTOM_OP)
+        path.write_bytes(b"\0" * 20 + CUSTOM_OP.encode())
         self.model = ModelFile(str(path), "m", "v1")
         self.configure = Configure("p:P", {}, ModelOptions())
         self.recovery = Recovery(
@@ -300,6 +302,27 @@ def test_a_device_that_is_away_is_no_failure(bench: Bench) -> None:
     assert bench.recovery.counts.failures == 0
 
 
+def test_a_device_that_hangs_as_it_is_tried_has_failed_and_is_not_given_to_the_worker(bench: Bench) -> None:
+    bench.runtimes.answer = Choice("ai-edge-litert", trouble="running the model has taken longer than 1m30s", hung=True)
+    first = bench.plan()
+    assert (first.avoid_edgetpu, first.opens_device) == (
+        "the Edge TPU hangs: running the model has taken longer than 1m30s",
+        False,
+    )
+    bench.plan()
+    assert (bench.recovery.counts.failures, bench.resets) == (2, [])
+    third = bench.plan()
+    assert bench.resets == ["usb:1-1.3"]
+    assert bench.alarms == [third.avoid_edgetpu]
+    assert third.avoid_edgetpu.startswith("usb:1-1.3 fails again and again: ")
+    # It is left alone now, and tried once more after a while.
+    bench.plan()
+    assert len(bench.runtimes.asked) == 3
+    bench.now += FIRST_PAUSE
+    bench.runtimes.answer = Choice("ai-edge-litert")
+    assert bench.plan() == USE_IT
+
+
 def test_the_change_to_the_cpu_and_back_is_told_and_counted(bench: Bench) -> None:
     plan = bench.plan()
     for report in (ON_DEVICE, ON_CPU, ON_CPU, ON_DEVICE, ON_DEVICE):
@@ -319,6 +342,25 @@ def test_a_reset_that_fails_is_told_and_the_device_tried_all_the_same(bench: Ben
     assert bench.recovery.counts.resets == 0
 
 
+def test_a_reset_that_does_not_come_back_is_told_and_the_device_tried_all_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    come_back = threading.Event()
+    monkeypatch.setattr(recovery, "RESET_DEADLINE", 0.05)
+    monkeypatch.setattr(bench.recovery, "_reset", lambda _: come_back.wait(60))
+    bench.life()
+    bench.life()
+
+    async def scenario() -> Plan:
+        plan = await bench.recovery.plan(bench.model, bench.configure, device_open=False)
+        come_back.set()  # for the thread
+        return plan
+
+    assert asyncio.run(scenario()) == USE_IT
+    assert ("reset_failed", "usb:1-1.3: the USB reset has not come back after 0.05 s") in bench.health
+    assert bench.recovery.counts.resets == 0
+
+
 def test_a_card_is_not_reset_and_needs_its_power_cut(tmp_path: Path) -> None:
     bench = Bench(tmp_path, CARD)
     for _ in range(GIVE_UP_AFTER):
@@ -333,7 +375,7 @@ def test_a_driver_that_no_runtime_gets_along_with_is_not_touched(bench: Bench) -
     assert (plan.avoid_edgetpu, plan.opens_device) == ("libedgetpu does not fit", False)
 
 
-@pytest.mark.parametrize("failure", ["crash", "refusal", "hang", "fallback"])
+@pytest.mark.parametrize("failure", ["crash", "refusal", "hang", "fallback", "absence"])
 def test_where_the_kernel_shows_no_device_the_driver_is_tried_once_it_has_failed(bench: Bench, failure: str) -> None:
     """Before, it is not worth the time: most likely there is no device."""
     bench.devices = []
@@ -342,13 +384,15 @@ def test_where_the_kernel_shows_no_device_the_driver_is_tried_once_it_has_failed
     if failure == "refusal":
         bench.recovery.loaded(plan, msgspec.structs.replace(NOT_THERE, reason="unresolved custom op"))
     elif failure == "fallback":
+        bench.recovery.loaded(plan, msgspec.structs.replace(ON_CPU, about_device=True))
+    elif failure == "absence":
         bench.recovery.loaded(plan, ON_CPU)
     else:
         death = Death("killed by SIGSEGV while loading a model", "killed by SIGSEGV", LOADING, hung=failure == "hang")
         bench.recovery.died(death, None, plan)
     bench.runtimes.answer = Choice("ai-edge-litert", "libedgetpu does not fit")
     assert bench.plan().avoid_edgetpu == "libedgetpu does not fit"
-    assert bench.runtimes.may_try == [False, failure in {"crash", "refusal"}]
+    assert bench.runtimes.may_try == [False, failure in {"crash", "refusal", "fallback"}]
 
 
 def test_a_driver_that_works_unseen_is_not_tried_again(bench: Bench) -> None:

@@ -169,6 +169,12 @@ def test_trouble_with_the_device_is_not_remembered(machine: Machine) -> None:
     assert machine.choose(WORKS) == Choice(LITERT)
 
 
+def test_a_device_that_hangs_as_it_is_tried_is_told(machine: Machine) -> None:
+    hung = Trial("trouble", "running the model has taken longer than 1m30s", hung=True)
+    assert machine.choose(hung) == Choice(LITERT, trouble=hung.detail, hung=True)
+    assert not machine.memory.exists()
+
+
 def test_a_crash_counts_although_the_device_was_away_after_it(machine: Machine) -> None:
     assert machine.choose(CRASH, AWAY) == Choice(LITERT, trouble=AWAY.detail)
     assert machine.choose(CRASH, WORKS) == Choice(TFLITE)

@@ -3,11 +3,13 @@
 import asyncio
 import ctypes.util
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from edge_agent.inference.checks.throwaway import NoAnswerError
 from edge_agent.inference.runtime import probe as runtime_probe
 from edge_agent.inference.runtime.probe import Library, Listing, Trial, list_runtime, try_pair
 from edge_agent.inference.runtime.runtimes import find_runtime
@@ -202,6 +204,16 @@ def test_trouble_with_the_device_says_nothing_of_the_pair(edgetpu: Use, compiled
     assert trial.detail.startswith(detail)
 
 
+def test_an_operation_that_the_runtime_does_not_know_says_nothing_of_the_pair(edgetpu: Use, tmp_path: Path) -> None:
+    path = tmp_path / "m_edgetpu.tflite"
+    path.write_bytes(models.edgetpu_model(DEMO_MODEL.read_bytes(), then=b"TransposeBias"))
+
+    trial = tried(str(path))
+
+    assert trial.verdict == "trouble"
+    assert trial.detail.startswith("allocating tensors: Encountered unresolved custom op: TransposeBias.")
+
+
 def test_a_device_that_hangs_is_given_up(edgetpu: Use, compiled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     edgetpu("hang")
     monkeypatch.setattr(runtime_probe, "TRY_DEADLINE", 1.0)
@@ -209,7 +221,30 @@ def test_a_device_that_hangs_is_given_up(edgetpu: Use, compiled: str, monkeypatc
     trial = tried(compiled)
 
     assert trial.verdict == "trouble"
-    assert trial.detail.startswith("the process that tried it did not finish within 1s")
+    assert re.search(
+        r"^running the model has taken longer than 1s$|^the process that tried it .* within 1s", trial.detail
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "late", "hung"),
+    [
+        ("running the model", True, True),
+        ("opening the Edge TPU", True, True),
+        ("importing the runtime", True, False),
+        ("running the model", False, False),
+    ],
+)
+def test_what_stands_still_with_the_library_at_work_has_hung(
+    monkeypatch: pytest.MonkeyPatch, *, stage: str, late: bool, hung: bool
+) -> None:
+    async def ask(*_: object, **__: object) -> None:
+        raise NoAnswerError("did not finish within 1m30s", late=late, errors=f"probe: reading\nprobe: {stage}\n")
+
+    monkeypatch.setattr(runtime_probe, "ask", ask)
+
+    told = f"{stage} has taken longer than 1m30s" if hung else "the process that tried it did not finish within 1m30s"
+    assert tried("m.tflite") == Trial("trouble", told, hung=hung)
 
 
 def test_a_file_that_is_no_model_says_nothing_of_the_pair(edgetpu: Use, tmp_path: Path) -> None:

@@ -9,52 +9,25 @@ import msgspec
 import pytest
 
 from edge_agent.inference.protocol import Configure
-from edge_agent.inference.supervision import beside, supervisor
 from edge_agent.records import ModelFile, Terms
 from tests.inference.conftest import ROOT, Rig, running, settings
-from tests.inference.supervision.trial_kit import VALUES, call_for_the_special_one, mapped, on_device, pid, written
+from tests.inference.supervision.trial_kit import VALUES, Use, call_for_the_special_one, mapped, on_device, pid, written
 from tests.inference.synthetic import Spec, counter
-from tests.standin import build as standin
 
 SHARED = ROOT.parent / "shared/models"
 ROW = Spec("x", (1, VALUES))
 
-
-@pytest.fixture(autouse=True)
-def without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def nothing_wrong(model: ModelFile) -> None:
-        """Stands for a look at the file in a process of its own, a second for each model."""
-
-    monkeypatch.setattr(supervisor, "FIRST_DELAY", 0.02)
-    monkeypatch.setattr(supervisor, "check_files", nothing_wrong)
-    monkeypatch.setattr(beside, "check_files", nothing_wrong)
-
-
-@pytest.fixture
-def source(faulty_plugin: str, tmp_path: Path) -> Configure:
-    return settings("marked", marker=str(tmp_path / "marker"), values=VALUES)
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> ModelFile:
-    """In use. It clips whatever comes."""
-    return written(tmp_path, "v1", Spec("x", (1, VALUES), "uint8", 1 / 255), Spec("y", (1, 3)))
-
-
-@pytest.fixture
-def candidate(tmp_path: Path) -> ModelFile:
-    """It cannot work on infinities."""
-    return written(tmp_path, "v2", ROW, Spec("y", (1, 3)))
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 async def begin(rig: Rig, model: ModelFile, candidate: ModelFile, share: float = 1.0) -> int:
-    """Returns how many results there were when the shadow was asked for."""
+    """Returns how many results there were before."""
     assert (await rig.supervisor.load(model)).accepted
     await rig.more()
-    asked = len(rig.positions)
+    before = len(rig.positions)
     report = await rig.supervisor.shadow(candidate, share, Terms())
     assert (report.accepted, report.reason) == (True, "")
-    return asked
+    return before
 
 
 async def end(rig: Rig) -> None:
@@ -64,34 +37,34 @@ async def end(rig: Rig) -> None:
 
 
 def test_it_runs_on_its_share_and_no_result_is_its_own(
-    source: Configure, model: ModelFile, candidate: ModelFile
+    source: Configure, tolerant: ModelFile, strict: ModelFile
 ) -> None:
     async def scenario() -> None:
         async with running(source) as rig:
-            asked = await begin(rig, model, candidate, 0.25)
+            begun = await begin(rig, tolerant, strict, 0.25)
             await rig.more(200)
             await end(rig)
             ended = len(rig.positions)
             figures = rig.supervisor.take_shadow()
             assert figures is not None
             assert (figures.agreed, figures.failed, figures.clipped) == (figures.samples, 0, 0)
-            assert 200 / 4 - 1 <= figures.samples <= (ended - asked + 10) / 4 + 1
+            assert 200 / 4 - 1 <= figures.samples <= (ended - begun + 10) / 4 + 1
             assert figures.mean_ms > 0
             assert figures.latency_ms > 0
             assert rig.supervisor.take_shadow() is None
             await rig.more()
             assert (rig.versions, rig.lost_nothing(), rig.shadow_ends, rig.health) == (["v1"], True, [], [])
-            assert mapped(pid(rig)) == {model.path}
+            assert mapped(pid(rig)) == {tolerant.path}
 
     asyncio.run(scenario())
 
 
 def test_a_sample_that_it_cannot_do_is_counted(
-    source: Configure, model: ModelFile, candidate: ModelFile, tmp_path: Path
+    source: Configure, tolerant: ModelFile, strict: ModelFile, tmp_path: Path
 ) -> None:
     async def scenario() -> None:
         async with running(source) as rig:
-            await begin(rig, model, candidate)
+            await begin(rig, tolerant, strict)
             call_for_the_special_one(tmp_path)
             await rig.until((tmp_path / "marker").read_text)
             await rig.more()
@@ -105,13 +78,13 @@ def test_a_sample_that_it_cannot_do_is_counted(
 
 
 def test_it_goes_on_beside_another_model_and_in_another_worker(
-    source: Configure, model: ModelFile, candidate: ModelFile
+    source: Configure, tolerant: ModelFile, strict: ModelFile
 ) -> None:
-    third = msgspec.structs.replace(model, version="v3")
+    third = msgspec.structs.replace(tolerant, version="v3")
 
     async def scenario() -> None:
         async with running(source) as rig:
-            await begin(rig, model, candidate)
+            await begin(rig, tolerant, strict)
             assert (await rig.supervisor.load(third)).accepted
             await rig.more()
             assert await rig.supervisor.reconfigure(rig.replace(top_k=1), 10.0) is None
@@ -126,7 +99,7 @@ def test_it_goes_on_beside_another_model_and_in_another_worker(
     asyncio.run(scenario())
 
 
-def test_one_that_is_refused_changes_nothing(source: Configure, model: ModelFile, tmp_path: Path) -> None:
+def test_one_that_is_refused_changes_nothing(source: Configure, tolerant: ModelFile, tmp_path: Path) -> None:
     wide = written(tmp_path, "v2", Spec("x", (1, 2 * VALUES)), Spec("y", (1, 3)))
 
     async def scenario() -> None:
@@ -134,7 +107,7 @@ def test_one_that_is_refused_changes_nothing(source: Configure, model: ModelFile
             report = await rig.supervisor.shadow(wide, 1.0, Terms())
             assert (report.accepted, report.permanent) == (False, False)
             assert report.reason == "no model is in use that it could run beside"
-            assert (await rig.supervisor.load(model)).accepted
+            assert (await rig.supervisor.load(tolerant)).accepted
             await rig.more()
             report = await rig.supervisor.shadow(wide, 1.0, Terms())
             assert (report.accepted, report.permanent) == (False, True)
@@ -147,15 +120,15 @@ def test_one_that_is_refused_changes_nothing(source: Configure, model: ModelFile
     asyncio.run(scenario())
 
 
-def test_the_device_is_not_opened_for_it(source: Configure, model: ModelFile, tmp_path: Path) -> None:
+def test_the_device_is_not_opened_for_it(source: Configure, tolerant: ModelFile, tmp_path: Path) -> None:
     compiled = on_device(tmp_path, "v2")
 
     async def scenario() -> None:
         async with running(source) as rig:
-            assert (await rig.supervisor.load(model)).accepted
+            assert (await rig.supervisor.load(tolerant)).accepted
             report = await rig.supervisor.shadow(compiled, 1.0, Terms())
             assert report.reason == "it needs an Edge TPU, and the model in use runs without it"
-            with_twin = msgspec.structs.replace(compiled, cpu_path=model.path)
+            with_twin = msgspec.structs.replace(compiled, cpu_path=tolerant.path)
             report = await rig.supervisor.shadow(with_twin, 1.0, Terms())
             assert (report.accepted, report.degraded) == (True, "the model in use runs without it")
             # This says nothing of the model in use.
@@ -166,14 +139,14 @@ def test_the_device_is_not_opened_for_it(source: Configure, model: ModelFile, tm
     asyncio.run(scenario())
 
 
-def test_one_with_a_memory_wants_all_samples(source: Configure, model: ModelFile, tmp_path: Path) -> None:
+def test_one_with_a_memory_wants_all_samples(source: Configure, tolerant: ModelFile, tmp_path: Path) -> None:
     state = (Spec("state_in", (1, VALUES)), Spec("state_out", (1, VALUES)))
     (tmp_path / "v2.tflite").write_bytes(counter(ROW, [state]).bytes())
     candidate = ModelFile(str(tmp_path / "v2.tflite"), "m", "v2")
 
     async def scenario() -> None:
         async with running(source) as rig:
-            assert (await rig.supervisor.load(model)).accepted
+            assert (await rig.supervisor.load(tolerant)).accepted
             report = await rig.supervisor.shadow(candidate, 0.1, Terms())
             assert (report.accepted, report.remarks) == (
                 True,
@@ -188,14 +161,12 @@ def test_one_with_a_memory_wants_all_samples(source: Configure, model: ModelFile
 
 
 @pytest.fixture
-def device(edgetpu_standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def poisoned(edgetpu: Use, monkeypatch: pytest.MonkeyPatch) -> None:
     """An Edge TPU on which just one of two models dies of the special sample: of 0.9 it makes 90."""
-    for name, value in standin.environment(edgetpu_standin, state=tmp_path / "state").items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("EDGETPU_STANDIN_POISON", str(VALUES * 90))
 
 
-@pytest.mark.usefixtures("device")
+@pytest.mark.usefixtures("poisoned")
 def test_a_worker_that_it_has_killed_comes_back_without_it(faulty_plugin: str, tmp_path: Path) -> None:
     model, deadly = on_device(tmp_path, "v1", 1 / 255), on_device(tmp_path, "v2", 1 / 100)
     source = settings("marked", marker=str(tmp_path / "marker"), values=VALUES, special=0.9)
@@ -219,9 +190,8 @@ def test_a_worker_that_it_has_killed_comes_back_without_it(faulty_plugin: str, t
     asyncio.run(scenario())
 
 
-@pytest.mark.usefixtures("device")
 def test_one_that_the_device_fails_ends_and_the_model_in_use_goes_on(
-    source: Configure, model: ModelFile, tmp_path: Path
+    source: Configure, tolerant: ModelFile, edgetpu: Use, tmp_path: Path
 ) -> None:
     in_use, candidate = on_device(tmp_path, "v0"), on_device(tmp_path, "v2")
 
@@ -229,9 +199,8 @@ def test_one_that_the_device_fails_ends_and_the_model_in_use_goes_on(
         async with running(source) as rig:
             await begin(rig, in_use, candidate)
             # From one on the device to one on the CPU: the shadow is alone with the device.
-            assert (await rig.supervisor.load(msgspec.structs.replace(model, version="v3"))).accepted
-            (tmp_path / "new").write_text("fail")
-            (tmp_path / "new").rename(tmp_path / "state")
+            assert (await rig.supervisor.load(msgspec.structs.replace(tolerant, version="v3"))).accepted
+            edgetpu("fail")
             await rig.until(lambda: rig.shadow_ends)
             await rig.more()
             assert rig.shadow_ends[0].startswith("edgetpu stand-in: ")
@@ -243,16 +212,16 @@ def test_one_that_the_device_fails_ends_and_the_model_in_use_goes_on(
 
 
 def test_after_a_kill_from_outside_it_is_not_brought_back(
-    source: Configure, model: ModelFile, candidate: ModelFile
+    source: Configure, tolerant: ModelFile, strict: ModelFile
 ) -> None:
     async def scenario() -> None:
         async with running(source) as rig:
-            await begin(rig, model, candidate)
+            await begin(rig, tolerant, strict)
             os.kill(pid(rig), signal.SIGKILL)
             await rig.until(lambda: rig.shadow_ends)
             await rig.more()
             assert "killed by SIGKILL" in rig.shadow_ends[0]
-            assert (rig.lost_nothing(), mapped(pid(rig))) == (True, {model.path})
+            assert (rig.lost_nothing(), mapped(pid(rig))) == (True, {tolerant.path})
 
     asyncio.run(scenario())
 

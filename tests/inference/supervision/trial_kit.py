@@ -1,5 +1,6 @@
 """Models that a test makes, and what it asks of a worker that runs them on trial, or as a shadow."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from edge_agent.records import ModelFile
@@ -9,6 +10,7 @@ from tests.standin import models
 
 VALUES = 8
 LABELS = ["a", "b", "c"]
+Use = Callable[..., None]
 SCORES = Spec("scores", (1, 3), "uint8", 1 / 255)
 
 

@@ -139,6 +139,16 @@ def test_pictures_that_nobody_takes_away_are_not_piled_up(tmp_path: Path, monkey
     assert len(list(folder.iterdir())) == 2
 
 
+def test_a_picture_that_is_taken_away_meanwhile_is_no_trouble(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "key"
+    folder.mkdir(parents=True)
+    # It is in the listing of the folder, and when it is looked at it is gone.
+    (folder / "0.jpg").symlink_to(folder / "gone")
+    chooser = choosing(tmp_path, images=IMAGES, one_in=1)
+    assert chooser.look(picture(), result(0.9)).chosen == Chosen("one_in", URL)
+    assert chooser.take_counts().failed == 0
+
+
 def test_a_picture_that_cannot_be_written_is_counted_and_the_result_goes_on(tmp_path: Path) -> None:
     (tmp_path / "new").write_text("a file where the folder should be")
     chooser = choosing(tmp_path, values=0, images=IMAGES, one_in=1)

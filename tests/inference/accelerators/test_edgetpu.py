@@ -390,10 +390,10 @@ def test_a_device_that_opens_slowly_is_no_hang(
     edgetpu: Use, faulty_plugin: str, compiled: ModelFile, demo_model: ModelFile
 ) -> None:
     # The driver holds the GIL meanwhile, so that the thread that reads the source stands still as well.
-    edgetpu("slow_open", delay_ms=1600)
+    edgetpu("slow_open", delay_ms=2600)
 
     async def scenario() -> None:
-        async with running(settings(faulty_plugin, **ENDLESS), deadline=1.0) as rig:
+        async with running(settings(faulty_plugin, **ENDLESS), deadline=2.0) as rig:
             assert (await rig.supervisor.load(demo_model)).accepted
             await rig.until(lambda: rig.positions)
             report = await rig.supervisor.load(msgspec.structs.replace(compiled, version="v2"))

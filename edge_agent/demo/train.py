@@ -1,7 +1,7 @@
 """Trains the demo model: a vibration classifier for predictive maintenance, as usual Edge TPU guides have it.
 
-    pip install 'edge-agent[train]'
-    python -m edge_agent.demo.train [--out DIR] [--seed N]
+    .venv/bin/pip install -e '.[train]'
+    .venv/bin/python -m edge_agent.demo.train [--out DIR] [--seed N]
 
 One sample is 128 vibration readings of a machine that is normal, wears out (warning) or is about to break
 (failure). The data is drawn from three normal distributions; see `CLASSES`. What comes out is quantised to
@@ -261,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
     """Trains, converts, measures and writes the demo model. Returns the exit status."""
     arguments = _arguments(argv)
     if importlib.util.find_spec("tensorflow") is None:
-        sys.stderr.write("training needs TensorFlow: pip install 'edge-agent[train]'\n")
+        sys.stderr.write("training needs TensorFlow; in a clone: pip install -e '.[train]'\n")
         return 1
     trained = train(arguments.seed, arguments.epochs)
     model = convert(trained, calibration_set(arguments.seed))

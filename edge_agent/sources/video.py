@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 
 NEEDED = "the camera source needs PyAV"
-INSTALL = "apt install python3-av (or pip install edge-agent[camera])"
+INSTALL = "apt install python3-av (or, in a virtual environment, pip install av)"
 # From FFmpeg's scaler; each averages over all pixels that fall into one, as Pillow does.
 _WAYS = {"nearest": "POINT", "bilinear": "BILINEAR", "lanczos": "LANCZOS"}
 # A file that is opened is not to make FFmpeg open others, or the network.

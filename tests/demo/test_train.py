@@ -65,5 +65,5 @@ def test_says_how_to_get_tensorflow(tmp_path: Path) -> None:
     done = run("--out", str(tmp_path))
 
     assert done.returncode == 1
-    assert "pip install 'edge-agent[train]'" in done.stderr
+    assert "pip install -e '.[train]'" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -170,7 +170,7 @@ def test_a_stick_that_is_plugged_in_is_locked_and_used_and_missed_when_it_is_gon
     wait_for_accelerator(edge, "edgetpu")
     events = edge.wait_for_events(lambda events: events.without_hole, "all of them")
     # What the stick did not finish is counted.
-    assert {loss["cause"] for loss in events.of("loss")} <= {"sample_failed"}
+    assert {loss["cause"] for loss in events.lost} <= {"sample_failed"}
     edge.nothing_forbidden()
 
 

@@ -161,34 +161,41 @@ class Backlog:
         self.out.add(batch)
         return batch
 
-    def loaded(self, group: Group) -> int:
-        """Take over a group of the region, without what is out or finished. Return how many events it brought."""
+    def loaded(self, group: Group) -> None:
+        """Take over a group of the region, without what is out or finished."""
         run = _run(group)
-        claimed = self.out_spans()
-        pieces = [
-            run.cut(a, b)
-            for start, end in self.done.gaps(max(group.seq, self.cursor), min(group.end, self.region_end))
-            for a, b in claimed.gaps(start, end)
-        ]
-        self._front.extend(pieces)
-        self.cursor = max(self.cursor, group.end)
-        return sum(len(piece.events) for piece in pieces)
+        pieces = [run.cut(start, end) for start, end in self._pass_by(group)]
+        if pieces and self._front and pieces[0].seq < self._front[-1].seq:  # after `rewind`
+            self._front = _inserted(self._front, *pieces)
+        else:
+            self._front.extend(pieces)
 
     def unreadable(self, group: Group) -> list[Span]:
         """Skip a damaged group of the region and return which events are lost by that."""
-        claimed = self.out_spans()
+        return self.finish(self._pass_by(group))
+
+    def _pass_by(self, group: Group) -> list[Span]:
+        """Move the cursor behind a group, and return what of it is to be sent and not in memory."""
+        claimed = self._in_memory() if self._front and group.seq < self._front[-1].end else self.out_spans()
         spans = [
             gap
             for start, end in self.done.gaps(max(group.seq, self.cursor), min(group.end, self.region_end))
             for gap in claimed.gaps(start, end)
         ]
         self.cursor = max(self.cursor, group.end)
-        self.finish(spans)
         return spans
+
+    def _in_memory(self) -> Intervals:
+        """Return what was loaded, out or not."""
+        return Intervals([*self.out_spans(), *((run.seq, run.end) for run in self._front)])
+
+    def rewind(self) -> None:
+        """Go through the store from its beginning again. What was loaded stays: the store may have lost it since."""
+        self.cursor = self.lane[0]
 
     def region(self) -> tuple[list[Span], int]:
         """Return the unsent seqs that only the store has, with gaps, and how many events there should be."""
-        claimed = Intervals([*self.done, *self.out_spans()])
+        claimed = Intervals([*self.done, *self._in_memory()])
         runs = [*self._front, *self._fresh, *(run for batch in self.out for run in batch.runs)]
         return claimed.gaps(self.cursor, self.region_end), self.depth - sum(len(run.events) for run in runs)
 
@@ -199,7 +206,7 @@ class Backlog:
     def unload(self) -> None:
         """Forget what was loaded: it is in the store."""
         if self._front:
-            self.cursor = self._front[0].seq
+            self.cursor = min(self.cursor, self._front[0].seq)
             self._front.clear()
 
     # -- finished
@@ -314,8 +321,8 @@ def _run(group: Group) -> Run:
     return Run(group.seq, group.events, group.first_ms, group.last_ms, sum(map(len, group.events)))
 
 
-def _inserted(runs: deque[Run], run: Run) -> deque[Run]:
-    return deque(sorted([*runs, run], key=lambda run: run.seq))
+def _inserted(runs: deque[Run], *others: Run) -> deque[Run]:
+    return deque(sorted([*runs, *others], key=lambda run: run.seq))
 
 
 def _fitting(run: Run, max_events: int, max_bytes: int, *, at_least_one: bool) -> Run | None:

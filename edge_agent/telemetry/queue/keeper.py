@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import shutil
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -17,12 +17,12 @@ import structlog
 
 from edge_agent.telemetry.events.priority import Priority
 from edge_agent.telemetry.queue import journal
-from edge_agent.telemetry.queue.backlog import Backlog, Run
+from edge_agent.telemetry.queue.accounts import Accounts
 from edge_agent.telemetry.queue.files import Lock, QueueLocked, RejectedFile
-from edge_agent.telemetry.queue.groups import Group
-from edge_agent.telemetry.queue.intervals import Intervals, Span
-from edge_agent.telemetry.queue.journal import Committed, Done, Journal, Sealed
-from edge_agent.telemetry.queue.losses import DAMAGED, EXPIRED, Ledger, Loss
+from edge_agent.telemetry.queue.intervals import Intervals
+from edge_agent.telemetry.queue.journal import Committed, Journal, Sealed
+from edge_agent.telemetry.queue.loader import Loader
+from edge_agent.telemetry.queue.losses import EXPIRED, Ledger
 from edge_agent.telemetry.queue.recovery import Recovered, recover
 from edge_agent.telemetry.queue.retention import Bounds, Retention
 from edge_agent.telemetry.queue.seqs import first_seqs
@@ -55,7 +55,6 @@ class Keeper:
         self.state = State(boot_id)
         self.rejected = RejectedFile(directory)
         self.using_store = asyncio.Lock()
-        self.unsaved = asyncio.Event()  # there is something for a tick to do
         self._directory = directory
         self._journal_directory = runtime_directory or directory
         self._boot_id = boot_id
@@ -66,13 +65,15 @@ class Keeper:
         self._first_journal = _NO_NUMBER
         self._store: Store | None = None
         self._saved_ledger = Ledger()
-        self._damaged: list[int] = []  # groups that were found unreadable
         self._noted = False  # whether the store knows this epoch
         self._aged_seqs = first_seqs()
         self._was_changed = False
         self._older = False  # the age of the queue is to be written down
-        self._stored_oldest_ms: int | None = None
         self._trouble = Trouble(directory)
+        self.accounts = Accounts(self.state, self._journal)
+        self._loader = Loader(
+            directory, self.state, self.accounts, in_thread=self.in_thread, failed=self._failed, clock=clock
+        )
 
     def bound(self, bounds: Bounds) -> None:
         self.retention.bounds = bounds
@@ -92,7 +93,7 @@ class Keeper:
         self._journal.number = await self.in_thread(self._last_journal)
         self._first_journal = self._journal.number + 1
         await self._begin_journal(needed=True)
-        self.unsaved.set()
+        self.accounts.unsaved.set()
 
     async def close(self) -> None:
         """Write everything and the last number, and let go of the files."""
@@ -125,7 +126,7 @@ class Keeper:
         self._journal.sealed[:0] = found.files
         self.state.books.adopt(found.books.ledger.entries(), found.books.reports)
         self._saved_ledger = Ledger(found.store.meta.losses)
-        self._stored_oldest_ms = found.oldest_ms
+        self.state.stored_oldest_ms = found.oldest_ms
         if found.lost is not None:
             self.state.dropped[found.lost.cause] += found.lost.count
             log.error("part of the queue is damaged and lost", events=found.lost.count, directory=str(self._directory))
@@ -160,35 +161,10 @@ class Keeper:
 
     # -- the journal
 
-    def record(self, frame: bytes) -> None:
-        self._journal.append(frame)
-        self.unsaved.set()
-
     @property
     def full(self) -> bool:
         """Whether so much is in memory or in the journal file that the next tick should not wait."""
         return self.state.lanes.memory > self.early or self._journal.size > _EARLY_JOURNAL
-
-    def finish(self, spans: list[Span]) -> None:
-        """Note that these events have arrived."""
-        self.record(journal.frame(Done(spans)))
-        self.state.books.finish(spans)
-
-    def lose(self, loss: Loss, spans: list[Span]) -> None:
-        """Count events of the queue that are given up; `spans` as far as it is known which."""
-        self.state.dropped[loss.cause] += loss.count
-        self.note_loss(loss, spans)
-
-    def lose_runs(self, cause: str, runs: Sequence[Run]) -> None:
-        """Count events that were in memory."""
-        if runs:
-            first_ms, last_ms = min(run.first_ms for run in runs), max(run.last_ms for run in runs)
-            loss = Loss(cause, sum(len(run.events) for run in runs), first_ms, last_ms)
-            self.lose(loss, [(run.seq, run.end) for run in runs])
-
-    def note_loss(self, loss: Loss, spans: list[Span]) -> None:
-        self.record(journal.frame(Done(spans, loss)))
-        self.state.books.finish(spans, loss)
 
     async def _begin_journal(self, *, needed: bool) -> None:
         """Go on in a new file. Where none can be created, the one in use is ended only if that is needed."""
@@ -212,63 +188,10 @@ class Keeper:
     # -- reading
 
     async def load(self, priority: Priority, max_events: int, max_bytes: int) -> None:
-        """Load as much of the store as `take` wants. Failures are trouble: newer events may be in memory."""
-        backlog = self.state.lanes[priority]
+        """Load as much of the store as `take` wants."""
         async with self.using_store:
-            while self._store is not None and (wanted := backlog.wants(max_events, max_bytes)):
-                span = backlog.cursor, backlog.region_end
-                try:
-                    groups = await self.in_thread(self._store.load, *span, *wanted)
-                except (OSError, sqlite3.Error) as error:
-                    self._failed(error)
-                    return
-                await self._check_damage(self._store)
-                self._loaded(backlog, groups)
-
-    def _loaded(self, backlog: Backlog, groups: list[Group]) -> None:
-        for group in groups:
-            if group.events:
-                backlog.loaded(group)
-                continue
-            self._damaged.append(group.seq)
-            spans = backlog.unreadable(group)
-            if count := sum(end - start for start, end in spans):
-                self.lose(Loss(DAMAGED, count, group.first_ms, group.last_ms), spans)
-        if not groups:
-            backlog.cursor = backlog.region_end
-        if backlog.cursor >= backlog.region_end:  # what is left is in memory, so that it can be counted
-            _, missing = backlog.region()
-            self._correct(backlog, missing)
-
-    async def _check_damage(self, store: Store) -> None:
-        """Count what was lost if the store had to replace a damaged file."""
-        if store.damage is None:
-            return
-        damage, store.damage = store.damage, None
-        try:
-            found = [(backlog, *await self._missing(store, backlog)) for backlog in self.state.lanes]
-        except (OSError, sqlite3.Error) as error:
-            store.damage = damage  # to be counted when the store can be asked again
-            self._failed(error)
-            return
-        for backlog, missing, reports in found:
-            self._correct(backlog, missing)
-            self.state.books.restore(reports)
-        log.error("the file of the queue was damaged and has been replaced", directory=str(self._directory))
-
-    async def _missing(self, store: Store, backlog: Backlog) -> tuple[int, list[Span]]:
-        """Return how many events of a lane the store should have and has not, and which reports of losses are gone."""
-        spans, expected = backlog.region()
-        reports = [(seq, seq + 1) for seq in self.state.books.reports_in(spans)]
-        gone = [span for span in reports if not await self.in_thread(store.overlap, [span])]
-        return expected - await self.in_thread(store.overlap, spans), gone
-
-    def _correct(self, backlog: Backlog, missing: int) -> None:
-        """Take off the depth what turned out to be missing from the store. It is not known which events it was."""
-        backlog.depth -= missing
-        if missing > 0:
-            now = int(self._clock() * 1000)
-            self.lose(Loss(DAMAGED, missing, self._stored_oldest_ms or now, now), [])
+            if self._store is not None:
+                await self._loader.load(self._store, self.state.lanes[priority], max_events, max_bytes)
 
     # -- ticks
 
@@ -292,14 +215,14 @@ class Keeper:
             await self._bound_journal()
             await self.in_thread(self._clean_up, self._journal.take_sealed(self.state.lanes.first_unsaved()))
             if self._at_rest():
-                self.unsaved.clear()
+                self.accounts.unsaved.clear()
 
     def _grow_older(self) -> None:
         """Every now and then, write down how old the queue is, and give up what is too old."""
         self._older = self.retention.note(self.state.lanes.next_seqs) or self._older
         ends = self.retention.expired_ends()
         if self._older and ends is not None:
-            self.lose_runs(EXPIRED, self.state.lanes.drop_older(ends))
+            self.accounts.lose_runs(EXPIRED, self.state.lanes.drop_older(ends))
 
     def _measure(self) -> None:
         with contextlib.suppress(OSError):  # the store will say what is wrong
@@ -308,7 +231,9 @@ class Keeper:
     def _changed(self) -> bool:
         """Whether the store has something to be told beside new events."""
         finished = self.state.lanes.finished_below_saved()
-        return bool(finished or self._damaged or self.state.books.ledger != self._saved_ledger or not self._noted)
+        return bool(
+            finished or self._loader.damaged or self.state.books.ledger != self._saved_ledger or not self._noted
+        )
 
     def _must_save(self) -> bool:
         lanes = self.state.lanes
@@ -330,17 +255,17 @@ class Keeper:
             if self._trouble.looks_like_damage():
                 await self.in_thread(store.check)
             dropped = await self.in_thread(store.commit, commit)
-            self._stored_oldest_ms = await self.in_thread(store.oldest_ms)
+            self.state.stored_oldest_ms = await self.in_thread(store.oldest_ms)
         except (OSError, sqlite3.Error) as error:
             self._failed(error)
             return
         self.state.lanes.end_save(remaining=Intervals(store.meta.done), saved=saved)
-        self._damaged = [seq for seq in self._damaged if seq not in commit.damaged]
+        self._loader.damaged = [seq for seq in self._loader.damaged if seq not in commit.damaged]
         self._noted, self._older = True, False
         self._saved_ledger = Ledger(store.meta.losses)
         self.state.count(dropped)
-        await self._check_damage(store)
-        self.record(journal.frame(Committed(self.state.lanes.stored, self.state.lanes.saved_ends)))
+        await self._loader.check_damage(store)
+        self.accounts.record(journal.frame(Committed(self.state.lanes.stored, self.state.lanes.saved_ends)))
         self._trouble.over()
 
     def _commit(self, *, closing: bool) -> Commit:
@@ -354,7 +279,7 @@ class Keeper:
             meta=self.state.meta(journal=self._journal.number - 1, running=not closing, age=self.retention.age),
             positions=self.retention.positions,
             groups=groups,
-            damaged=self._damaged.copy(),
+            damaged=self._loader.damaged.copy(),
             expired=lanes.stored_below(expired) if expired else [],
             droppable=lanes.droppable(),
             out=lanes.out_spans(),
@@ -388,7 +313,7 @@ class Keeper:
 
     @property
     def oldest_ms(self) -> int | None:
-        stored = None if self.state.lanes.loaded_all() else self._stored_oldest_ms
+        stored = None if self.state.lanes.loaded_all() else self.state.stored_oldest_ms
         return min((ms for ms in (stored, self.state.lanes.oldest_ms()) if ms is not None), default=None)
 
     @property
@@ -402,7 +327,7 @@ class Keeper:
 
     def _failed(self, error: Exception) -> None:
         self._trouble.failed(error, self.retention.bounds.memory)
-        self.unsaved.set()
+        self.accounts.unsaved.set()
 
     async def in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)

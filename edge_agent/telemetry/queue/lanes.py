@@ -126,6 +126,11 @@ class Lanes:
         for backlog in self.all:
             backlog.unload()
 
+    def rewind(self) -> None:
+        """Go through the store from its beginning again."""
+        for backlog in self.all:
+            backlog.rewind()
+
     def stored_below(self, ends: Sequence[int]) -> list[Span]:
         """Return the seqs below `ends` that are in the store."""
         return [(b.lane[0], min(end, b.region_end)) for b, end in zip(self.all, ends, strict=True)]

@@ -72,6 +72,7 @@ class Queue:
         retention = Retention(bounds, monotonic)
         self._keeper = Keeper(directory, runtime_directory, retention=retention, boot_id=boot_id, clock=clock)
         self._state = self._keeper.state
+        self._accounts = self._keeper.accounts
         # By priority: there may be something to take that is at least so important.
         self._ready = [asyncio.Event() for _ in Priority]
         self._pressure = asyncio.Event()  # the next tick should not wait
@@ -158,7 +159,7 @@ class Queue:
         lanes, keeper = self._state.lanes, self._keeper
         backlog = lanes.all[priority]
         seq = backlog.next_seq
-        keeper.record(journal.put_frame(seq, count, payload, first_ms, last_ms, reported=reported))
+        self._accounts.record(journal.put_frame(seq, count, payload, first_ms, last_ms, reported=reported))
         backlog.put(events, len(payload) - count + 1, first_ms, last_ms)
         lanes.given += count
         if reported:
@@ -176,7 +177,7 @@ class Queue:
             self._pressure.set()
         excess = self._state.lanes.memory - self._keeper.retention.bounds.memory
         if excess > 0:
-            self._keeper.lose_runs(QUEUE_FULL, self._state.lanes.drop_fresh(excess))
+            self._accounts.lose_runs(QUEUE_FULL, self._state.lanes.drop_fresh(excess))
 
     # -- losses
 
@@ -186,7 +187,7 @@ class Queue:
 
     def count_loss(self, cause: str, count: int, first_ms: int, last_ms: int) -> None:
         """Count something that never became an event of this queue."""
-        self._keeper.note_loss(Loss(cause, count, first_ms, last_ms), [])
+        self._accounts.note_loss(Loss(cause, count, first_ms, last_ms), [])
 
     def report_losses(self, build: Callable[[int, Sequence[Loss]], Sequence[bytes]], now_ms: int) -> int:
         """Put one event for each loss, with the priority NOTICE, and strike the losses off, in one step.
@@ -235,7 +236,7 @@ class Queue:
         """Finish a batch that has arrived. Raises ValueError if it was handed back before."""
         spans = self._state.lanes[batch.priority].ack(batch)
         if spans:
-            self._keeper.finish(spans)
+            self._accounts.finish(spans)
         self.acked += sum(end - start for start, end in spans)
 
     def release(self, batch: Batch) -> None:
@@ -250,7 +251,7 @@ class Queue:
         """
         run = self._state.lanes[batch.priority].reject(batch, index)
         self._keeper.rejected.add(run.events[0], reason)
-        self._keeper.lose(Loss(REJECTED, 1, run.first_ms, run.last_ms), [(run.seq, run.end)])
+        self._accounts.lose(Loss(REJECTED, 1, run.first_ms, run.last_ms), [(run.seq, run.end)])
 
     def _wake(self) -> None:
         for least in Priority:
@@ -268,7 +269,7 @@ class Queue:
     async def run(self) -> None:
         """Tick twice in each commit interval while there is something to do; sleep while there is not."""
         while True:
-            await self._keeper.unsaved.wait()
+            await self._accounts.unsaved.wait()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._commit_interval / 2):
                     await self._pressure.wait()
@@ -347,4 +348,4 @@ class Queue:
         """Take over changed settings. They count from the next tick on."""
         self._keeper.bound(Bounds(max_size=max_size, commit_size=commit_size, reserve=reserve, max_age=max_age))
         self._commit_interval = commit_interval
-        self._keeper.unsaved.set()
+        self._accounts.unsaved.set()

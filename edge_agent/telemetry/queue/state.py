@@ -14,7 +14,7 @@ class State:
     """`base` seqs had been given out when the epoch began.
 
     `dropped` counts events of the queue that were lost, by cause, since the start. `alone`: what is on disk could not
-    be read yet.
+    be read yet. `stored_oldest_ms` is the time of the oldest event in the store.
     """
 
     def __init__(self, boot_id: str) -> None:
@@ -23,6 +23,7 @@ class State:
         self.lanes = Lanes(first_seqs())
         self.books = Books()
         self.dropped: Counter[str] = Counter()
+        self.stored_oldest_ms: int | None = None
         self._boot_id = boot_id
 
     def begin_far_above(self, epoch: int) -> None:

@@ -335,10 +335,9 @@ class Store:
         self.meta = self._open()
         self.damage = Damage(known.depths if known else found.expected(), found.first_ms, found.last_ms)
 
-    def _found_rows(self, reader: salvage.Reader, known: Meta | None, found: "_Found") -> Iterator[tuple[Any, ...]]:
+    def _found_rows(self, reader: salvage.Reader, found: "_Found") -> Iterator[tuple[Any, ...]]:
         yield from reader.rows()
-        if known is None or sum(found.depths) < sum(known.depths):
-            yield from reader.stray_rows(lambda seq: not found.spans.overlap(seq, seq + 1))
+        yield from reader.stray_rows(lambda seq: not found.spans.overlap(seq, seq + 1))
 
     def _copy(self, reader: salvage.Reader | None, known: Meta | None) -> "_Found":
         """Write the file that will replace the damaged one, with all rows whose CRC is right."""
@@ -350,7 +349,7 @@ class Store:
             db.execute("PRAGMA synchronous=OFF")
             store_file.create(db)
             db.execute("BEGIN")
-            for row in self._found_rows(reader, known, found) if reader is not None else ():
+            for row in self._found_rows(reader, found) if reader is not None else ():
                 group = parse(row)
                 if group.events and not found.spans.overlap(group.seq, group.end):
                     db.execute("INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?)", row)

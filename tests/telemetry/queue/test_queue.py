@@ -184,7 +184,7 @@ def test_run_ticks_until_everything_is_stored_and_then_sleeps(disk: Disk) -> Non
             queue.configure(max_size=BIG, commit_interval=0.001)
             running = asyncio.create_task(queue.run())
             put(queue, 100)
-            while queue._keeper.unsaved.is_set():  # noqa: ASYNC110  # it is what the loop itself waits for
+            while queue._keeper.accounts.unsaved.is_set():  # noqa: ASYNC110  # it is what the loop itself waits for
                 await asyncio.sleep(0.001)
             copy = disk.copy(journals=False)
             running.cancel()

@@ -5,8 +5,9 @@ from collections import deque
 
 from edge_agent.records import Sample
 
-LIVE_CAPACITY = 8
-RECORDED_CAPACITY = 64
+CAPACITY = 64
+LIVE_LEAST = 8  # these wait, however slowly they came
+LIVE_AGE_NS = 500_000_000  # of more than that, none is older than the newest by so much
 _PICTURE_RANK = 3
 _MAX_BYTES = 8 * 1024 * 1024
 
@@ -14,8 +15,9 @@ _MAX_BYTES = 8 * 1024 * 1024
 class SampleBuffer:
     """Bounded hand-over of samples from one thread to another, in order.
 
-    A live source never waits: when the buffer is full the oldest sample makes room and is counted. Of pictures only the
-    newest is kept, for a model that is too slow would otherwise always look at the past.
+    A live source never waits: the oldest sample makes room and is counted. The buffer bridges half a second in which
+    the machine is busy with something else, and no more, for a model that is too slow always looks at the past. Of
+    pictures only the newest is kept.
     A recorded source waits, so none of its samples is lost. The consumer takes all there is at once, so that
     under full load the threads meet once per bufferful and not once per sample.
     """
@@ -34,18 +36,21 @@ class SampleBuffer:
         data = sample.data
         if self._live and data.ndim == _PICTURE_RANK and data.itemsize == 1:
             return 1
-        most = LIVE_CAPACITY if self._live else RECORDED_CAPACITY
         size: int = data.nbytes
-        return max(1, min(most, _MAX_BYTES // max(1, size)))
+        return max(1, min(CAPACITY, _MAX_BYTES // max(1, size)))
+
+    def _make_room(self, sample: Sample, capacity: int) -> None:
+        samples, oldest_ns = self._samples, sample.captured_ns - LIVE_AGE_NS
+        while len(samples) >= capacity or (len(samples) >= LIVE_LEAST and samples[0].captured_ns < oldest_ns):
+            samples.popleft()
+            self._dropped += 1
 
     def put(self, sample: Sample) -> None:
         """Add a sample; blocks while a recorded source is ahead of the model."""
         with self._condition:
             capacity = self._capacity(sample)
             if self._live:
-                while len(self._samples) >= capacity:
-                    self._samples.popleft()
-                    self._dropped += 1
+                self._make_room(sample, capacity)
             while not self._live and len(self._samples) >= capacity and not self._closed:
                 self._producer_waits = True
                 self._condition.wait()

@@ -3,8 +3,9 @@
 import threading
 
 import numpy as np
+import pytest
 
-from edge_agent.inference.worker.buffer import LIVE_CAPACITY, RECORDED_CAPACITY, SampleBuffer
+from edge_agent.inference.worker.buffer import CAPACITY, LIVE_AGE_NS, LIVE_LEAST, SampleBuffer
 from edge_agent.records import Sample
 
 
@@ -18,10 +19,23 @@ def numbers(buffer: SampleBuffer) -> list[int]:
 
 def test_a_live_source_keeps_the_newest_and_counts_the_rest() -> None:
     buffer = SampleBuffer(live=True)
-    for number in range(LIVE_CAPACITY + 5):
+    for number in range(CAPACITY + 5):
         buffer.put(sample(number))
-    assert numbers(buffer) == list(range(5, LIVE_CAPACITY + 5))
+    assert numbers(buffer) == list(range(5, CAPACITY + 5))
     assert (buffer.take_dropped(), buffer.take_dropped()) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("hertz", "kept"), [(1, LIVE_LEAST), (50, 26), (1000, CAPACITY)], ids=["slow", "half a second", "fast"]
+)
+def test_a_live_source_bridges_half_a_second(hertz: int, kept: int) -> None:
+    buffer = SampleBuffer(live=True)
+    times = [number * 1_000_000_000 // hertz for number in range(200)]
+    for time_ns in times:
+        buffer.put(sample(time_ns))
+    assert numbers(buffer) == times[-kept:]
+    assert buffer.take_dropped() == len(times) - kept
+    assert kept <= LIVE_LEAST or times[-1] - times[-kept] <= LIVE_AGE_NS
 
 
 def test_large_samples_are_bounded_by_their_bytes() -> None:
@@ -47,7 +61,7 @@ def test_nobody_waits_for_a_buffer_that_is_closed() -> None:
     buffer = SampleBuffer(live=False)
 
     def produce() -> None:
-        for number in range(RECORDED_CAPACITY * 2):
+        for number in range(CAPACITY * 2):
             buffer.put(sample(number))
 
     thread = threading.Thread(target=produce)
@@ -59,7 +73,7 @@ def test_nobody_waits_for_a_buffer_that_is_closed() -> None:
 
 def test_a_recorded_source_waits_and_loses_nothing() -> None:
     buffer = SampleBuffer(live=False)
-    total = RECORDED_CAPACITY * 3 + 7
+    total = CAPACITY * 3 + 7
 
     def produce() -> None:
         for number in range(total):
@@ -70,7 +84,7 @@ def test_a_recorded_source_waits_and_loses_nothing() -> None:
     got: list[int] = []
     while len(got) < total:
         taken = buffer.take(10)
-        assert 0 < len(taken) <= RECORDED_CAPACITY
+        assert 0 < len(taken) <= CAPACITY
         got += [each.captured_ns for each in taken]
     thread.join(10)
     assert got == list(range(total))

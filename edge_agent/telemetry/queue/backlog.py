@@ -199,6 +199,15 @@ class Backlog:
         runs = [*self._front, *self._fresh, *(run for batch in self.out for run in batch.runs)]
         return claimed.gaps(self.cursor, self.region_end), self.depth - sum(len(run.events) for run in runs)
 
+    def misses(self, groups: Sequence[Group]) -> bool:
+        """Return whether more is missing before and between these groups than is known to be gone."""
+        ends = [self.cursor, *(group.end for group in groups)]
+        holes = Intervals((end, group.seq) for end, group in zip(ends, groups, strict=False) if end < group.seq)
+        if not holes:
+            return False
+        spans, expected = self.region()
+        return sum(holes.overlap(*span) for span in spans) > sum(end - start for start, end in spans) - expected
+
     def stored(self) -> int:
         """Return how many unsent events are in the store."""
         return self.depth - sum(len(run.events) for run in self._unsaved())

@@ -1,8 +1,8 @@
 """Brings events from the store into memory, and finds out what the store has lost.
 
 One bit of an inner page of SQLite's tree can hide thousands of rows, and SQLite reads past them without an error.
-So whoever has gone through the store compares what it had with what it should have had, and where there was less
-the whole file is checked.
+So what the store has is compared with what it should have: at the first hole, so that the order is kept, and again when
+all has been gone through. Where there is less, the whole file is checked.
 """
 
 import sqlite3
@@ -47,22 +47,25 @@ class Loader:
         self._in_thread = in_thread
         self._failed = failed
         self._clock = clock
+        self._checked = False
 
     async def load(self, store: Store, backlog: Backlog, max_events: int, max_bytes: int) -> None:
         """Load as much as `take` wants. Failures are trouble: newer events may be in memory."""
-        rescued = False  # at most once a call, should the damage never end
+        again = True  # once a call, should the damage never end
         while wanted := backlog.wants(max_events, max_bytes):
             try:
                 groups = await self._in_thread(store.load, backlog.cursor, backlog.region_end, *wanted)
             except (OSError, sqlite3.Error) as error:
                 self._failed(error)
                 return
-            if await self.check_damage(store) and not rescued:
-                rescued = True
+            damaged = await self.check_damage(store)
+            suspicious = not self._checked and backlog.misses(groups)
+            if again and (damaged or (suspicious and await self._check(store))):
+                again = False
                 continue
             self._loaded(backlog, groups)
             if backlog.cursor >= backlog.region_end:
-                rescued = await self._at_the_end(store, backlog, rescue=not rescued) or rescued
+                again = not await self._at_the_end(store, backlog, check=again) and again
 
     def _loaded(self, backlog: Backlog, groups: list[Group]) -> None:
         for group in groups:
@@ -76,18 +79,24 @@ class Loader:
         if not groups:
             backlog.cursor = backlog.region_end
 
-    async def _at_the_end(self, store: Store, backlog: Backlog, *, rescue: bool) -> bool:
+    async def _at_the_end(self, store: Store, backlog: Backlog, *, check: bool) -> bool:
         """Count what the store should have had and has not. Return whether to go through it once more."""
         _, missing = backlog.region()  # what is left is in memory, so that it can be counted
-        if missing > 0 and rescue:
-            try:
-                await self._in_thread(store.check)
-                # Not only after damage: what is written to a damaged tree may have mended it.
-                return await self.check_damage(store) or await self._recount(store)
-            except (OSError, sqlite3.Error) as error:
-                self._failed(error)
+        if missing > 0 and check and await self._check(store):
+            return True
         self._correct(backlog, missing)
         return False
+
+    async def _check(self, store: Store) -> bool:
+        """Look through the file. Return whether it could be, and all that is left of it will be loaded again."""
+        self._checked = True
+        try:
+            await self._in_thread(store.check)
+        except (OSError, sqlite3.Error) as error:
+            self._failed(error)
+            return False
+        # Not only after damage: what was written to a damaged tree may have mended it.
+        return await self.check_damage(store) or await self._recount(store)
 
     async def check_damage(self, store: Store) -> bool:
         """Return whether the store had to replace a damaged file. What that has lost is counted then."""

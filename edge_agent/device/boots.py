@@ -59,6 +59,6 @@ def _load(path: Path) -> _Known:
         return msgspec.json.decode(path.read_bytes(), type=_Known)
     except FileNotFoundError:
         return _Known()
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError) as error:
         log.warning("what was known of earlier boots' clocks cannot be read", file=str(path), reason=str(error))
         return _Known()

@@ -27,7 +27,7 @@ def test_it_forgets_the_boots_that_learnt_nothing_for_longest(tmp_path: Path) ->
     assert (tmp_path / "boots.json").stat().st_size < 4096
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 100, b'{"boots": {"a": "then"}}', b"[]"])
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b'{"boots": {"a": "then"}}', b'{"boots": {"\xff": 1}}', b"[]"])
 def test_a_damaged_file_counts_as_none_and_is_replaced(
     tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -180,7 +180,7 @@ class _Memory:
             return msgspec.json.decode(self._path.read_bytes(), type=list[_Verdict])[-MAX_PAIRS:]
         except FileNotFoundError:
             return []
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             log.warning("what was known of runtimes cannot be read", file=str(self._path), error=str(error))
             return []
 

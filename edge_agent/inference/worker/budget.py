@@ -64,7 +64,7 @@ class Budget:
             return
         try:
             saved = msgspec.json.decode(self._file.read_bytes(), type=_State)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             return
         # From another boot it may lie ahead.
         self._level, self._at = saved.level, min(saved.at, self._at)

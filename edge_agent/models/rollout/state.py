@@ -81,7 +81,7 @@ def read_state(home: Path, url: str) -> State:
             return _decode(path.read_bytes())
         except FileNotFoundError:
             continue
-        except (msgspec.DecodeError, ValueError) as error:
+        except ValueError as error:
             aside = path.with_name(f"{name}.damaged")
             path.replace(aside)
             _log.error("model state is damaged", file=str(path), set_aside=str(aside), error=str(error))

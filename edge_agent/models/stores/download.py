@@ -155,7 +155,7 @@ def note_of(path: Path) -> Path:
 
 def holds(path: Path, remote: RemoteObject) -> bool:
     """Whether the file at `path` is the beginning of this very upload, by its note."""
-    with suppress(FileNotFoundError, msgspec.DecodeError):
+    with suppress(FileNotFoundError, ValueError):
         note = msgspec.json.decode(note_of(path).read_bytes(), type=Note)
         return path.is_file() and note == Note.of(remote)
     return False

@@ -152,7 +152,8 @@ def _broken(error: Exception, url: str) -> StoreUnavailable:
 def _said(response: Any) -> str:
     """The server's own words, one line of them at most."""
     text = response.text.strip() if response is not None else ""
-    with contextlib.suppress(ValueError, LookupError, TypeError):  # not the API's JSON: take the text itself
+    # Not the API's JSON: take the text itself.
+    with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
         text = json.loads(text)["error"]["message"]
     return clean_version(str(text))
 

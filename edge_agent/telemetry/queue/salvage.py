@@ -11,7 +11,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edge_agent.telemetry.queue import leaves
 from edge_agent.telemetry.queue.groups import Row
@@ -79,15 +79,25 @@ def _remove(path: Path) -> None:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
+class Connection(sqlite3.Connection):
+    """Takes names that are no UTF-8 for damage too: Python cannot even build the error that SQLite would raise."""
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        try:
+            return super().execute(*arguments)
+        except UnicodeDecodeError as error:
+            raise damage(f"a name in the file is damaged: {error.object!r}") from error
+
+
 class Reader:
     """Reads a damaged file."""
 
-    def __init__(self, path: Path, first_page: bytes) -> None:
-        """`first_page` is put in the place of the file's own one where that cannot be read."""
+    def __init__(self, path: Path, check: Callable[[sqlite3.Connection], None], first_page: bytes) -> None:
+        """`first_page` is put in the place of the file's own one where `check` raises sqlite3.DatabaseError for it."""
         self._path = path
         self._db = _open(path)
         try:
-            self._read(0, 0, "ASC")
+            check(self._db)
         except sqlite3.DatabaseError:
             self._db.close()
             _put_first_page(path, first_page)
@@ -143,9 +153,8 @@ class Reader:
         self._db.close()
 
     def _read(self, start: int, end: int, order: str) -> Iterator[Row]:
-        # By position, because the names of the columns stand in the file too.
-        query = f"SELECT rowid, * FROM groups WHERE rowid >= ? AND rowid < ? ORDER BY rowid {order}"  # noqa: S608
-        return ((row[0], *row[2:]) for row in self._db.execute(query, (start, end)))
+        query = f"SELECT * FROM groups WHERE rowid >= ? AND rowid < ? ORDER BY rowid {order}"  # noqa: S608
+        return self._db.execute(query, (start, end))
 
     def _bounds(self) -> list[tuple[int, int]]:
         first, last = self._edge("ASC"), self._edge("DESC")
@@ -161,8 +170,8 @@ class Reader:
         return None
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+def _open(path: Path) -> Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=Connection)
     db.text_factory = bytes
     with contextlib.suppress(sqlite3.DatabaseError):
         db.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()

@@ -102,9 +102,7 @@ class Store:
 
     def note(self, meta: Meta) -> None:
         """Write the state alone, durably."""
-        with self._transaction():
-            store_file.write_meta(self._connection, meta)
-        self.meta = meta
+        self._repaired(self._note, meta)
 
     def commit(self, commit: Commit) -> Dropped:
         """Run one transaction and return what it dropped. After an error nothing has changed."""
@@ -163,6 +161,11 @@ class Store:
         finally:
             if self._connection.in_transaction:  # SQLite has rolled back by itself after some errors
                 self._execute("ROLLBACK")
+
+    def _note(self, meta: Meta) -> None:
+        with self._transaction():
+            store_file.write_meta(self._connection, meta)
+        self.meta = meta
 
     def _commit(self, commit: Commit) -> Dropped:
         meta = commit.meta
@@ -310,9 +313,10 @@ class Store:
 
     def _open(self) -> Meta:
         self._db = store_file.connect(self.path)
-        if store_file.is_empty(self._db):
+        if store_file.is_new(self._db):
             store_file.create(self._db)
             sync(self.path.parent)
+        store_file.check(self._db)
         for edge in ("min", "max"):
             self._execute(f"SELECT {edge}(seq) FROM groups").fetchall()  # noqa: S608
         meta = store_file.read_meta(self._db)
@@ -322,7 +326,7 @@ class Store:
     def _rebuild(self, known: Meta | None) -> None:
         """Go on with a new file that holds what could be read of the damaged one, which is set aside."""
         self.close()
-        with contextlib.closing(salvage.Reader(self.path, store_file.first_page())) as reader:
+        with contextlib.closing(salvage.Reader(self.path, store_file.check, store_file.first_page())) as reader:
             known = known if known is not None else reader.meta(store_file.read_meta)
             try:
                 found = self._copy(reader, known)

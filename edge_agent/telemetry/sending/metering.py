@@ -183,6 +183,6 @@ def _load(file: Path | None) -> Day:
         return msgspec.json.decode(file.read_bytes(), type=Day) if file is not None else Day()
     except FileNotFoundError:
         return Day()
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError) as error:
         log.warning("the day's count of bytes is lost, and begins anew", file=str(file), reason=str(error))
         return Day()

@@ -327,7 +327,7 @@ def _encoder(topic: str) -> Callable[[Sequence[bytes]], Any]:
         for event in events:
             try:
                 found = decode(event)
-            except msgspec.DecodeError:  # attributes are a convenience: the event itself goes out as it is
+            except ValueError:  # attributes are a convenience: the event itself goes out as it is
                 found = _Attributes()
             attributes = encoded(
                 found.device_id, found.kind, found.prediction, found.model_version, bytes(found.device_labels)
@@ -342,7 +342,7 @@ def _label_attributes(labels: bytes) -> dict[str, str]:
     """Return the labels of a device as attributes: names that are not known before have no other way into BigQuery."""
     try:
         found = msgspec.json.decode(labels, type=dict[str, str])
-    except msgspec.DecodeError:
+    except ValueError:
         return {}
     attributes: dict[str, str] = {}
     left = _LABEL_BYTES

@@ -66,7 +66,7 @@ class StampingSink:
     def _stamped(self, event: bytes) -> bytes:
         try:
             made = _decode_undated(event)
-        except msgspec.DecodeError:  # a clock that was known, or nothing of ours: it goes out as it is
+        except ValueError:  # a clock that was known, or nothing of ours: it goes out as it is
             return event
         offset = self._timeline.offset_ms(made.boot_id)
         if offset is None:

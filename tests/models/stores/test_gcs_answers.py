@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from edge_agent.models.stores.base import FetchFailed, StoreNeedsPerson, StoreUnavailable
+from edge_agent.models.stores.base import FetchFailed, StoreError, StoreNeedsPerson, StoreUnavailable
 from edge_agent.models.stores.calls import Calls
 from edge_agent.models.stores.gcs import GcsStore
 from edge_agent.models.stores.gcs_answers import SMALL
@@ -141,10 +141,11 @@ def test_json_that_is_no_metadata(store: GcsStore, gcs_server: GcsServer, answer
         store.stat()
 
 
+@pytest.mark.parametrize("status", [200, 403, 503])
 @pytest.mark.parametrize("body", [b"", b"\0\xff\xfe", b"{", b"[" * 50_000, b"<html>", b"\xff" * 100])
-def test_no_json_at_all(store: GcsStore, gcs_server: GcsServer, body: bytes) -> None:
-    gcs_server.fault("answer", status=200, body=body, headers={"Content-Type": "application/json"})
-    with pytest.raises(StoreUnavailable) as caught:
+def test_no_json_at_all(store: GcsStore, gcs_server: GcsServer, body: bytes, status: int) -> None:
+    gcs_server.fault("answer", status=status, body=body, headers={"Content-Type": "application/json"})
+    with pytest.raises(StoreError) as caught:
         store.stat()
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 300

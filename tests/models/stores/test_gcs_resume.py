@@ -139,6 +139,14 @@ def _torn_note(server: GcsServer, path: Path) -> bytes:
     return MODEL
 
 
+def _flipped_note(server: GcsServer, path: Path) -> bytes:
+    """One bit, after which the text of the note is no UTF-8."""
+    note = bytearray(note_of(path).read_bytes())
+    note[note.index(b':"') + 2] ^= 0x80
+    note_of(path).write_bytes(note)
+    return MODEL
+
+
 def _longer(server: GcsServer, path: Path) -> bytes:
     with path.open("ab") as file:
         file.write(bytes(2 * len(MODEL)))
@@ -150,7 +158,7 @@ def _gone(server: GcsServer, path: Path) -> bytes:
     return MODEL
 
 
-@pytest.mark.parametrize("change", [_other_generation, _no_note, _torn_note, _longer, _gone])
+@pytest.mark.parametrize("change", [_other_generation, _no_note, _torn_note, _flipped_note, _longer, _gone])
 def test_what_is_no_beginning_of_this_upload_is_thrown_away(
     *,
     store: GcsStore,

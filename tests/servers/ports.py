@@ -4,15 +4,15 @@ import socket
 
 
 class ReservedPort:
-    """A free port of 127.0.0.1, its `number`, that the kernel gives to nobody else until it is closed.
+    """A port of 127.0.0.1, its `number`, that the kernel gives to nobody else until it is closed; 0 takes a free one.
 
     Who connects to it is refused until a server listens there, which needs SO_REUSEADDR, as servers usually have it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(("127.0.0.1", 0))
+        self._socket.bind(("127.0.0.1", number))
         self.number: int = self._socket.getsockname()[1]
 
     def close(self) -> None:

@@ -7,6 +7,8 @@ import contextlib
 import selectors
 import socket
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
 
@@ -18,13 +20,18 @@ _CHUNK = 65536
 class Proxy:
     """Listens on 127.0.0.1 and forwards to `target` ("HOST:PORT"). Keeps its port over `stop` and `start`.
 
-    `carried` counts the bytes, in both directions.
+    `port` 0 takes a free one. `inside` is where it listens, such as another network namespace; it forwards to where it
+    is used. `carried` counts the bytes, in both directions.
     """
 
-    def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = (host, int(port))
-        self._reserved = ReservedPort()
+    def __init__(
+        self, target: str, port: int = 0, inside: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    ) -> None:
+        host, _, number = target.rpartition(":")
+        self._target = (host, int(number))
+        self._inside = inside
+        with inside():
+            self._reserved = ReservedPort(port)
         self._port = self._reserved.number
         self.carried = 0
         self._thread: threading.Thread | None = None
@@ -47,10 +54,11 @@ class Proxy:
 
     def start(self) -> None:
         """Let connections through."""
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", self._port))
-        listener.listen()
+        with self._inside():
+            listener = socket.socket()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", self._port))
+            listener.listen()
         self._wake, woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, args=(listener, woken))
         self._thread.start()

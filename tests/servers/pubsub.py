@@ -111,13 +111,13 @@ class _Subscription:
 
 
 class PubSubServer:
-    """The server. `port` 0 takes a free one, which stays the same over `stop()` and `start()`.
+    """The server, on a free port that stays the same over `stop()` and `start()`.
 
     `certificate` is (private key, certificate chain) in PEM for TLS, which clients with credentials insist on.
     """
 
-    def __init__(self, port: int = 0, *, certificate: tuple[bytes, bytes] | None = None) -> None:
-        self.port = port
+    def __init__(self, *, certificate: tuple[bytes, bytes] | None = None) -> None:
+        self.port = 0
         self.requests: list[Request] = []
         self._certificate = certificate
         self._server: grpc.Server | None = None
@@ -131,9 +131,8 @@ class PubSubServer:
         self._ids = itertools.count(1)
 
     def __enter__(self) -> Self:
-        if not self.port:
-            self._reserved = ReservedPort()
-            self.port = self._reserved.number
+        self._reserved = ReservedPort()
+        self.port = self._reserved.number
         self.start()
         return self
 

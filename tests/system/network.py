@@ -38,7 +38,10 @@ class Network:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Sockets that this thread makes inside the context belong to the namespace, and stay there."""
+        """Sockets that this thread makes inside the context belong to the namespace, and stay there.
+
+        So do threads, for as long as they live. Do not use gRPC in it: its threads are those of the whole process.
+        """
         own = os.open(_OWN, os.O_RDONLY)
         _call("setns", self._descriptor, _CLONE_NEWNET)
         try:

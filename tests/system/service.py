@@ -4,9 +4,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
+from tests.servers.proxy import Proxy
 from tests.servers.pubsub import Message, PubSubServer
 from tests.system.machine import UNIT, Machine
 
@@ -128,25 +130,36 @@ def _parts(event_id: str) -> tuple[str, int, int]:
 class Service:
     """The service of a machine, with a Pub/Sub server that it can reach while the context lasts."""
 
+    server: PubSubServer
+
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.server = PubSubServer(_PORT)
-        self.server.create_topic(TOPIC)
+        self._there = ExitStack()
 
     def __enter__(self) -> Self:
         self.machine.configure_unit("test", _UNIT)
-        self.serve()
+        self.use(PubSubServer(), _PORT)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.server.stop()
+        self._there.close()
 
-    def serve(self) -> None:
-        """Let the Pub/Sub server be there; `server.stop()` takes it away."""
-        with self.machine.network.entered():
-            self.server.start()
+    def use(self, server: PubSubServer, port: int) -> None:
+        """Let this server, with the topic, be behind a port of the machine, and the one before no more."""
+        self._there.close()
+        self.server = self._there.enter_context(server)
+        server.create_topic(TOPIC)
+        self._line = self._there.enter_context(Proxy(server.address, port, self.machine.network.entered))
+
+    def cut_off(self) -> None:
+        """Break all connections to the Pub/Sub server and refuse new ones."""
+        self._line.stop()
+
+    def connect(self) -> None:
+        """Let the Pub/Sub server be there again."""
+        self._line.start()
 
     # -- running it
 

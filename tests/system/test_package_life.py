@@ -115,7 +115,7 @@ def fill_queue(service: Service, least: int) -> int:
     Those that have arrived tell the epoch of the queue: were it lost, the next events would be of another one.
     """
     service.work(SETTINGS)
-    service.server.stop()
+    service.cut_off()
     return wait_for_queue(service, least)
 
 
@@ -128,7 +128,7 @@ def wait_for_queue(service: Service, least: int) -> int:
 
 def drain_queue(service: Service, least: int) -> None:
     """Let the server be there again; every event up to this moment must arrive, at least so many, and of one queue."""
-    service.serve()
+    service.connect()
     now_ms = time.time() * 1000
     events = service.wait_for_events(
         lambda events: events.without_hole and events.latest_ms > now_ms, "all of them, up to this moment"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.servers.proxy import Proxy
 from tests.servers.pubsub import PubSubServer
 from tests.system.conftest import ROOT
 from tests.system.machine import Machine
@@ -83,9 +84,9 @@ new.rename("{PROBED}")
 @pytest.fixture
 def pubsub(installed: Machine) -> Iterator[PubSubServer]:
     """A Pub/Sub server in the machine's network, which the service is told of."""
-    with installed.network.entered(), PubSubServer() as server:
+    with PubSubServer() as server, Proxy(server.address, inside=installed.network.entered) as line:
         server.create_topic(TOPIC)
-        installed.configure_unit("pubsub", f"[Service]\nEnvironment=PUBSUB_EMULATOR_HOST={server.address}\n")
+        installed.configure_unit("pubsub", f"[Service]\nEnvironment=PUBSUB_EMULATOR_HOST={line.address}\n")
         yield server
 
 

